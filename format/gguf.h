@@ -42,14 +42,14 @@ struct gguf_string {
 };
 
 struct gguf_tensor {
-    struct gguf_string name;     /* terminated copy: name.data is a C string, without NUL inside */
-    uint32_t type;               /* enum fmt_type */
-    uint32_t n_dims;             /* 1..GGUF_MAX_DIMS */
-    uint64_t ne[GGUF_MAX_DIMS];  /* ne[0] is the row length (contiguous); absent ones are 1 */
-    uint64_t bytes;              /* size of data */
-    const void *data;            /* into the mapping; aligned to the file's alignment */
-    uint32_t file_index;         /* which part of a split model */
-    uint64_t file_offset;        /* absolute offset inside that part */
+    struct gguf_string name;    /* terminated copy: name.data is a C string, without NUL inside */
+    uint32_t type;              /* enum fmt_type */
+    uint32_t n_dims;            /* 1..GGUF_MAX_DIMS */
+    uint64_t ne[GGUF_MAX_DIMS]; /* ne[0] is the row length (contiguous); absent ones are 1 */
+    uint64_t bytes;             /* size of data */
+    const void *data;           /* into the mapping; aligned to the file's alignment */
+    uint32_t file_index;        /* which part of a split model */
+    uint64_t file_offset;       /* absolute offset inside that part */
 };
 
 /* Opens and checks a file. 0 and *ret on success; -errno and err's sentence otherwise: -EINVAL

@@ -1,0 +1,379 @@
+/* gqa/plugin.h - the ABI between gqad and its backends, version 0.1.
+ *
+ * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
+ * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
+ * for interfaces by name; each is a table of functions that only ever grows at its end and starts
+ * with its own size. docs/plugin-abi.md tells the whole story; examples/minimal_plugin.c is a
+ * complete plugin.
+ *
+ * Rules for a plugin: no constructors, no threads that outlive close(), no global mutable state,
+ * no own thread pool (use host->parallel), no signal handlers. All calls on one context come from
+ * one thread at a time. Functions return 0 or -errno and never exit.
+ *
+ * Structs that the host passes begin with struct_size; a plugin reads no field past it. While the
+ * major version is 0, minor versions may differ in layout: both sides require equality. */
+#ifndef GQA_PLUGIN_H
+#define GQA_PLUGIN_H
+
+#include <gqa/tensor.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
+#define GQA_PLUGIN_ABI_MAJOR 0u
+#define GQA_PLUGIN_ABI_MINOR 1u
+#define GQA_PLUGIN_SYMBOL    "gqa_plugin"
+#define GQA_NOTE_NAME        "gqa"
+#define GQA_NOTE_TYPE        1u
+#define GQA_NONE             0xffffffffu
+
+/* ---- services that the host lends --------------------------------------------------------- */
+
+enum gqa_log_level { GQA_LOG_ERROR = 3, GQA_LOG_WARNING = 4, GQA_LOG_INFO = 6, GQA_LOG_DEBUG = 7 };
+
+/* One piece of parallel work. index: 0..n_tasks-1, each exactly once, in any order; worker:
+ * 0..n_threads-1, never the same for two pieces that run at one time (index for scratch memory).*/
+typedef void (*gqa_task_fn)(void *arg, uint32_t index, uint32_t worker);
+
+struct gqa_host {
+    uint32_t struct_size;
+    uint32_t n_threads; /* workers that parallel() uses, the caller included */
+    void *data;         /* first argument of every function below */
+    void (*log)(void *data, int level, const char *message);
+    /* Runs fn for every index and returns when all are done. Not to be nested. */
+    void (*parallel)(void *data, gqa_task_fn fn, void *arg, uint32_t n_tasks);
+    /* Zeroed memory, aligned to 64 bytes at least, huge pages where large. NULL when there is none.
+     * release takes the pointer and the size that was asked for. */
+    void *(*allocate)(void *data, size_t bytes);
+    void (*release)(void *data, void *memory, size_t bytes);
+};
+
+/* Where a function wants to say why: the host owns the buffer. */
+struct gqa_reason {
+    char text[256];
+};
+
+/* ---- the plugin ---------------------------------------------------------------------------- */
+
+struct gqa_probe {
+    uint32_t struct_size;
+    uint32_t usable;    /* 0: reason says why not, in the driver's words where there is one */
+    uint32_t score;     /* among usable ones the host prefers the highest */
+    uint32_t n_devices; /* 0 for host memory */
+    char isa[64];       /* best level here: "avx512", "avx2", "c", "sm_90", ... */
+    char isas[192];     /* all levels that work here, comma-separated, best first */
+    char device[128];   /* a name for people */
+    char reason[256];
+};
+
+struct gqa_plugin {
+    uint32_t magic;
+    uint16_t abi_major, abi_minor;
+    uint32_t struct_size;
+    const char *name;    /* [a-z0-9_-]{1,31}, unique among plugins */
+    const char *version; /* the plugin's own */
+    const char *build;   /* compiler, flags, revision: for people */
+    /* Cheap and without side effects; fills ret (struct_size is set by the host). */
+    int (*probe)(struct gqa_probe *ret);
+    /* options: "key=value,..." or ""; cpu knows isa=LEVEL, which must be one of probe's isas.
+     * -EINVAL with a reason for an unknown option, -ENOTSUP for a level that cannot run here.
+     * host outlives the context. */
+    int (*open)(const struct gqa_host *host, const char *options, void **ret_context,
+                struct gqa_reason *reason);
+    /* A table by its name, or NULL when this plugin has none. Lives as long as the context. */
+    const void *(*get_interface)(void *context, const char *name);
+    void (*close)(void *context);
+};
+
+struct gqa_note_desc {
+    uint32_t magic;
+    uint16_t abi_major, abi_minor;
+    uint32_t plugin_struct_size;
+};
+
+#define GQA_PLUGIN_EXPORT __attribute__((visibility("default")))
+
+/* Emits the ELF note; write it once, beside the definition of gqa_plugin. */
+#define GQA_PLUGIN_NOTE                                                           \
+    __attribute__((section(".note.gqa"), used, aligned(4))) static const struct { \
+        uint32_t name_bytes, desc_bytes, type;                                    \
+        char name[4];                                                             \
+        struct gqa_note_desc desc;                                                \
+    } gqa_plugin_note = {                                                         \
+        sizeof(GQA_NOTE_NAME),                                                    \
+        sizeof(struct gqa_note_desc),                                             \
+        GQA_NOTE_TYPE,                                                            \
+        GQA_NOTE_NAME,                                                            \
+        {GQA_PLUGIN_MAGIC, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR, sizeof(struct gqa_plugin)}}
+
+/* ---- gqa.attention.0: every backend has it -------------------------------------------------- */
+
+#define GQA_ATTENTION_0 "gqa.attention.0"
+
+/* One layer's attention. Query head h reads group h / (n_heads / n_kv_heads). */
+struct gqa_attn_layer {
+    uint32_t struct_size;
+    uint32_t layer;       /* index in the model, for messages */
+    uint32_t layer_class; /* which page table of a sequence holds this layer's blocks */
+    uint32_t n_heads, n_kv_heads;
+    uint32_t k_dim, v_dim;   /* per head */
+    uint32_t k_type, v_type; /* enum gqa_type: F32, F16, BF16 */
+    uint32_t window;         /* 0: all; else position p sees positions t with p - window < t */
+    float scale;             /* of the scores, usually 1/sqrt(k_dim) */
+    float softcap;           /* 0: none; else score = softcap * tanh(score / softcap) */
+    const float *sinks;      /* (n_heads) logits that join the denominator only, or NULL */
+    uint64_t k_offset;       /* bytes from a block's start to group 0's K of this layer */
+    uint64_t v_offset;
+    uint64_t k_head_bytes; /* bytes from one group's K to the next */
+    uint64_t v_head_bytes;
+};
+
+/* The blocks of one sequence in one layer class: pages[i] holds tokens [64 i, 64 i + 64). Entries
+ * that lie wholly before the window of every row of the batch may be NULL. */
+struct gqa_page_table {
+    uint32_t n_pages;
+    void *const *pages;
+    /* Sparse views (GQA_ATTN_CAP_SPARSE): slot s of group g holds position positions[g * n_slots +
+     * s]; UINT32_MAX: empty. NULL: slot s is position s. */
+    const uint32_t *positions;
+    uint32_t n_slots;
+};
+
+/* One sequence's rows of a batch: rows [first_row, first_row + n_rows) are its positions
+ * [n_past, n_past + n_rows), which its page table already has room for. */
+struct gqa_attn_seq {
+    uint32_t first_row, n_rows;
+    uint32_t n_past;
+    const struct gqa_page_table *tables; /* by layer class */
+    /* Trees of new tokens (GQA_ATTN_CAP_TREE): bit j of row i says whether new row i sees new row
+     * j; (n_rows, (n_rows + 63) / 64) words. NULL: causal. */
+    const uint64_t *new_mask;
+};
+
+/* Sequences [seq_first, seq_last] share their first n_tokens (GQA_ATTN_CAP_SHARED): their page
+ * tables begin with the same pages. Segments nest. A hint: results do not depend on it. */
+struct gqa_attn_shared {
+    uint32_t n_tokens;
+    uint32_t seq_first, seq_last;
+};
+
+struct gqa_attn_batch {
+    uint32_t struct_size;
+    uint32_t n_rows; /* of all sequences together; rows are contiguous and in order */
+    uint32_t n_seqs;
+    uint32_t commit; /* 0: append writes nothing and the new rows' K/V are used from io alone
+                        (GQA_ATTN_CAP_NO_COMMIT) */
+    const struct gqa_attn_seq *seqs;
+    const uint8_t *row_class; /* (n_rows) enum gqa_row_class */
+    uint32_t n_shared;
+    const struct gqa_attn_shared *shared;
+};
+
+/* A row's numerics class follows its place in the sequence, never the batch: P for complete
+ * 64-token blocks of a prompt, D for the rest. */
+enum gqa_row_class { GQA_ROW_D = 0, GQA_ROW_P = 1 };
+
+/* Activations, float32; row i of a starts at a + i * a_stride. Row = row of the batch. */
+struct gqa_attn_io {
+    const float *q;                                  /* (n_rows, n_heads, k_dim) */
+    const float *k;                                  /* (n_rows, n_kv_heads, k_dim), after RoPE */
+    const float *v;                                  /* (n_rows, n_kv_heads, v_dim) */
+    float *out;                                      /* (n_rows, n_heads, v_dim) */
+    size_t q_stride, k_stride, v_stride, out_stride; /* in floats */
+};
+
+enum gqa_attn_caps {
+    GQA_ATTN_CAP_SHARED = 1u << 0,
+    GQA_ATTN_CAP_SPARSE = 1u << 1,
+    GQA_ATTN_CAP_TREE = 1u << 2,
+    GQA_ATTN_CAP_NO_COMMIT = 1u << 3,
+    GQA_ATTN_CAP_OBSERVE = 1u << 4
+};
+
+/* Numerics: softmax in f32 with a running maximum; partial results over fixed segments of
+ * GQA_ATTN_SEGMENT_TOKENS positions (aligned to position 0), merged in ascending order, so that a
+ * row's result never depends on threads, chunking or neighbours. Rows that see nothing (all masked,
+ * no sinks) give zeros. */
+#define GQA_ATTN_SEGMENT_TOKENS 256u
+
+struct gqa_attention {
+    uint32_t struct_size;
+    uint32_t caps;     /* enum gqa_attn_caps */
+    uint32_t numerics; /* version of the results: changes whenever bits may change */
+    /* 0, or -ENOTSUP with a reason (types, dimensions, caps). */
+    int (*supports)(void *context, const struct gqa_attn_layer *layer, struct gqa_reason *reason);
+    /* Stores the rows' K and V in the sequences' pages, converted to the layer's types. */
+    int (*append)(void *context, const struct gqa_attn_layer *layer,
+                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
+    /* out = attention of every row over its sequence's pages (which append has filled). Each K and
+     * V is read once per group, for all query heads of the group together. */
+    int (*attend)(void *context, const struct gqa_attn_layer *layer,
+                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
+    /* SnapKV votes (GQA_ATTN_CAP_OBSERVE), else NULL: for the last n_observed rows of sequence seq,
+     * votes (n_kv_heads, n_tokens) += softmax weights averaged over rows and the group's heads. */
+    int (*observe)(void *context, const struct gqa_attn_layer *layer,
+                   const struct gqa_attn_batch *batch, const struct gqa_attn_io *io, uint32_t seq,
+                   uint32_t n_observed, float *votes);
+};
+
+/* ---- gqa.program.0: the rest of a model (optional) ------------------------------------------- */
+
+#define GQA_PROGRAM_0 "gqa.program.0"
+
+/* A program is a list of ops over registers. A register is a float32 matrix with one row per row of
+ * the batch (or per output row, with GQA_REG_OUT); ops work on column ranges of registers. */
+struct gqa_reg {
+    uint32_t width; /* floats per row */
+    uint32_t flags; /* GQA_REG_OUT */
+};
+#define GQA_REG_OUT 1u /* rows are the batch's out_rows, not all rows */
+
+struct gqa_view {
+    uint32_t reg, first, width; /* columns [first, first + width); reg GQA_NONE: absent */
+};
+
+/* A tensor of the model, in host memory (usually a mapped file), rows of ne[0] values. */
+struct gqa_weight {
+    const char *name;
+    uint32_t type; /* enum gqa_type */
+    uint32_t n_dims;
+    uint64_t ne[4];
+    const void *data;
+    /* As pack() laid it out for this backend, or NULL when pack_bytes() was 0. */
+    const void *packed;
+    uint64_t packed_bytes;
+};
+
+enum gqa_op_kind {
+    GQA_OP_EMBED = 1,  /* dst = scale * weight[token] */
+    GQA_OP_NORM = 2,   /* dst = norm(src) * weight (+ bias), over every group of norm.dim values */
+    GQA_OP_LINEAR = 3, /* dst = src x weight^T (+ bias): weight (ne[1] outputs, ne[0] inputs) */
+    GQA_OP_ROPE = 4,   /* dst = src (same view), each head rotated by its row's position */
+    GQA_OP_ATTENTION = 5, /* src = q, src2 = k, src3 = v: append, then attend; dst = out */
+    GQA_OP_GLU = 6,       /* dst = act(src) * src2; src2 absent: act(src) */
+    GQA_OP_ADD = 7,       /* dst = src + scale * src2 */
+    GQA_OP_SCALE = 8,     /* dst = scale * src */
+    GQA_OP_SOFTCAP = 9,   /* dst = scale * tanh(src / scale) */
+    GQA_OP_GATHER = 10,   /* dst (GQA_REG_OUT) = src's rows batch.out_rows */
+    GQA_OP_EXPERTS = 11   /* dst = sum over chosen experts; see struct gqa_op_experts */
+};
+
+enum gqa_norm_kind { GQA_NORM_RMS = 0, GQA_NORM_LAYER = 1 };
+enum gqa_rope_kind {
+    GQA_ROPE_NEIGHBOUR = 0, /* pairs (2i, 2i + 1) */
+    GQA_ROPE_HALF = 1       /* pairs (i, i + n_rot / 2) */
+};
+enum gqa_act_kind {
+    GQA_ACT_SILU = 0,
+    GQA_ACT_GELU_TANH = 1,
+    GQA_ACT_GELU = 2,
+    GQA_ACT_SWIGLU_OAI = 3,
+    GQA_ACT_RELU = 4
+};
+
+struct gqa_op_experts {
+    uint32_t n_experts, n_used;
+    uint32_t act;         /* enum gqa_act_kind */
+    uint32_t renormalise; /* weights of the chosen sum to 1 */
+    uint32_t router, router_bias;
+    uint32_t gate, up, down; /* weights with ne[2] = n_experts; gate GQA_NONE: none */
+    uint32_t gate_bias, up_bias, down_bias;
+};
+
+struct gqa_op {
+    uint32_t kind;  /* enum gqa_op_kind */
+    uint32_t layer; /* index into attn_layers for ATTENTION; else for messages; GQA_NONE: none */
+    struct gqa_view src, src2, src3, dst; /* dst may equal src, but not overlap it otherwise */
+    uint32_t weight, bias;                /* indices into weights, or GQA_NONE */
+    float scale;                          /* EMBED, ADD, SCALE, SOFTCAP */
+    union {
+        struct {
+            uint32_t kind; /* enum gqa_norm_kind */
+            uint32_t dim;  /* group width: the view's for a layer norm, head_dim for qk-norm */
+            float eps;
+        } norm;
+        struct {
+            uint32_t kind; /* enum gqa_rope_kind */
+            uint32_t head_dim, n_rot;
+            uint32_t table; /* index into rope_tables */
+        } rope;
+        struct {
+            uint32_t kind;      /* enum gqa_act_kind */
+            float alpha, limit; /* SWIGLU_OAI */
+        } glu;
+        struct {
+            uint32_t adapters; /* 1: rows may carry adapter ids */
+        } linear;
+        struct gqa_op_experts experts;
+        uint32_t room[20];
+    } u;
+};
+
+/* Angles of a rotary embedding: pair i of a row at position p turns by p * freqs[i]; the result is
+ * multiplied by magnitude. Every scaling scheme (linear, YaRN, Llama 3, LongRoPE) is such a
+ * table.*/
+struct gqa_rope_table {
+    uint32_t n_freqs; /* n_rot / 2 */
+    const double *freqs;
+    float magnitude;
+};
+
+struct gqa_program_desc {
+    uint32_t struct_size;
+    uint32_t max_rows, max_out_rows; /* of any batch */
+    uint32_t n_ops, n_regs, n_weights, n_attn_layers, n_rope_tables;
+    const struct gqa_op *ops;
+    const struct gqa_reg *regs;
+    const struct gqa_weight *weights;
+    const struct gqa_attn_layer *attn_layers;
+    const struct gqa_rope_table *rope_tables;
+};
+
+struct gqa_batch {
+    uint32_t struct_size;
+    uint32_t n_rows, n_out;
+    const int32_t *tokens;     /* (n_rows), each checked against the vocabulary by the host */
+    const uint32_t *positions; /* (n_rows), for RoPE */
+    const uint32_t *out_rows;  /* (n_out), ascending */
+    const float *embeddings;   /* (n_rows, width) instead of tokens, or NULL */
+    const uint32_t *adapters;  /* (n_rows) ids, GQA_NONE: none; or NULL */
+    const struct gqa_attn_batch *attention;
+};
+
+/* All data that desc points to stays where it is until release(). A row's results depend on its own
+ * inputs only: never on how many rows, which chunk, which threads or which other sequences. */
+struct gqa_program {
+    uint32_t struct_size;
+    uint32_t numerics; /* version of the results: changes whenever bits may change */
+    /* Bytes that a weight takes in this backend's own layout for ops of that kind; 0: used as it
+     * lies in the file. pack_id names the layout (for caches of packed weights). */
+    const char *pack_id;
+    uint64_t (*pack_bytes)(void *context, const struct gqa_weight *weight);
+    /* Packs rows [first_row, first_row + n_rows) of the weight (a range that is a multiple of
+     * pack_rows, or reaches the end) into dst, the start of the whole packed tensor. Thread-safe on
+     * disjoint ranges. */
+    uint32_t pack_rows;
+    int (*pack)(void *context, const struct gqa_weight *weight, uint64_t first_row, uint64_t n_rows,
+                void *dst);
+    /* Copies desc's arrays (not the weights). -ENOTSUP with a reason naming op, tensor and type. */
+    int (*prepare)(void *context, const struct gqa_program_desc *desc, void **ret_program,
+                   struct gqa_reason *reason);
+    void (*release)(void *context, void *program);
+    /* One step: begin, then run over all ops in order (in as many ranges as the host likes), then
+     * end. The batch stays valid until end. */
+    int (*begin)(void *context, void *program, const struct gqa_batch *batch);
+    int (*run)(void *context, void *program, uint32_t first_op,
+               uint32_t last_op); /* [first, last) */
+    int (*end)(void *context, void *program);
+    /* A register's rows in host memory, width floats apart: valid between begin and the next begin.
+     * For host-memory backends; others give NULL except for registers that were downloaded. */
+    float *(*data)(void *context, void *program, uint32_t reg);
+};
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
