@@ -1,0 +1,272 @@
+/* ipc/protocol.h - the protocol's one table: methods, their fields, their access, and errors.
+ *
+ * The table below drives dispatch, range checks, gqa.api_info, docs/protocol.md's tables, the
+ * command line's completion and the fuzzers. A method is one row of GQA_METHODS and one list of
+ * fields; from each list come a params struct (struct proto_text_generate ...) and the rows that
+ * the decoder checks against. A field without a range does not build.
+ *
+ * docs/protocol.md tells how messages travel. Any change here changes GQA_PROTOCOL_VERSION (when
+ * an old peer would misunderstand) or only adds. */
+#ifndef IPC_PROTOCOL_H
+#define IPC_PROTOCOL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define GQA_PROTOCOL_VERSION     1u
+#define GQA_PROTOCOL_VERSION_MIN 1u
+
+/* Limits of the wire, told to clients by gqa.hello. */
+#define PROTO_FRAME_BYTES_MAX (16u << 20) /* of one message, either way */
+#define PROTO_DEPTH_MAX       8u
+#define PROTO_ELEMENTS_MAX    (4u << 20) /* of one message, nested ones counted */
+#define PROTO_TOKENS_MAX      (1u << 20)
+#define PROTO_TEXT_BYTES_MAX  (8u << 20)
+#define PROTO_NAME_BYTES_MAX  255u
+#define PROTO_PATH_BYTES_MAX  4095u
+#define PROTO_STOPS_MAX       16u
+#define PROTO_STOP_BYTES_MAX  256u
+#define PROTO_BIASES_MAX      1024u
+
+/* Who may call a method. OWN acts on the caller's realm only; ADMIN is uid 0, the daemon's own
+ * uid and members of admin_group. */
+enum proto_access { PROTO_ANY = 0, PROTO_OWN = 1, PROTO_ADMIN = 2 };
+
+/* Bytes in a message; not terminated. */
+struct proto_string {
+    const char *data;
+    size_t bytes;
+};
+struct proto_tokens {
+    const int32_t *ids;
+    size_t count;
+};
+struct proto_strings {
+    const struct proto_string *items;
+    size_t count;
+};
+struct proto_bias {
+    int32_t token;
+    float bias;
+};
+struct proto_biases {
+    const struct proto_bias *items;
+    size_t count;
+};
+
+/* Field types: (name, C type, what it is on the wire, what min and max bound). */
+#define GQA_FIELD_TYPES(T)                                        \
+    T(BOOL, bool, "boolean", "value")                             \
+    T(U32, uint32_t, "integer", "value")                          \
+    T(I32, int32_t, "integer", "value")                           \
+    T(U64, uint64_t, "integer", "value")                          \
+    T(F32, float, "number", "value")                              \
+    T(NAME, struct proto_string, "string without NUL", "bytes")   \
+    T(TEXT, struct proto_string, "string or binary", "bytes")     \
+    T(TOKENS, struct proto_tokens, "array of integers", "count")  \
+    T(STRINGS, struct proto_strings, "array of strings", "count") \
+    T(BIASES, struct proto_biases, "array of [token, bias]", "count")
+
+enum proto_field_type {
+#define T(name, ctype, wire, bounds) PROTO_##name,
+    GQA_FIELD_TYPES(T)
+#undef T
+};
+
+/* ---- fields: F(TYPE, name, REQUIRED|OPTIONAL, min, max, default, doc) ---------------------- */
+
+#define GQA_FIELDS_HELLO(F)                                                                      \
+    F(NAME, client, OPTIONAL, 0, PROTO_NAME_BYTES_MAX, 0, "name and version of the program")     \
+    F(U32, version_min, OPTIONAL, 1, 65535, 1, "lowest protocol version that the client speaks") \
+    F(U32, version_max, OPTIONAL, 1, 65535, 1, "highest one")
+
+#define GQA_FIELDS_NONE(F)
+
+#define GQA_FIELDS_MODEL_LOAD(F)                                                                \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0,                                        \
+      "name in the models folder; a path where the daemon runs as the caller")                  \
+    F(NAME, name, OPTIONAL, 1, PROTO_NAME_BYTES_MAX, 0, "name to serve it under")               \
+    F(U32, n_ctx, OPTIONAL, 0, 1u << 24, 0, "context length; 0: the model's own")               \
+    F(NAME, cache_type_k, OPTIONAL, 1, 16, 0, "type of K in the cache: f16, f32, bf16")         \
+    F(NAME, cache_type_v, OPTIONAL, 1, 16, 0, "type of V in the cache")                         \
+    F(NAME, backend, OPTIONAL, 1, 63, 0, "backend for the whole program, NAME or NAME:options") \
+    F(NAME, attention, OPTIONAL, 1, 63, 0, "backend for attention alone, NAME or NAME:options")
+
+#define GQA_FIELDS_MODEL(F) \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")
+
+#define GQA_FIELDS_GENERATE(F)                                                                 \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                  \
+    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")              \
+    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")         \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt") \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")    \
+    F(U32, n_predict, OPTIONAL, 0, 1u << 24, 128, "most tokens to generate")                   \
+    F(U32, max_tokens, OPTIONAL, 0, 1u << 24, 128, "another name of n_predict")                \
+    F(F32, temperature, OPTIONAL, 0, 1000, 0.8, "0: greedy")                                   \
+    F(I32, top_k, OPTIONAL, -1, 1 << 24, 40, "best candidates kept; 0 or less: all")           \
+    F(F32, top_p, OPTIONAL, 0, 1, 0.95, "nucleus; 1: off")                                     \
+    F(F32, min_p, OPTIONAL, 0, 1, 0.05, "share of the best one's probability; 0: off")         \
+    F(U32, min_keep, OPTIONAL, 0, 1 << 20, 0, "candidates that every sampler leaves")          \
+    F(F32, repeat_penalty, OPTIONAL, 0.01, 100, 1, "1: off")                                   \
+    F(I32, repeat_last_n, OPTIONAL, -1, 1 << 24, 64, "tokens looked back; -1: the context")    \
+    F(F32, presence_penalty, OPTIONAL, -100, 100, 0, "0: off")                                 \
+    F(F32, frequency_penalty, OPTIONAL, -100, 100, 0, "0: off")                                \
+    F(BIASES, logit_bias, OPTIONAL, 0, PROTO_BIASES_MAX, 0, "added to logits; -inf forbids")   \
+    F(U64, seed, OPTIONAL, 0, UINT64_MAX, 0, "of the draws; absent: a random one, reported")   \
+    F(STRINGS, stop, OPTIONAL, 0, PROTO_STOPS_MAX, 0, "texts that end the generation")         \
+    F(BOOL, ignore_eos, OPTIONAL, 0, 1, 0, "end-of-generation tokens are never chosen")        \
+    F(U32, n_probs, OPTIONAL, 0, 32, 0, "report the logprobs of so many best candidates")      \
+    F(BOOL, stream, OPTIONAL, 0, 1, 1, "send an event per step; else all with the result")     \
+    F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")
+
+#define GQA_FIELDS_TOKENIZE(F)                                                \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model") \
+    F(TEXT, text, REQUIRED, 0, PROTO_TEXT_BYTES_MAX, 0, "what to encode")     \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS") \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the text count")
+
+#define GQA_FIELDS_DETOKENIZE(F)                                              \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model") \
+    F(TOKENS, tokens, REQUIRED, 0, PROTO_TOKENS_MAX, 0, "token ids")          \
+    F(BOOL, special, OPTIONAL, 0, 1, 0, "write control tokens out")
+
+#define GQA_FIELDS_LOGITS(F)                                                                   \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                  \
+    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")              \
+    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")         \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt") \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")    \
+    F(U32, first_row, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "first position reported")             \
+    F(BOOL, logprobs, OPTIONAL, 0, 1, 0, "only the log-probability of each next token")
+
+#define GQA_FIELDS_DRAIN(F) \
+    F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
+
+/* ---- methods: M(ID, id, "name", access, FIELDS, doc) --------------------------------------- */
+
+#define GQA_METHODS(M)                                                                       \
+    M(HELLO, hello, "gqa.hello", PROTO_ANY, GQA_FIELDS_HELLO,                                \
+      "agrees on the version; tells features, limits and who the caller is")                 \
+    M(PING, ping, "gqa.ping", PROTO_ANY, GQA_FIELDS_NONE, "answers at once")                 \
+    M(API_INFO, api_info, "gqa.api_info", PROTO_ANY, GQA_FIELDS_NONE, "this table")          \
+    M(MODEL_LOAD, model_load, "model.load", PROTO_ADMIN, GQA_FIELDS_MODEL_LOAD,              \
+      "loads a model; events tell the progress")                                             \
+    M(MODEL_UNLOAD, model_unload, "model.unload", PROTO_ADMIN, GQA_FIELDS_MODEL,             \
+      "unloads a model when its requests have ended")                                        \
+    M(MODEL_LIST, model_list, "model.list", PROTO_ANY, GQA_FIELDS_NONE,                      \
+      "models that are loaded or lie in the models folder")                                  \
+    M(MODEL_INFO, model_info, "model.info", PROTO_ANY, GQA_FIELDS_MODEL,                     \
+      "shape, types, tokenizer and backends of a loaded model")                              \
+    M(TEXT_GENERATE, text_generate, "text.generate", PROTO_OWN, GQA_FIELDS_GENERATE,         \
+      "continues a prompt; events carry the text as it comes")                               \
+    M(TEXT_TOKENIZE, text_tokenize, "text.tokenize", PROTO_ANY, GQA_FIELDS_TOKENIZE,         \
+      "text to token ids")                                                                   \
+    M(TEXT_DETOKENIZE, text_detokenize, "text.detokenize", PROTO_ANY, GQA_FIELDS_DETOKENIZE, \
+      "token ids to text, byte for byte")                                                    \
+    M(TEXT_LOGITS, text_logits, "text.logits", PROTO_OWN, GQA_FIELDS_LOGITS,                 \
+      "logits after every token; events carry them as tensors")                              \
+    M(BACKEND_LIST, backend_list, "backend.list", PROTO_ANY, GQA_FIELDS_NONE,                \
+      "plugins, what they can do here, who uses them")                                       \
+    M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \
+      "counters, queues, memory and step times")                                             \
+    M(SERVER_DRAIN, server_drain, "server.drain", PROTO_ADMIN, GQA_FIELDS_DRAIN,             \
+      "refuses new work, ends the running, then exits")                                      \
+    M(SERVER_RELOAD, server_reload, "server.reload", PROTO_ADMIN, GQA_FIELDS_NONE,           \
+      "reads the configuration again")
+
+enum proto_method {
+#define M(ID, id, name, access, FIELDS, doc) PROTO_##ID,
+    GQA_METHODS(M)
+#undef M
+        PROTO_METHOD_COUNT
+};
+
+/* Params structs: one member per field, holding the default where the field was absent, and a bit
+ * per field (PROTO_TEXT_GENERATE_seed ...) in present. Pointers are into the message or its arena
+ * and live as long as the message. */
+#define PROTO_CTYPE_BOOL    bool
+#define PROTO_CTYPE_U32     uint32_t
+#define PROTO_CTYPE_I32     int32_t
+#define PROTO_CTYPE_U64     uint64_t
+#define PROTO_CTYPE_F32     float
+#define PROTO_CTYPE_NAME    struct proto_string
+#define PROTO_CTYPE_TEXT    struct proto_string
+#define PROTO_CTYPE_TOKENS  struct proto_tokens
+#define PROTO_CTYPE_STRINGS struct proto_strings
+#define PROTO_CTYPE_BIASES  struct proto_biases
+
+#define PROTO_MEMBER(TYPE, name, req, min, max, def, doc) \
+    PROTO_CTYPE_##TYPE name;                              \
+    bool has_##name;
+#define M(ID, id, name, access, FIELDS, doc)                                        \
+    struct proto_##id {                                                             \
+        uint32_t n_fields; /* of the table; keeps structs without fields legal C */ \
+        FIELDS(PROTO_MEMBER)                                                        \
+    };
+GQA_METHODS(M)
+#undef M
+#undef PROTO_MEMBER
+
+union proto_params {
+#define M(ID, id, name, access, FIELDS, doc) struct proto_##id id;
+    GQA_METHODS(M)
+#undef M
+};
+
+/* The rows as data. */
+struct proto_field {
+    const char *name;
+    enum proto_field_type type;
+    bool required;
+    double min, max, fallback; /* by type: value, bytes or count */
+    const char *doc;
+    size_t offset, has_offset; /* in the params struct */
+};
+struct proto_method_info {
+    const char *name; /* "text.generate" */
+    enum proto_access access;
+    const struct proto_field *fields;
+    size_t n_fields;
+    const char *doc;
+};
+
+const struct proto_method_info *proto_method_info(enum proto_method method);
+/* 0 and *ret, or -ENOENT. name need not be terminated. */
+int proto_method_by_name(const char *name, size_t bytes, enum proto_method *ret);
+const char *proto_field_type_name(enum proto_field_type type);
+const char *proto_access_name(enum proto_access access);
+
+/* ---- errors: E(NAME, code, doc) ------------------------------------------------------------- */
+
+#define GQA_ERRORS(E)                                                                \
+    E(INVALID_REQUEST, 1, "the message is not a request of this protocol")           \
+    E(METHOD_NOT_FOUND, 2, "no such method")                                         \
+    E(INVALID_PARAMS, 3, "a field is missing, of a wrong type, or out of its range") \
+    E(ACCESS_DENIED, 4, "the caller may not do this")                                \
+    E(VERSION, 5, "no common protocol version")                                      \
+    E(NOT_FOUND, 6, "no such model, backend or request")                             \
+    E(EXISTS, 7, "the name is taken")                                                \
+    E(MODEL_REFUSED, 8, "the model file cannot be used; the message says why")       \
+    E(CONTEXT_EXCEEDED, 9, "the prompt does not fit the context")                    \
+    E(BUSY, 10, "a queue is full; try again after retry_after_ms")                   \
+    E(CANCELLED, 11, "the caller cancelled")                                         \
+    E(DEADLINE, 12, "the time was up")                                               \
+    E(DRAINING, 13, "the daemon is about to end, or the model to be unloaded")       \
+    E(NO_MEMORY, 14, "memory or a bound of it is exhausted")                         \
+    E(BACKEND, 15, "a backend failed or is not usable here")                         \
+    E(IO, 16, "the operating system refused to read or write")                       \
+    E(INTERNAL, 17, "a fault of the daemon")
+
+enum proto_error_code {
+    PROTO_OK = 0,
+#define E(name, code, doc) PROTO_E_##name = code,
+    GQA_ERRORS(E)
+#undef E
+};
+
+const char *proto_error_name(enum proto_error_code code); /* "INVALID_PARAMS" */
+const char *proto_error_doc(enum proto_error_code code);
+
+#endif
