@@ -1,0 +1,38 @@
+#!/bin/sh
+# Make models/demo.gguf and models/demo-mha.gguf again, from nothing to files.
+# Needs Debian 12: python3-torch python3-numpy python3-regex python3-matplotlib.
+# What is done stays in build/: started again, it goes on where it was stopped.
+set -eu
+cd "$(dirname "$0")"
+models=../../models
+python=/usr/bin/python3
+export OMP_WAIT_POLICY=PASSIVE
+mkdir -p build curves "$models"
+
+if [ ! -e build/train.u16 ]; then
+    # apt leaves the long descriptions out on a system without a language.
+    ls /var/lib/apt/lists/*_Translation-en* >/dev/null 2>&1 ||
+        apt-get -o Acquire::Languages=en update
+    $python data.py --out build --seed 1
+    $python tokenizer.py --build build --vocab 2048
+fi
+
+run() { # run NAME OPTIONS...: train build/NAME.pt, once
+    name=$1
+    shift
+    [ -e "build/$name.done" ] && return
+    nice -n 19 $python train.py --out "build/$name.pt" --curve "curves/$name.jsonl" \
+        --resume "$@"
+    touch "build/$name.done"
+}
+
+run base --steps 4000 --long-from 3200
+$python convert.py build/base.pt build/converted.pt --kv-heads 2
+run gqa --from build/converted.pt --alpha 0.05 --decay --eval-every 20
+run mha-more --from build/base.pt --alpha 0.05 --decay --eval-every 20
+
+$python export.py build/gqa.pt "$models/demo.gguf" --logits
+$python export.py build/base.pt "$models/demo-mha.gguf"
+$python verify.py "$models/demo.gguf" --heldout build/heldout.u16
+$python verify.py "$models/demo-mha.gguf" --heldout build/heldout.u16
+$python plot.py
