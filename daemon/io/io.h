@@ -1,0 +1,37 @@
+/* daemon/io/io.h - the io thread: one io_uring, with pread and pwrite where it is refused.
+ *
+ * Jobs are queued from any thread and run by the io thread, several reads in flight at once in
+ * registered buffers (4 MiB in all). Callbacks run on the io thread and must not block. */
+#ifndef DAEMON_IO_IO_H
+#define DAEMON_IO_IO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct io;
+
+/* force_fallback: never try io_uring (tests, and hosts where it is unwanted). */
+int io_create(bool force_fallback, struct io **ret);
+void io_destroy(struct io *io); /* waits for the running job, fails queued ones with -ECANCELED */
+bool io_uses_uring(const struct io *io);
+
+/* Reads [offset, offset + bytes) of fd in pieces, in order, and hands each to on_data; a non-zero
+ * return of on_data ends the job with that code. done gets 0, or -errno (-EIO: short file).
+ * fd stays the caller's and must live until done. *cancel may be set to true at any time:
+ * -ECANCELED. The job's memory is the caller's until done has returned. */
+struct io_read_job {
+    int fd;
+    uint64_t offset, bytes;
+    int (*on_data)(void *arg, uint64_t offset, const void *data, size_t bytes); /* NULL: none */
+    void (*done)(void *arg, int result);
+    void *arg;
+    const volatile bool *cancel; /* or NULL */
+    struct io_read_job *next;    /* the io thread's */
+};
+int io_submit_read(struct io *io, struct io_read_job *job);
+
+/* The same, waiting for the end in the calling thread (never the loop or the io thread). */
+int io_read_wait(struct io *io, struct io_read_job *job);
+
+#endif

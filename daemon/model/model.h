@@ -1,0 +1,70 @@
+/* daemon/model/model.h - one loaded model: file, tokenizer, shape, program, KV geometry.
+ *
+ * Immutable once loaded, reference counted (atomic). The program belongs to the engine thread, the
+ * rest may be read from any thread. */
+#ifndef DAEMON_MODEL_MODEL_H
+#define DAEMON_MODEL_MODEL_H
+
+#include "daemon/backend/backend.h"
+#include "daemon/io/io.h"
+#include "daemon/kv/layout.h"
+#include "daemon/model/arch.h"
+#include "daemon/model/tokenizer.h"
+#include "format/gguf.h"
+
+struct model;
+
+struct model_options {
+    const char *path;
+    const char *name;              /* the name that clients use */
+    uint32_t n_ctx;                /* 0: the file's own context length */
+    uint32_t k_type, v_type;       /* enum gqa_type of the cache */
+    uint32_t max_batch_rows;       /* rows of one step */
+    uint32_t max_out_rows;         /* rows of one step that give logits */
+    const char *backend;           /* spec for the program, or NULL: the best */
+    const char *attention_backend; /* spec for attention alone, or NULL: the program's */
+};
+
+/* Progress of a load; called on the loading thread and on the io thread, never both at once. */
+typedef void (*model_progress_fn)(void *arg, const char *stage, uint64_t done, uint64_t total);
+
+/* Loads in the calling thread (never the loop): maps and checks the file, reads it through io with
+ * progress (so that I/O errors are errors, not faults), packs weights, prepares the program. */
+int model_load(const struct model_options *options, struct backend_catalogue *catalogue,
+               struct pool *pool, struct io *io, const volatile bool *cancel,
+               model_progress_fn progress, void *progress_arg, struct model **ret,
+               struct fmt_error *err);
+struct model *model_ref(struct model *m);
+void model_unref(struct model *m); /* NULL is legal */
+
+const char *model_name(const struct model *m);
+const struct gguf *model_gguf(const struct model *m);
+const struct tokenizer *model_tokenizer(const struct model *m);
+const struct model_shape *model_shape(const struct model *m);
+const struct kv_layout *model_kv_layout(const struct model *m);
+
+struct model_facts { /* what model.info tells beyond the shape */
+    const char *path, *description, *type_name;
+    uint64_t file_bytes, n_params, packed_bytes, mapped_bytes;
+    uint64_t weight_bytes_per_token; /* read by one decode step */
+    uint64_t flops_per_token;        /* of matrix products, at depth 0 */
+    uint32_t n_ctx;
+    double load_ms;
+    const char *program_backend, *attention_backend, *isa, *unit;
+    uint32_t n_threads;
+};
+void model_facts(const struct model *m, struct model_facts *ret);
+
+/* ---- one step, on the engine thread ----------------------------------------------------------
+ * Runs the batch through program and attention. *ret_logits: (n_out, n_vocab), valid until the next
+ * step. */
+struct model_batch {
+    uint32_t n_rows, n_out;
+    const int32_t *tokens;
+    const uint32_t *positions;
+    const uint32_t *out_rows;
+    const struct gqa_attn_batch *attention;
+};
+int model_step(struct model *m, const struct model_batch *batch, const float **ret_logits);
+
+#endif

@@ -1,0 +1,66 @@
+/* daemon/model/registry.h - models by name: available, loading, loaded.
+ *
+ * A name is a file's name in the models folders without ".gguf", an alias from the configuration,
+ * or, where paths are allowed (a per-user daemon), an absolute path. Loading happens on the
+ * registry's loader thread, one model at a time, in the order asked for.
+ *
+ * All functions are for the loop thread, except that callbacks run on the loader thread: they must
+ * only hand the news to the loop. */
+#ifndef DAEMON_MODEL_REGISTRY_H
+#define DAEMON_MODEL_REGISTRY_H
+
+#include "daemon/model/model.h"
+
+struct registry;
+
+struct registry_options {
+    const char *const *dirs; /* models folders */
+    size_t n_dirs;
+    bool allow_paths;
+    struct backend_catalogue *catalogue;
+    struct pool *pool;
+    struct io *io;
+    struct model_options defaults; /* path and name unused; strings must outlive the registry */
+};
+
+enum registry_state { REGISTRY_AVAILABLE, REGISTRY_LOADING, REGISTRY_LOADED };
+
+int registry_create(const struct registry_options *options, struct registry **ret);
+void registry_destroy(struct registry *r); /* cancels loads; drops its references */
+
+/* One load as the caller asked for it; owned by the registry, valid inside the callbacks only. */
+struct registry_load {
+    const char *name;
+    /* Loader or io thread. stage: "map", "read", "pack", "ready". */
+    void (*on_progress)(void *arg, const char *stage, uint64_t done, uint64_t total);
+    /* Loader thread, once: m is a new reference for the callee (NULL on failure, with the error).*/
+    void (*on_done)(void *arg, struct model *m, int result, const char *message);
+    void *arg;
+};
+
+/* Starts (or joins) the load of a model. name_or_path as above; options override the defaults where
+ * non-zero or non-NULL (strings are copied); serve_as may be NULL. 0: callbacks will come. -EEXIST:
+ * already loaded under that name (options are then not looked at). -ENOENT: no such file in the
+ * folders. -EINVAL: a bad name (a path where none is allowed). err tells. */
+int registry_load(struct registry *r, const char *name_or_path, const char *serve_as,
+                  const struct model_options *options, const struct registry_load *callbacks,
+                  struct fmt_error *err);
+
+/* A new reference to a loaded model by its name (or by the path that it was loaded from), or NULL.
+ */
+struct model *registry_get(struct registry *r, const char *name);
+
+/* Takes the model out of the registry; running requests keep theirs. -ENOENT, -EBUSY (loading). */
+int registry_unload(struct registry *r, const char *name);
+
+struct registry_entry {
+    char name[256];
+    char path[4096];
+    enum registry_state state;
+    uint64_t bytes;
+    struct model *model; /* a reference when loaded (model_unref it), else NULL */
+};
+/* Loaded, loading and available models. *ret is malloc'ed. */
+int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count);
+
+#endif

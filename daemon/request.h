@@ -1,0 +1,92 @@
+/* daemon/request.h - one generation or logits request, from admission to its last event.
+ *
+ * The loop thread creates a request, submits it to the engine and keeps the pointer; the engine
+ * works on it and sends events; after the final event (REQUEST_DONE) the loop owns it alone and
+ * destroys it. Fields are grouped by who writes them. */
+#ifndef DAEMON_REQUEST_H
+#define DAEMON_REQUEST_H
+
+#include "daemon/model/model.h"
+#include "daemon/model/sampler.h"
+#include "ipc/protocol.h"
+
+#include <stdatomic.h>
+#include <sys/types.h>
+
+enum request_kind { REQUEST_GENERATE, REQUEST_LOGITS };
+
+enum request_finish {
+    FINISH_NONE,
+    FINISH_STOP,      /* a stop string */
+    FINISH_EOS,       /* an end-of-generation token */
+    FINISH_LENGTH,    /* n_predict or the context was reached */
+    FINISH_TIME,      /* t_max_predict_ms */
+    FINISH_CANCELLED, /* by the caller, or because it went away */
+    FINISH_ERROR
+};
+const char *request_finish_name(enum request_finish finish); /* "stop", "eos", ... */
+
+struct request_timings { /* milliseconds */
+    double queue_ms, prompt_ms, first_token_ms, predict_ms;
+};
+
+struct request {
+    /* Written by the loop before submission, then constant. */
+    enum request_kind kind;
+    struct model *model; /* a reference */
+    uid_t uid;
+    int32_t *tokens; /* owned; at least one */
+    size_t n_tokens;
+    uint32_t n_predict;
+    struct sampler_params sampling; /* its arrays are owned by the request */
+    char **stops;                   /* owned */
+    size_t *stop_bytes;
+    size_t n_stops;
+    bool ignore_eos;
+    uint32_t t_max_predict_ms;
+    uint32_t first_row; /* LOGITS */
+    bool logprobs;      /* LOGITS */
+    void *owner;        /* the loop's own, never touched by the engine */
+
+    /* Shared. */
+    atomic_bool cancelled;           /* set by the loop, read by the engine between steps */
+    atomic_size_t undelivered_bytes; /* of events; the engine pauses the sequence above a bound */
+
+    /* Written by the engine, read by the loop with the DONE event. */
+    enum request_finish finish;
+    int stop_index; /* FINISH_STOP: which one */
+    enum proto_error_code error;
+    char error_message[256];
+    uint32_t n_prompt, n_cached, n_generated;
+    uint32_t hit_blocks;
+    struct request_timings timings;
+    uint64_t submitted_ns;
+
+    /* The engine's queue and sequence. */
+    struct request *next;
+    struct sequence *sequence;
+};
+
+/* A zeroed request with defaults; request_destroy frees what it owns and drops the model. */
+struct request *request_create(enum request_kind kind, struct model *model);
+void request_destroy(struct request *r); /* NULL is legal */
+
+/* An event, allocated by the engine in one piece with its arrays; the loop frees it with free(). */
+enum request_event_kind { REQUEST_TOKENS, REQUEST_ROWS, REQUEST_DONE };
+
+struct request_event {
+    struct request_event *next;
+    struct request *request;
+    enum request_event_kind kind;
+    size_t bytes; /* counted in undelivered_bytes; the loop subtracts it when delivered */
+    /* TOKENS: tokens generated since the last event, and the text that may be shown now. */
+    uint32_t n_tokens;
+    const struct sampled_token *tokens; /* with logprobs when n_probs was asked for */
+    const char *text;
+    size_t text_bytes;
+    /* ROWS: logits (n_rows, n_vocab) or logprobs (n_rows) from first_row on. */
+    uint32_t first_row, n_rows;
+    const float *rows;
+};
+
+#endif
