@@ -64,7 +64,7 @@ int gguf_open_memory(const void *data, size_t bytes, struct gguf **ret, struct f
 /* Unmaps and frees; NULL is legal. */
 void gguf_close(struct gguf *g);
 
-const char *gguf_path(const struct gguf *g); /* as given to gguf_open */
+const char *gguf_path(const struct gguf *g); /* as given to gguf_open; "(memory)" */
 uint32_t gguf_version(const struct gguf *g);
 uint64_t gguf_file_bytes(const struct gguf *g); /* of all parts */
 
@@ -77,7 +77,7 @@ int gguf_file_fd(const struct gguf *g, uint32_t index);
 
 size_t gguf_n_tensors(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t i);
-const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name); /* hash; NULL */
+const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name); /* or NULL */
 
 /* Keys and values. Getters return 0 and *ret; -ENOENT when the key is absent (*ret untouched, so a
  * default can be set before the call); -EINVAL when the type or range does not fit. Integers of any
@@ -98,7 +98,9 @@ int gguf_get_array(const struct gguf *g, const char *key, enum gguf_value_type *
  * or when count differs from the array's. */
 int gguf_get_strings(const struct gguf *g, const char *key, struct gguf_string *ret,
                      uint64_t count);
-/* Numbers of an array, converted to float or int32 with range checks, as above. */
+/* Numbers of an array, converted to float or int32 with range checks, as above; int32 also takes an
+ * array of bools (some models keep their window pattern so). On -EINVAL in the middle of an array
+ * the elements before it are overwritten. */
 int gguf_get_f32s(const struct gguf *g, const char *key, float *ret, uint64_t count);
 int gguf_get_i32s(const struct gguf *g, const char *key, int32_t *ret, uint64_t count);
 

@@ -3,7 +3,11 @@
  * Order of calls: create, add keys, add tensors (declares shapes), begin_data, write each tensor's
  * bytes in the order declared (in as many pieces as wanted), finish. The file appears under its
  * name only at finish (written beside it under a temporary name, synced, renamed). Any call may
- * return -errno; after an error only gguf_writer_destroy is legal, which removes the temporary. */
+ * return -errno; after an error only gguf_writer_destroy is legal, which removes the temporary (any
+ * other call returns the same error again). Calls out of order, illegal names and shapes, and more
+ * or fewer bytes than declared are -EINVAL; a key or tensor added twice is -EEXIST.
+ *
+ * "general.alignment" may be given with gguf_writer_add_u32 before the first tensor. */
 #ifndef FORMAT_GGUF_WRITE_H
 #define FORMAT_GGUF_WRITE_H
 
