@@ -8,6 +8,7 @@
 #define DAEMON_KV_LAYOUT_H
 
 #include <gqa/plugin.h>
+#include <stdbool.h>
 
 #define KV_MAX_CLASSES 8
 #define KV_ALIGN_BYTES 64u

@@ -1,0 +1,40 @@
+/* daemon/kv/arena.h - anonymous memory for KV blocks, bounded over all models.
+ *
+ * The only place where blocks are written. Memory comes in slabs of huge-page size, kept out of
+ * core dumps; a slab holds blocks of one size. Blocks are reference counted, so that sequences can
+ * share sealed ones. Engine thread only; the counters may be read from anywhere. */
+#ifndef DAEMON_KV_ARENA_H
+#define DAEMON_KV_ARENA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct kv_arena;
+
+struct kv_block { /* one block of one layer class */
+    void *data;
+    uint32_t refs;
+    uint32_t size_index; /* the arena's list it returns to */
+    struct kv_block *next_free;
+};
+
+int kv_arena_create(uint64_t bytes_max, struct kv_arena **ret);
+void kv_arena_destroy(struct kv_arena *a); /* all blocks must be released; NULL is legal */
+
+/* A block of that size with one reference, contents undefined. -ENOMEM when the bound is reached or
+ * the system has none. */
+int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **ret);
+struct kv_block *kv_block_ref(struct kv_block *b);
+void kv_block_unref(struct kv_arena *a, struct kv_block *b); /* NULL is legal */
+
+/* How many blocks of that size could be allocated now. */
+uint64_t kv_arena_available(const struct kv_arena *a, uint64_t block_bytes);
+
+/* Gives slabs without blocks in use back to the system. */
+void kv_arena_trim(struct kv_arena *a);
+
+uint64_t kv_arena_bytes_used(const struct kv_arena *a);
+uint64_t kv_arena_bytes_max(const struct kv_arena *a);
+uint64_t kv_arena_blocks_used(const struct kv_arena *a);
+
+#endif
