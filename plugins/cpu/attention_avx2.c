@@ -1,0 +1,454 @@
+/* plugins/cpu/attention_avx2.c - grouped attention with 8 lanes of AVX2, FMA and F16C.
+ *
+ * The same scheme as attention_avx512.c: scores with a token per lane, the output with a dimension
+ * per lane, and up to 6 queries' sums in the 16 registers. A pack of more goes through a block in
+ * two parts, the second of which finds K and V in the first-level cache. */
+#include "plugins/cpu/attention_convert.h"
+#include "plugins/cpu/attention_exp.h"
+#include "plugins/cpu/attention_segment.h"
+
+#include <immintrin.h>
+#include <math.h>
+
+#define LANES  8u
+#define TOKENS GQA_ATTN_SEGMENT_TOKENS
+
+/* How many of the queries that are left go through the registers next: 6 down to 1. */
+CPU_INLINE uint32_t take(uint32_t left)
+{
+    return left >= 12 ? 6 : left > 6 ? (left + 1) / 2 : left;
+}
+
+/* Calls f(n, ...) with n as a constant: the registers need to know it. */
+#define WITH_COUNT(n, f, ...) \
+    switch (n) {              \
+    case 1:                   \
+        f(1, __VA_ARGS__);    \
+        break;                \
+    case 2:                   \
+        f(2, __VA_ARGS__);    \
+        break;                \
+    case 3:                   \
+        f(3, __VA_ARGS__);    \
+        break;                \
+    case 4:                   \
+        f(4, __VA_ARGS__);    \
+        break;                \
+    case 5:                   \
+        f(5, __VA_ARGS__);    \
+        break;                \
+    default:                  \
+        f(6, __VA_ARGS__);    \
+        break;                \
+    }
+
+/* ---- loads ----------------------------------------------------------------------------------- */
+
+CPU_INLINE uint32_t bytes_of(const uint32_t type)
+{
+    return type == GQA_TYPE_F32 ? 4 : 2;
+}
+
+CPU_INLINE __m256 widen(const uint32_t type, __m128i half)
+{
+    if (type == GQA_TYPE_F16) {
+        return _mm256_cvtph_ps(half);
+    }
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* 8 values of a type that is a constant where this is called. */
+CPU_INLINE __m256 load_all(const uint32_t type, const char *p)
+{
+    if (type == GQA_TYPE_F32) {
+        return _mm256_loadu_ps((const float *)(const void *)p);
+    }
+    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+static __m256i first_lanes(uint32_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* The first n of 8 values, zeros after them; nothing past them is read. */
+CPU_INLINE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
+{
+    if (n >= LANES) {
+        return load_all(type, p);
+    }
+    if (type == GQA_TYPE_F32) {
+        return _mm256_maskload_ps((const float *)(const void *)p, first_lanes(n));
+    }
+    uint16_t half[LANES] = {0};
+    memcpy(half, p, n * sizeof(*half));
+    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
+}
+
+/* ---- exp and tanh ---------------------------------------------------------------------------- */
+
+/* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
+CPU_INLINE __m256 exp_negative(__m256 x)
+{
+    __m256 normal = _mm256_cmp_ps(x, _mm256_set1_ps(CPU_EXP_LEAST), _CMP_NLT_UQ);
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(CPU_EXP_LOG2E)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_HI), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_LO), r);
+    __m256 p = _mm256_set1_ps(CPU_EXP_C6);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    __m256 power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return _mm256_and_ps(normal, _mm256_mul_ps(p, power));
+}
+
+static float exp_one(float x)
+{
+    return _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(x)));
+}
+
+static __m256 tanh_all(__m256 y)
+{
+    __m256 sign_bit = _mm256_set1_ps(-0.0f);
+    __m256 magnitude = _mm256_andnot_ps(sign_bit, y);
+    __m256 small = _mm256_cmp_ps(magnitude, _mm256_set1_ps(CPU_TANH_SMALL), _CMP_LT_OQ);
+    __m256 z = _mm256_mul_ps(y, y);
+    __m256 p = _mm256_set1_ps(CPU_TANH_C11);
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C9));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C7));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C5));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C3));
+    p = _mm256_fmadd_ps(_mm256_mul_ps(p, z), y, y);
+    __m256 e = exp_negative(_mm256_mul_ps(magnitude, _mm256_set1_ps(-2.0f)));
+    __m256 one = _mm256_set1_ps(1.0f);
+    __m256 t = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
+    return _mm256_blendv_ps(_mm256_or_ps(t, _mm256_and_ps(y, sign_bit)), p, small);
+}
+
+/* ---- scores ---------------------------------------------------------------------------------- */
+
+/* Scores of nq queries with 8 nv tokens, two vectors to a tile. q (k_dim, q_stride), s (nq,
+ * TOKENS). ahead: what the caller wants next, fetched at the pace at which k is read. */
+CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nv, const uint32_t type,
+                            const char *k, const char *ahead, uint32_t k_dim, const float *q,
+                            uint32_t q_stride, float scale, float *s)
+{
+    const uint32_t vector_bytes = LANES * bytes_of(type);
+    const size_t tile_bytes = (size_t)k_dim * 2 * vector_bytes;
+    __m256 sum[6][4];
+
+    CPU_UNROLL
+    for (uint32_t i = 0; i < nq; i++) {
+        CPU_UNROLL
+        for (uint32_t j = 0; j < nv; j++) {
+            sum[i][j] = _mm256_setzero_ps();
+        }
+    }
+    for (uint32_t d = 0; d < k_dim; d++, k += 2 * vector_bytes, q += q_stride) {
+        __m256 tile[4];
+
+        CPU_UNROLL
+        for (uint32_t j = 0; j < nv; j++) {
+            tile[j] = load_all(type, k + j / 2 * tile_bytes + j % 2 * vector_bytes);
+        }
+        CPU_UNROLL
+        for (uint32_t line = 0; line < nv * vector_bytes; line += 64) {
+            _mm_prefetch(ahead + line, _MM_HINT_T0);
+        }
+        ahead += nv * vector_bytes;
+        CPU_UNROLL
+        for (uint32_t i = 0; i < nq; i++) {
+            __m256 one = _mm256_set1_ps(q[i]);
+            CPU_UNROLL
+            for (uint32_t j = 0; j < nv; j++) {
+                sum[i][j] = _mm256_fmadd_ps(one, tile[j], sum[i][j]);
+            }
+        }
+    }
+    CPU_UNROLL
+    for (uint32_t i = 0; i < nq; i++) {
+        CPU_UNROLL
+        for (uint32_t j = 0; j < nv; j++) {
+            _mm256_store_ps(s + i * TOKENS + j * LANES,
+                            _mm256_mul_ps(sum[i][j], _mm256_set1_ps(scale)));
+        }
+    }
+}
+
+/* The same for a whole block: few queries take two tiles at once, more of them one by one, for want
+ * of registers. */
+CPU_INLINE void score_tokens(const uint32_t nq, const uint32_t type, const char *k,
+                             const char *ahead, uint32_t k_dim, const float *q, uint32_t q_stride,
+                             float scale, float *s)
+{
+    const uint32_t nv = nq <= 3 ? 4 : 2;
+    const size_t bytes = (size_t)k_dim * nv * LANES * bytes_of(type);
+
+    for (uint32_t v = 0; v < 8; v += nv, k += bytes, ahead += bytes, s += nv * LANES) {
+        score_tiles(nq, nv, type, k, ahead, k_dim, q, q_stride, scale, s);
+    }
+}
+
+/* Scores of the pack with tokens [64 block, 64 block + 64) of the segment. */
+CPU_INLINE void score_block(const uint32_t type, const struct cpu_attn_pack *pack, uint32_t block,
+                            const char *ahead)
+{
+    const struct gqa_attn_layer *layer = pack->layer;
+    const char *k = (const char *)pack->pages[block] + pack->k_offset;
+
+    for (uint32_t i = 0, n; i < pack->n_queries; i += n) {
+        float *s = pack->scores + (size_t)i * TOKENS + block * GQA_KV_BLOCK_TOKENS;
+
+        n = take(pack->n_queries - i);
+        WITH_COUNT(n, score_tokens, type, k, ahead, layer->k_dim, pack->q + i, pack->n_queries,
+                   layer->scale, s);
+    }
+}
+
+static void score_block_of_type(const struct cpu_attn_pack *pack, uint32_t block, const char *ahead)
+{
+    switch (pack->layer->k_type) {
+    case GQA_TYPE_F16:
+        score_block(GQA_TYPE_F16, pack, block, ahead);
+        break;
+    case GQA_TYPE_BF16:
+        score_block(GQA_TYPE_BF16, pack, block, ahead);
+        break;
+    default:
+        score_block(GQA_TYPE_F32, pack, block, ahead);
+        break;
+    }
+}
+
+/* ---- softmax --------------------------------------------------------------------------------- */
+
+static float max_of_lanes(__m256 x)
+{
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_permute_ps(y, 0x4e));
+    return _mm_cvtss_f32(_mm_max_ps(y, _mm_permute_ps(y, 0xb1)));
+}
+
+static float sum_of_lanes(__m256 x)
+{
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_permute_ps(y, 0x4e));
+    return _mm_cvtss_f32(_mm_add_ps(y, _mm_permute_ps(y, 0xb1)));
+}
+
+/* As in attention_avx512.c: lanes outside [begin, n) are chosen away before anything is computed
+ * from them and add exact zeros. */
+static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin, uint32_t n,
+                    float *end)
+{
+    uint32_t first = begin / LANES * LANES;
+    __m256 lowest = _mm256_set1_ps(-INFINITY);
+    __m256 max = lowest, sum = _mm256_setzero_ps();
+
+    for (uint32_t t = first; t < n; t += LANES) {
+        __m256i seen = first_lanes(n - t);
+        __m256 x = _mm256_load_ps(s + t);
+
+        if (t < begin) {
+            seen = _mm256_andnot_si256(first_lanes(begin - t), seen);
+        }
+        if (layer->softcap > 0.0f) {
+            __m256 cap = _mm256_set1_ps(layer->softcap);
+            x = _mm256_mul_ps(cap, tanh_all(_mm256_div_ps(x, cap)));
+        }
+        x = _mm256_blendv_ps(lowest, x, _mm256_castsi256_ps(seen));
+        _mm256_store_ps(s + t, x);
+        max = _mm256_max_ps(max, x);
+    }
+    end[0] = max_of_lanes(max);
+    /* Scores that are all -inf have no maximum to subtract: they weigh nothing. */
+    max = _mm256_set1_ps(end[0] == -INFINITY ? 0.0f : end[0]);
+    for (uint32_t t = first; t < n; t += LANES) {
+        __m256 p = exp_negative(_mm256_sub_ps(_mm256_load_ps(s + t), max));
+        _mm256_store_ps(s + t, p);
+        sum = _mm256_add_ps(sum, p);
+    }
+    end[1] = sum_of_lanes(sum);
+}
+
+/* ---- output ---------------------------------------------------------------------------------- */
+
+/* o (nq, o_stride) += p (nq, TOKENS) x v over n tokens, for nv vectors of dimensions, of which the
+ * last has n_lanes; v, p and ahead are at the first token. */
+CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t type, const char *v,
+                           const char *ahead, size_t row_bytes, uint32_t n, uint32_t n_lanes,
+                           const float *p, float *o, size_t o_stride)
+{
+    const uint32_t vector_bytes = LANES * bytes_of(type);
+    __m256 sum[6][2];
+
+    CPU_UNROLL
+    for (uint32_t i = 0; i < nq; i++) {
+        CPU_UNROLL
+        for (uint32_t j = 0; j < nv; j++) {
+            sum[i][j] = _mm256_load_ps(o + i * o_stride + j * LANES);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++, v += row_bytes, ahead += row_bytes, p++) {
+        __m256 row[2];
+
+        CPU_UNROLL
+        for (uint32_t j = 0; j < nv; j++) {
+            row[j] = nv == 1 ? load_some(type, v, n_lanes) : load_all(type, v + j * vector_bytes);
+        }
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        CPU_UNROLL
+        for (uint32_t i = 0; i < nq; i++) {
+            __m256 one = _mm256_set1_ps(p[i * TOKENS]);
+            CPU_UNROLL
+            for (uint32_t j = 0; j < nv; j++) {
+                sum[i][j] = _mm256_fmadd_ps(one, row[j], sum[i][j]);
+            }
+        }
+    }
+    CPU_UNROLL
+    for (uint32_t i = 0; i < nq; i++) {
+        CPU_UNROLL
+        for (uint32_t j = 0; j < nv; j++) {
+            _mm256_store_ps(o + i * o_stride + j * LANES, sum[i][j]);
+        }
+    }
+}
+
+/* The same for all dimensions of the rows. */
+CPU_INLINE void weigh_tokens(const uint32_t nq, const uint32_t type, const char *v,
+                             const char *ahead, uint32_t v_dim, uint32_t n, const float *p,
+                             float *o)
+{
+    const uint32_t bytes = bytes_of(type);
+    const size_t row_bytes = (size_t)v_dim * bytes, o_stride = cpu_attn_part_floats(v_dim);
+    uint32_t d = 0;
+
+    for (; d + 2 * LANES <= v_dim; d += 2 * LANES) {
+        weigh_rows(nq, 2, type, v + d * bytes, ahead + d * bytes, row_bytes, n, LANES, p, o + d,
+                   o_stride);
+    }
+    for (; d < v_dim; d += LANES) {
+        weigh_rows(nq, 1, type, v + d * bytes, ahead + d * bytes, row_bytes, n, v_dim - d, p, o + d,
+                   o_stride);
+    }
+}
+
+/* Adds tokens [from, to) of one block, all of which queries [query, query + n_queries) see. */
+CPU_INLINE void weigh_block(const uint32_t type, const struct cpu_attn_pack *pack, uint32_t query,
+                            uint32_t n_queries, uint32_t from, uint32_t to, const char *ahead)
+{
+    const uint32_t v_dim = pack->layer->v_dim;
+    const size_t skip = (size_t)(from % GQA_KV_BLOCK_TOKENS) * v_dim * bytes_of(type);
+    const char *v = (const char *)pack->pages[from / GQA_KV_BLOCK_TOKENS] + pack->v_offset + skip;
+
+    for (uint32_t i = query, n; i < query + n_queries; i += n) {
+        const float *p = pack->scores + (size_t)i * TOKENS + from;
+        float *o = pack->parts + (size_t)i * cpu_attn_part_floats(v_dim);
+
+        n = take(query + n_queries - i);
+        WITH_COUNT(n, weigh_tokens, type, v, ahead + skip, v_dim, to - from, p, o);
+    }
+}
+
+static void weigh_block_of_type(const struct cpu_attn_pack *pack, uint32_t query,
+                                uint32_t n_queries, uint32_t from, uint32_t to, const char *ahead)
+{
+    switch (pack->layer->v_type) {
+    case GQA_TYPE_F16:
+        weigh_block(GQA_TYPE_F16, pack, query, n_queries, from, to, ahead);
+        break;
+    case GQA_TYPE_BF16:
+        weigh_block(GQA_TYPE_BF16, pack, query, n_queries, from, to, ahead);
+        break;
+    default:
+        weigh_block(GQA_TYPE_F32, pack, query, n_queries, from, to, ahead);
+        break;
+    }
+}
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+static const struct cpu_attn_steps steps_avx2 = {
+    .score = score_block_of_type,
+    .softmax = softmax,
+    .weigh = weigh_block_of_type,
+};
+
+static void segment_avx2(const struct cpu_attn_pack *pack)
+{
+    cpu_attn_segment_by_blocks(&steps_avx2, pack);
+}
+
+static void merge_avx2(float *state, const float *part, uint32_t v_dim)
+{
+    uint32_t v_pad = cpu_attn_v_pad(v_dim);
+    float *state_end = state + v_pad;
+    const float *part_end = part + v_pad;
+    float max = state_end[0] > part_end[0] ? state_end[0] : part_end[0];
+
+    if (part_end[0] == -INFINITY && part_end[1] == 0.0f) {
+        return; /* an empty part; two of them would make NaN of -inf minus -inf */
+    }
+    float a = exp_one(state_end[0] - max), b = exp_one(part_end[0] - max);
+    for (uint32_t d = 0; d < v_pad; d += LANES) {
+        __m256 x = _mm256_mul_ps(_mm256_load_ps(part + d), _mm256_set1_ps(b));
+        x = _mm256_fmadd_ps(_mm256_load_ps(state + d), _mm256_set1_ps(a), x);
+        _mm256_store_ps(state + d, x);
+    }
+    state_end[0] = max;
+    state_end[1] = state_end[1] * a + part_end[1] * b;
+}
+
+static void finish_avx2(const float *state, const float *sink, uint32_t v_dim, float *out)
+{
+    const float *end = state + cpu_attn_v_pad(v_dim);
+    float weight = 1.0f, sum = end[1];
+
+    if (sink != NULL && *sink != -INFINITY) {
+        float max = end[0] > *sink ? end[0] : *sink;
+        weight = exp_one(end[0] - max);
+        sum = sum * weight + exp_one(*sink - max);
+    }
+    /* Nothing seen: zero over one, not over zero. */
+    __m256 divisor = _mm256_set1_ps(sum == 0.0f ? 1.0f : sum);
+    for (uint32_t d = 0; d < v_dim; d += LANES) {
+        __m256 x = _mm256_mul_ps(_mm256_load_ps(state + d), _mm256_set1_ps(weight));
+        _mm256_maskstore_ps(out + d, first_lanes(v_dim - d), _mm256_div_ps(x, divisor));
+    }
+}
+
+static void store_avx2(uint32_t type, const float *src, void *dst, size_t n)
+{
+    uint16_t *half = dst;
+    size_t i = 0;
+
+    if (type == GQA_TYPE_F32) {
+        memcpy(dst, src, n * sizeof(float));
+    } else if (type == GQA_TYPE_F16) {
+        for (; i + LANES <= n; i += LANES) {
+            __m128i x = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT);
+            _mm_storeu_si128((__m128i *)(void *)(half + i), x);
+        }
+        for (; i < n; i++) {
+            half[i] = cpu_f32_to_f16(src[i]);
+        }
+    } else {
+        for (; i < n; i++) {
+            half[i] = cpu_f32_to_bf16(src[i]);
+        }
+    }
+}
+
+const struct cpu_attn_kernels cpu_attn_kernels_avx2 = {
+    .isa = CPU_ISA_AVX2,
+    .segment = segment_avx2,
+    .merge = merge_avx2,
+    .finish = finish_avx2,
+    .store = store_avx2,
+};

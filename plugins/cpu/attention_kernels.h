@@ -1,0 +1,76 @@
+/* plugins/cpu/attention_kernels.h - what a level's attention kernels promise to the planner.
+ *
+ * A *pack* is up to n_queries_max queries of one group: the group's heads, times some rows of one
+ * sequence. A *segment* is GQA_ATTN_SEGMENT_TOKENS positions, aligned to position 0. segment()
+ * reduces a pack over a segment to one partial result per query; merge() folds a row's partials in
+ * ascending order; finish() adds the sink and divides. A query's bits depend on nothing but its
+ * own values, its visible range and the K and V in that range: not on the pack it came in.
+ *
+ * One partial result ("part"), 64-byte aligned:
+ *
+ *     0            v_dim      v_pad     +1        +2
+ *     | sum p * v  | padding  | maximum | sum p   | padding to 16 floats
+ *
+ * where p = exp(score - maximum). A query that sees nothing has maximum -INFINITY and zeros. */
+#ifndef PLUGINS_CPU_ATTENTION_KERNELS_H
+#define PLUGINS_CPU_ATTENTION_KERNELS_H
+
+#include "plugins/cpu/isa.h"
+
+#include <gqa/plugin.h>
+
+#define CPU_ATTN_SEGMENT_BLOCKS (GQA_ATTN_SEGMENT_TOKENS / GQA_KV_BLOCK_TOKENS)
+#define CPU_ATTN_PACK_MAX       12u /* queries; what fits 32 vector registers twice over */
+
+/* Compiler extensions, by name. */
+#define CPU_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define CPU_UNROLL _Pragma("unroll")
+#else
+#define CPU_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Floats before a part's maximum, and of the whole part. */
+static inline uint32_t cpu_attn_v_pad(uint32_t v_dim)
+{
+    return (v_dim + 15u) & ~15u;
+}
+
+static inline uint32_t cpu_attn_part_floats(uint32_t v_dim)
+{
+    return cpu_attn_v_pad(v_dim) + 16u;
+}
+
+struct cpu_attn_pack {
+    const struct gqa_attn_layer *layer;
+    /* The segment's blocks: pages[i] holds its tokens [64 i, 64 i + 64). An entry is read only if
+     * some query of the pack sees a token of it. */
+    void *const *pages;
+    uint64_t k_offset, v_offset; /* in every page, of this group */
+    /* Where the planner goes after this segment, or NULL: kernels may fetch it ahead. */
+    const void *next_page;
+    uint32_t n_queries;
+    const float *q; /* (k_dim, n_queries) */
+    /* (n_queries) a query sees the segment's tokens [begin, end); begin == end: none. The others'
+     * K and V may hold anything, NaN included, and never reach the result. */
+    const uint16_t *begin, *end;
+    float *scores; /* scratch (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned */
+    float *parts;  /* out (n_queries, cpu_attn_part_floats(v_dim)) */
+};
+
+struct cpu_attn_kernels {
+    enum cpu_isa isa;
+    void (*segment)(const struct cpu_attn_pack *pack);
+    /* state = state + part; a state starts as the part of a query that sees nothing. */
+    void (*merge)(float *state, const float *part, uint32_t v_dim);
+    /* out (v_dim) = the state divided by its sum; sink joins the sum unless NULL. */
+    void (*finish)(const float *state, const float *sink, uint32_t v_dim, float *out);
+    /* dst (n values of type F32, F16 or BF16) = src, rounded to nearest even. */
+    void (*store)(uint32_t type, const float *src, void *dst, size_t n);
+};
+
+extern const struct cpu_attn_kernels cpu_attn_kernels_c;
+extern const struct cpu_attn_kernels cpu_attn_kernels_avx2;
+extern const struct cpu_attn_kernels cpu_attn_kernels_avx512;
+
+#endif

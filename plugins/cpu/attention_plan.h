@@ -1,0 +1,71 @@
+/* plugins/cpu/attention_plan.h - how one attend() is cut into work.
+ *
+ *     batch  = pieces: one group of one sequence over a range of rows
+ *     piece  = items: runs of segments, one piece of work for one worker
+ *     item   = packs x segments: calls of the level's kernels
+ *
+ * Most pieces are one item, and a worker merges its segments as it goes. Where there is too little
+ * to share out (one long sequence, few groups), pieces are cut into several items: these leave one
+ * part per segment and query in the plan's memory, and whoever finishes a piece's last item merges
+ * all of them, in ascending order: the same operations on the same values as without the cut. */
+#ifndef PLUGINS_CPU_ATTENTION_PLAN_H
+#define PLUGINS_CPU_ATTENTION_PLAN_H
+
+#include "plugins/cpu/attention_kernels.h"
+
+#include <stdatomic.h>
+
+/* Queries that a worker carries through the segments together: enough to pay for bringing a
+ * segment's K and V to the second-level cache, few enough to stay there with them. */
+#define CPU_ATTN_PIECE_QUERIES 96u
+/* Items per worker that make the last one to finish late by little. */
+#define CPU_ATTN_ITEMS_PER_WORKER 4u
+
+struct cpu_attn_piece {
+    uint32_t seq, group;
+    uint32_t first_row, n_rows; /* within the sequence */
+    uint32_t first_segment, n_segments;
+    uint32_t n_items;
+    atomic_uint items_left;
+    size_t parts; /* n_items > 1: floats from the plan's parts to (n_segments, n_queries) parts */
+};
+
+struct cpu_attn_item {
+    uint32_t piece;
+    uint32_t first_segment, n_segments; /* counted from position 0 */
+};
+
+/* Owned by the context; memory comes from the host and only ever grows. */
+struct cpu_attn_plan {
+    const struct gqa_host *host;
+    uint32_t n_pieces, n_items;
+    size_t n_part_floats;
+    struct cpu_attn_piece *pieces;
+    struct cpu_attn_item *items;
+    float *parts;
+    size_t pieces_bytes, items_bytes, parts_bytes; /* as allocated */
+};
+
+void cpu_attn_plan_init(struct cpu_attn_plan *plan, const struct gqa_host *host);
+void cpu_attn_plan_finish(struct cpu_attn_plan *plan);
+
+/* Cuts up a batch that was checked. 0 or -ENOMEM. */
+int cpu_attn_plan_make(struct cpu_attn_plan *plan, const struct gqa_attn_layer *layer,
+                       const struct gqa_attn_batch *batch);
+
+/* Most queries that any piece of such a layer has. */
+static inline uint32_t cpu_attn_piece_queries_max(uint32_t group_size)
+{
+    return group_size > CPU_ATTN_PIECE_QUERIES ? group_size : CPU_ATTN_PIECE_QUERIES;
+}
+
+/* First position that position sees. */
+static inline uint32_t cpu_attn_first_visible(const struct gqa_attn_layer *layer, uint32_t position)
+{
+    return layer->window != 0 && position >= layer->window ? position - layer->window + 1 : 0;
+}
+
+/* *memory holds at least bytes (zeroed or stale) afterwards. 0 or -ENOMEM. */
+int cpu_attn_grow(const struct gqa_host *host, void **memory, size_t *allocated, size_t bytes);
+
+#endif
