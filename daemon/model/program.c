@@ -29,8 +29,9 @@ struct builder {
     struct fmt_error *err;
     uint8_t *used; /* (n_tensors) by index in the file */
     uint32_t ops_capacity, weights_capacity;
-    bool out_rows; /* registers of the output rows are meant from now on */
-    int rc;        /* the first failure; later calls do nothing */
+    bool out_rows;         /* registers of the output rows are meant from now on */
+    int rc;                /* the first failure; later calls do nothing */
+    struct gqa_op scratch; /* where ops go after a failure */
 };
 
 /* ---- weights ----------------------------------------------------------------------------------
@@ -122,13 +123,12 @@ static struct gqa_view view(const struct builder *b, enum reg reg, uint32_t firs
 
 static const struct gqa_view no_view = {GQA_NONE, 0, 0};
 
-/* Appends an op with nothing set but its kind and layer; a scratch op after a failure. */
+/* Appends an op with nothing set but its kind, layer and operands. */
 static struct gqa_op *add_op(struct builder *b, enum gqa_op_kind kind, uint32_t layer,
                              struct gqa_view src, struct gqa_view dst)
 {
-    static struct gqa_op scratch;
     struct model_program *p = b->p;
-    struct gqa_op *op = &scratch;
+    struct gqa_op *op = &b->scratch;
     if (b->rc == 0 && grow(b, (void **)&p->ops, &b->ops_capacity, p->n_ops, sizeof(*p->ops))) {
         op = &p->ops[p->n_ops++];
     }

@@ -39,9 +39,10 @@ struct registry_load {
 };
 
 /* Starts (or joins) the load of a model. name_or_path as above; options override the defaults where
- * non-zero or non-NULL (strings are copied); serve_as may be NULL. 0: callbacks will come. -EEXIST:
- * already loaded under that name (options are then not looked at). -ENOENT: no such file in the
- * folders. -EINVAL: a bad name (a path where none is allowed). err tells. */
+ * non-zero, non-NULL or, for the cache types, not GQA_NONE (strings are copied); serve_as may be
+ * NULL. 0: callbacks will come. -EEXIST: already loaded under that name (options are then not
+ * looked at). -ENOENT: no such file in the folders. -EINVAL: a bad name (a path where none is
+ * allowed). err tells. */
 int registry_load(struct registry *r, const char *name_or_path, const char *serve_as,
                   const struct model_options *options, const struct registry_load *callbacks,
                   struct fmt_error *err);

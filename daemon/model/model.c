@@ -1,0 +1,471 @@
+#include "daemon/model/model.h"
+
+#include "daemon/model/pack.h"
+#include "daemon/model/program.h"
+#include "format/types.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+struct model {
+    atomic_uint refs;
+    char *name, *path;
+    struct gguf *gguf;
+    struct tokenizer *tokenizer;
+    struct model_shape shape;
+    struct kv_layout layout;
+    struct model_program program;
+    struct packed_weights packed;
+    struct backend *backend;   /* owns the program's context */
+    struct backend *attention; /* another one for attention alone, or NULL */
+    void *prepared;            /* the backend's program */
+    uint32_t n_ctx, n_threads;
+    uint64_t n_params;
+    double load_ms;
+    char description[96];
+    char type_name[16];
+};
+
+/* What a load carries along. */
+struct loading {
+    const struct model_options *options;
+    struct io *io;
+    const volatile bool *cancel;
+    model_progress_fn progress;
+    void *progress_arg;
+    const char *stage;
+    uint64_t done, total;
+    struct fmt_error *err;
+};
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static void report(struct loading *l, const char *stage, uint64_t done, uint64_t total)
+{
+    if (l->progress != NULL) {
+        l->progress(l->progress_arg, stage, done, total);
+    }
+}
+
+/* ---- facts ------------------------------------------------------------------------------------
+ */
+
+/* The type that most bytes of the file have, and a sentence for people. */
+static void describe(struct model *m)
+{
+    uint64_t best = 0;
+    const char *best_name = "";
+    for (size_t i = 0; i < gguf_n_tensors(m->gguf); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(m->gguf, i);
+        uint64_t bytes = 0;
+        for (size_t j = 0; j < gguf_n_tensors(m->gguf); j++) {
+            const struct gguf_tensor *u = gguf_tensor_at(m->gguf, j);
+            bytes += u->type == t->type ? u->bytes : 0;
+        }
+        if (bytes > best) {
+            best = bytes;
+            best_name = fmt_type_info(t->type)->name;
+        }
+        m->n_params += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+    }
+    snprintf(m->type_name, sizeof(m->type_name), "%s", best_name);
+    double params = (double)m->n_params;
+    bool billions = params >= 1e9;
+    snprintf(m->description, sizeof(m->description), "%s %.2f%s %s", m->shape.arch->name,
+             billions ? params / 1e9 : params / 1e6, billions ? "B" : "M", best_name);
+}
+
+/* Bytes that one decode step reads: packed ones for products, one row of the embeddings. */
+static uint64_t weight_bytes_per_token(const struct model *m)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < m->program.n_weights; i++) {
+        const struct gqa_weight *w = &m->program.weights[i];
+        uint64_t values = w->ne[0] * w->ne[1] * w->ne[2] * w->ne[3];
+        uint64_t as_stored = fmt_type_bytes(fmt_type_info(w->type), values);
+        bool vector = w->n_dims == 1;
+        if (m->program.weight_is_linear[i] || vector) {
+            bytes += w->packed_bytes > 0 ? w->packed_bytes : as_stored;
+        } else {
+            bytes += as_stored / w->ne[1];
+        }
+    }
+    return bytes;
+}
+
+static const char *unit_name(const struct model *m)
+{
+    const char *isa = backend_isa(m->backend);
+    bool quantised = m->packed.bytes > 0;
+    if (strcmp(isa, "avx512") == 0) {
+        return quantised ? "int8-vnni512" : "f32-avx512";
+    }
+    if (strcmp(isa, "avx2") == 0) {
+        return quantised ? "int8-avx2" : "f32-avx2";
+    }
+    return "f32";
+}
+
+void model_facts(const struct model *m, struct model_facts *ret)
+{
+    *ret = (struct model_facts){
+        .path = m->path,
+        .description = m->description,
+        .type_name = m->type_name,
+        .file_bytes = gguf_file_bytes(m->gguf),
+        .n_params = m->n_params,
+        .packed_bytes = m->packed.bytes,
+        .mapped_bytes = gguf_file_bytes(m->gguf),
+        .weight_bytes_per_token = weight_bytes_per_token(m),
+        .flops_per_token = m->program.flops_per_row,
+        .n_ctx = m->n_ctx,
+        .load_ms = m->load_ms,
+        .program_backend = backend_spec(m->backend),
+        .attention_backend = backend_spec(m->attention != NULL ? m->attention : m->backend),
+        .isa = backend_isa(m->backend),
+        .unit = unit_name(m),
+        .n_threads = m->n_threads,
+    };
+}
+
+const char *model_name(const struct model *m)
+{
+    return m->name;
+}
+
+const struct gguf *model_gguf(const struct model *m)
+{
+    return m->gguf;
+}
+
+const struct tokenizer *model_tokenizer(const struct model *m)
+{
+    return m->tokenizer;
+}
+
+const struct model_shape *model_shape(const struct model *m)
+{
+    return &m->shape;
+}
+
+const struct kv_layout *model_kv_layout(const struct model *m)
+{
+    return &m->layout;
+}
+
+/* ---- loading ----------------------------------------------------------------------------------
+ */
+
+static int open_file(struct model *m, struct loading *l)
+{
+    const struct model_options *o = l->options;
+    m->name = strdup(o->name);
+    m->path = strdup(o->path);
+    if (m->name == NULL || m->path == NULL) {
+        return fmt_fail(l->err, -ENOMEM, "no memory");
+    }
+    int rc = gguf_open(o->path, &m->gguf, l->err);
+    rc = rc < 0 ? rc : model_shape_read(m->gguf, &m->shape, l->err);
+    rc = rc < 0 ? rc : tokenizer_create(m->gguf, &m->tokenizer, l->err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (tokenizer_n_vocab(m->tokenizer) > m->shape.n_vocab) {
+        return fmt_fail(l->err, -EINVAL, "%s: %u tokens in the vocabulary, but %u embeddings",
+                        o->path, tokenizer_n_vocab(m->tokenizer), m->shape.n_vocab);
+    }
+    m->n_ctx = o->n_ctx > 0 ? o->n_ctx : m->shape.n_ctx_train;
+    return 0;
+}
+
+static int init_layout(struct model *m, struct loading *l)
+{
+    struct kv_layer_desc *layers = calloc(m->shape.n_layers, sizeof(*layers));
+    if (layers == NULL) {
+        return fmt_fail(l->err, -ENOMEM, "no memory");
+    }
+    for (uint32_t i = 0; i < m->shape.n_layers; i++) {
+        layers[i] = (struct kv_layer_desc){
+            .window = model_layer_window(&m->shape, i),
+            .n_kv_heads = m->shape.n_kv_heads,
+            .k_dim = m->shape.k_dim,
+            .v_dim = m->shape.v_dim,
+            .k_type = l->options->k_type,
+            .v_type = l->options->v_type,
+        };
+    }
+    int rc = kv_layout_init(&m->layout, layers, m->shape.n_layers);
+    free(layers);
+    return rc < 0 ? fmt_fail(l->err, rc, "%s: no KV layout for types %s and %s: %s", m->path,
+                             kv_type_name(l->options->k_type), kv_type_name(l->options->v_type),
+                             strerror(-rc))
+                  : 0;
+}
+
+static int on_read(void *arg, uint64_t offset, const void *data, size_t bytes)
+{
+    struct loading *l = arg;
+    l->done += bytes;
+    report(l, "read", l->done, l->total);
+    return 0;
+}
+
+/* Reads every byte once: the page cache is warm then, and a bad disk is an error, not a fault. */
+static int read_through(struct model *m, struct loading *l)
+{
+    l->total = gguf_file_bytes(m->gguf);
+    for (uint32_t i = 0; i < gguf_n_files(m->gguf); i++) {
+        struct io_read_job job = {
+            .fd = gguf_file_fd(m->gguf, i),
+            .bytes = gguf_one_file_bytes(m->gguf, i),
+            .on_data = on_read,
+            .arg = l,
+            .cancel = l->cancel,
+        };
+        int rc = io_read_wait(l->io, &job);
+        if (rc < 0) {
+            return fmt_fail(l->err, rc, "%s: cannot be read: %s", gguf_file_path(m->gguf, i),
+                            strerror(-rc));
+        }
+    }
+    return 0;
+}
+
+static int open_backends(struct model *m, struct loading *l, struct backend_catalogue *catalogue,
+                         struct pool *pool)
+{
+    struct gqa_reason reason = {""};
+    const struct model_options *o = l->options;
+    int rc = backend_open(catalogue, o->backend, pool, &m->backend, &reason);
+    if (rc < 0) {
+        return fmt_fail(l->err, rc, "backend %s: %s", o->backend != NULL ? o->backend : "(default)",
+                        reason.text);
+    }
+    if (backend_program(m->backend) == NULL) {
+        return fmt_fail(l->err, -ENOTSUP, "backend %s has attention only: give it as attention=",
+                        backend_spec(m->backend));
+    }
+    if (o->attention_backend != NULL) {
+        rc = backend_open(catalogue, o->attention_backend, pool, &m->attention, &reason);
+        if (rc < 0) {
+            return fmt_fail(l->err, rc, "attention backend %s: %s", o->attention_backend,
+                            reason.text);
+        }
+    }
+    struct backend *attention = m->attention != NULL ? m->attention : m->backend;
+    for (uint32_t i = 0; i < m->program.n_attn_layers; i++) {
+        rc = backend_attention(attention)->supports(backend_context(attention),
+                                                    &m->program.attn_layers[i], &reason);
+        if (rc < 0) {
+            return fmt_fail(l->err, rc, "attention backend %s, layer %u: %s",
+                            backend_spec(attention), i, reason.text);
+        }
+    }
+    m->n_threads = pool_n_threads(pool);
+    return 0;
+}
+
+static void on_packed(void *arg, uint64_t done, uint64_t total)
+{
+    report(arg, "pack", done, total);
+}
+
+/* The file's pages whose contents were packed are not needed again soon. */
+static void drop_packed_sources(struct model *m)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (uint32_t i = 0; i < m->program.n_weights; i++) {
+        const struct gqa_weight *w = &m->program.weights[i];
+        uint64_t values = w->ne[0] * w->ne[1] * w->ne[2] * w->ne[3];
+        uintptr_t first = ((uintptr_t)w->data + page - 1) & ~(page - 1);
+        uintptr_t end =
+            ((uintptr_t)w->data + fmt_type_bytes(fmt_type_info(w->type), values)) & ~(page - 1);
+        if (w->packed_bytes > 0 && first < end) {
+            madvise((void *)first, end - first, MADV_DONTNEED);
+        }
+    }
+}
+
+static int prepare(struct model *m, struct loading *l)
+{
+    int rc = packed_weights_init(&m->packed, m->backend, &m->program, m->n_threads, l->cancel,
+                                 on_packed, l);
+    if (rc < 0) {
+        return fmt_fail(l->err, rc, "%s: packing the weights failed: %s", m->path, strerror(-rc));
+    }
+    drop_packed_sources(m);
+    struct gqa_program_desc desc = {
+        .struct_size = sizeof(desc),
+        .max_rows = l->options->max_batch_rows,
+        .max_out_rows = l->options->max_out_rows,
+        .n_ops = m->program.n_ops,
+        .n_regs = m->program.n_regs,
+        .n_weights = m->program.n_weights,
+        .n_attn_layers = m->program.n_attn_layers,
+        .n_rope_tables = m->program.n_rope_tables,
+        .ops = m->program.ops,
+        .regs = m->program.regs,
+        .weights = m->program.weights,
+        .attn_layers = m->program.attn_layers,
+        .rope_tables = m->program.rope_tables,
+    };
+    struct gqa_reason reason = {""};
+    rc = backend_program(m->backend)
+             ->prepare(backend_context(m->backend), &desc, &m->prepared, &reason);
+    return rc < 0 ? fmt_fail(l->err, rc, "%s: backend %s: %s", m->path, backend_spec(m->backend),
+                             reason.text)
+                  : 0;
+}
+
+int model_load(const struct model_options *options, struct backend_catalogue *catalogue,
+               struct pool *pool, struct io *io, const volatile bool *cancel,
+               model_progress_fn progress, void *progress_arg, struct model **ret,
+               struct fmt_error *err)
+{
+    struct loading l = {options, io, cancel, progress, progress_arg, .err = err};
+    double start = now_ms();
+    struct model *m = calloc(1, sizeof(*m));
+    if (m == NULL) {
+        return fmt_fail(err, -ENOMEM, "no memory");
+    }
+    atomic_init(&m->refs, 1);
+    report(&l, "map", 0, 0);
+    int rc = open_file(m, &l);
+    rc = rc < 0 ? rc : init_layout(m, &l);
+    rc = rc < 0 ? rc
+                : model_program_init(&m->program, m->gguf, &m->shape, &m->layout, m->n_ctx, err);
+    rc = rc < 0 ? rc : open_backends(m, &l, catalogue, pool);
+    rc = rc < 0 ? rc : read_through(m, &l);
+    rc = rc < 0 ? rc : prepare(m, &l);
+    if (rc < 0) {
+        model_unref(m);
+        return rc;
+    }
+    describe(m);
+    m->load_ms = now_ms() - start;
+    report(&l, "ready", gguf_file_bytes(m->gguf), gguf_file_bytes(m->gguf));
+    *ret = m;
+    return 0;
+}
+
+struct model *model_ref(struct model *m)
+{
+    atomic_fetch_add_explicit(&m->refs, 1, memory_order_relaxed);
+    return m;
+}
+
+void model_unref(struct model *m)
+{
+    if (m == NULL || atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) > 1) {
+        return;
+    }
+    if (m->prepared != NULL) {
+        backend_program(m->backend)->release(backend_context(m->backend), m->prepared);
+    }
+    backend_unref(m->attention);
+    backend_unref(m->backend);
+    packed_weights_finish(&m->packed);
+    model_program_finish(&m->program);
+    kv_layout_finish(&m->layout);
+    tokenizer_destroy(m->tokenizer);
+    gguf_close(m->gguf);
+    free(m->name);
+    free(m->path);
+    free(m);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------
+ */
+
+/* Runs attention of one op on the other backend, over the program's registers in host memory. */
+static int foreign_attention(struct model *m, const struct gqa_op *op,
+                             const struct gqa_attn_batch *batch)
+{
+    const struct gqa_program *iface = backend_program(m->backend);
+    void *context = backend_context(m->backend);
+    const struct gqa_attention *attention = backend_attention(m->attention);
+    const struct gqa_reg *regs = m->program.regs;
+    const float *q = iface->data(context, m->prepared, op->src.reg);
+    const float *k = iface->data(context, m->prepared, op->src2.reg);
+    const float *v = iface->data(context, m->prepared, op->src3.reg);
+    float *out = iface->data(context, m->prepared, op->dst.reg);
+    if (q == NULL || k == NULL || v == NULL || out == NULL) {
+        return -ENOTSUP;
+    }
+    struct gqa_attn_io io = {
+        .q = q + op->src.first,
+        .k = k + op->src2.first,
+        .v = v + op->src3.first,
+        .out = out + op->dst.first,
+        .q_stride = regs[op->src.reg].width,
+        .k_stride = regs[op->src2.reg].width,
+        .v_stride = regs[op->src3.reg].width,
+        .out_stride = regs[op->dst.reg].width,
+    };
+    const struct gqa_attn_layer *layer = &m->program.attn_layers[op->layer];
+    void *other = backend_context(m->attention);
+    int rc = attention->append(other, layer, batch, &io);
+    return rc < 0 ? rc : attention->attend(other, layer, batch, &io);
+}
+
+/* Without another backend for attention, everything is one range. */
+static int run_ops(struct model *m, const struct gqa_attn_batch *batch)
+{
+    const struct gqa_program *iface = backend_program(m->backend);
+    void *context = backend_context(m->backend);
+    uint32_t first = 0;
+    for (uint32_t i = 0; m->attention != NULL && i < m->program.n_ops; i++) {
+        if (m->program.ops[i].kind != GQA_OP_ATTENTION) {
+            continue;
+        }
+        int rc = iface->run(context, m->prepared, first, i);
+        rc = rc < 0 ? rc : foreign_attention(m, &m->program.ops[i], batch);
+        if (rc < 0) {
+            return rc;
+        }
+        first = i + 1;
+    }
+    return iface->run(context, m->prepared, first, m->program.n_ops);
+}
+
+int model_step(struct model *m, const struct model_batch *batch, const float **ret_logits)
+{
+    const struct gqa_program *iface = backend_program(m->backend);
+    void *context = backend_context(m->backend);
+    struct gqa_batch b = {
+        .struct_size = sizeof(b),
+        .n_rows = batch->n_rows,
+        .n_out = batch->n_out,
+        .tokens = batch->tokens,
+        .positions = batch->positions,
+        .out_rows = batch->out_rows,
+        .attention = batch->attention,
+    };
+    int rc = iface->begin(context, m->prepared, &b);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = run_ops(m, batch->attention);
+    int end = iface->end(context, m->prepared);
+    rc = rc < 0 ? rc : end;
+    if (rc < 0) {
+        return rc;
+    }
+    const float *logits = iface->data(context, m->prepared, m->program.logits_reg);
+    if (logits == NULL) {
+        return -ENOTSUP;
+    }
+    *ret_logits = logits;
+    return 0;
+}
