@@ -5,6 +5,7 @@
 #ifndef DAEMON_IO_IO_H
 #define DAEMON_IO_IO_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,8 +27,8 @@ struct io_read_job {
     int (*on_data)(void *arg, uint64_t offset, const void *data, size_t bytes); /* NULL: none */
     void (*done)(void *arg, int result);
     void *arg;
-    const volatile bool *cancel; /* or NULL */
-    struct io_read_job *next;    /* the io thread's */
+    const atomic_bool *cancel; /* or NULL */
+    struct io_read_job *next;  /* the io thread's */
 };
 int io_submit_read(struct io *io, struct io_read_job *job);
 

@@ -199,21 +199,11 @@ void kv_block_unref(struct kv_arena *a, struct kv_block *b)
     a->blocks_used--;
 }
 
-uint64_t kv_arena_available(const struct kv_arena *a, uint64_t block_bytes)
+uint64_t kv_arena_bytes_for(uint64_t block_bytes, uint64_t n_blocks)
 {
-    uint64_t free_blocks = 0;
-    uint64_t reclaimable = a->bytes_max - a->bytes_mapped;
-    for (uint32_t i = 0; i < a->n_sizes; i++) {
-        for (const struct slab *s = a->sizes[i].slabs; s != NULL; s = s->next) {
-            if (a->sizes[i].block_bytes == block_bytes) {
-                free_blocks += s->n_blocks - s->n_used;
-            } else if (s->n_used == 0) {
-                reclaimable += s->bytes;
-            }
-        }
-    }
     uint64_t slab_bytes = slab_bytes_of(block_bytes);
-    return free_blocks + reclaimable / slab_bytes * (slab_bytes / block_bytes);
+    uint64_t per_slab = slab_bytes / block_bytes;
+    return (n_blocks + per_slab - 1) / per_slab * slab_bytes;
 }
 
 void kv_arena_trim(struct kv_arena *a)

@@ -27,8 +27,8 @@ int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **r
 struct kv_block *kv_block_ref(struct kv_block *b);
 void kv_block_unref(struct kv_arena *a, struct kv_block *b); /* NULL is legal */
 
-/* How many blocks of that size could be allocated now. */
-uint64_t kv_arena_available(const struct kv_arena *a, uint64_t block_bytes);
+/* Bytes of the bound that so many blocks of that size can take, whole slabs counted. */
+uint64_t kv_arena_bytes_for(uint64_t block_bytes, uint64_t n_blocks);
 
 /* Gives slabs without blocks in use back to the system. */
 void kv_arena_trim(struct kv_arena *a);

@@ -90,14 +90,11 @@ void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new)
     }
 }
 
-uint64_t kv_sequence_missing_bytes(const struct kv_sequence *s, uint32_t n_new)
+uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens)
 {
-    uint32_t n_blocks = blocks_for((uint64_t)s->n_tokens + n_new);
     uint64_t bytes = 0;
-    for (uint32_t c = 0; c < s->layout->n_classes; c++) {
-        if (n_blocks > s->lists[c].n) {
-            bytes += (n_blocks - s->lists[c].n) * s->layout->classes[c].block_bytes;
-        }
+    for (uint32_t c = 0; c < layout->n_classes; c++) {
+        bytes += kv_arena_bytes_for(layout->classes[c].block_bytes, blocks_for(n_tokens));
     }
     return bytes;
 }

@@ -34,7 +34,7 @@ int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new);
 /* The tokens were written: they count from now on, and blocks before a class's window go back. */
 void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new);
 
-/* Blocks (over all classes) that kv_sequence_reserve would have to allocate. */
-uint64_t kv_sequence_missing_bytes(const struct kv_sequence *s, uint32_t n_new);
+/* Bytes of an arena's bound that a sequence of so many tokens can take. */
+uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens);
 
 #endif

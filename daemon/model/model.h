@@ -12,6 +12,8 @@
 #include "daemon/model/tokenizer.h"
 #include "format/gguf.h"
 
+#include <stdatomic.h>
+
 struct model;
 
 struct model_options {
@@ -31,7 +33,7 @@ typedef void (*model_progress_fn)(void *arg, const char *stage, uint64_t done, u
 /* Loads in the calling thread (never the loop): maps and checks the file, reads it through io with
  * progress (so that I/O errors are errors, not faults), packs weights, prepares the program. */
 int model_load(const struct model_options *options, struct backend_catalogue *catalogue,
-               struct pool *pool, struct io *io, const volatile bool *cancel,
+               struct pool *pool, struct io *io, const atomic_bool *cancel,
                model_progress_fn progress, void *progress_arg, struct model **ret,
                struct fmt_error *err);
 struct model *model_ref(struct model *m);

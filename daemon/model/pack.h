@@ -8,6 +8,8 @@
 #include "daemon/backend/backend.h"
 #include "daemon/model/program.h"
 
+#include <stdatomic.h>
+
 struct packed_weights {
     void *memory;
     uint64_t bytes;
@@ -17,7 +19,7 @@ struct packed_weights {
  * progress (may be NULL) is called on the calling thread. -ECANCELED when *cancel becomes true. */
 int packed_weights_init(struct packed_weights *w, struct backend *backend,
                         struct model_program *program, uint32_t n_threads,
-                        const volatile bool *cancel,
+                        const atomic_bool *cancel,
                         void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg);
 void packed_weights_finish(struct packed_weights *w);
 

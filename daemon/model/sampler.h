@@ -2,9 +2,9 @@
  *
  * Names, defaults and order are llama.cpp's: logit_bias, penalties, top_k, top_p, min_p,
  * temperature, then a draw; temperature <= 0 is greedy (the first of equal maxima). Every sampler
- * of the chain is a row of one table in sampler.c; new ones are rows. One sampler belongs to one
- * sequence and is used by the engine thread only. The same seed, logits and history give the same
- * tokens on every machine (own PCG generator, no libc rand). */
+ * of the chain is a row of one table in sampler_chain.c; new ones are rows. One sampler belongs to
+ * one sequence and is used by the engine thread only. The same seed, logits and history give the
+ * same tokens on every machine (own PCG generator, no libc rand). */
 #ifndef DAEMON_MODEL_SAMPLER_H
 #define DAEMON_MODEL_SAMPLER_H
 
@@ -58,11 +58,13 @@ struct sampler_params sampler_params_default(void);
 int sampler_create(const struct sampler_params *params, uint32_t n_vocab, struct sampler **ret);
 void sampler_destroy(struct sampler *s);
 
-/* Tells the sampler of a token that is now part of the sequence (prompt or generated). */
+/* Tells the sampler of a token that is now part of the sequence (prompt or generated). -ERANGE when
+ * the id is outside the vocabulary, -ENOMEM. */
 int sampler_accept(struct sampler *s, int32_t token);
 
 /* logits: (n_vocab), finite or -inf; not modified. -EDOM when any is NaN or +inf, or when all are
- * -inf. Does not accept the chosen token: the caller does. */
+ * -inf, as they are or after bias and penalties. Does not accept the chosen token: the caller does.
+ */
 int sampler_sample(struct sampler *s, const float *logits, struct sampled_token *ret);
 
 #endif

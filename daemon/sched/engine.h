@@ -13,6 +13,9 @@
 
 struct engine;
 
+/* Most rows of a step that give logits: what models must be loaded with (max_out_rows). */
+uint32_t engine_max_out_rows(uint32_t n_parallel);
+
 struct engine_options {
     struct pool *pool;     /* owned by the caller; the engine thread becomes its worker 0 */
     uint32_t n_batch;      /* most rows of a step */
@@ -51,6 +54,10 @@ struct engine_stats {
     uint64_t kv_bytes_used, kv_bytes_max, kv_blocks_used;
 };
 void engine_stats(struct engine *e, struct engine_stats *ret);
+
+/* When the step in progress began (CLOCK_MONOTONIC), or 0 while the engine waits for work: a
+ * watchdog sees a step that does not end. */
+uint64_t engine_step_started_ns(struct engine *e);
 
 /* Sequences of a model that wait or run; the loop unloads a model when there are none. */
 uint32_t engine_model_users(struct engine *e, const struct model *m);

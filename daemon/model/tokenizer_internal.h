@@ -1,0 +1,204 @@
+/* daemon/model/tokenizer_internal.h - what the tokenizer's files share.
+ *
+ *   text -> fragments (special tokens | plain text)           tokenizer_special.c
+ *        -> words (pre-tokeniser, or at spaces)               tokenizer_pre.c, tokenizer_spm.c
+ *        -> symbols, merged pair by pair -> ids               tokenizer_merge.c
+ *
+ * A tokenizer is written by tokenizer_create alone; a call's working memory is a struct scratch. */
+#ifndef DAEMON_MODEL_TOKENIZER_INTERNAL_H
+#define DAEMON_MODEL_TOKENIZER_INTERNAL_H
+
+#include "daemon/model/tokenizer.h"
+
+#define TOKENIZER_MAX_VOCAB      (1u << 22) /* tokens; the largest known vocabulary has 2^18 */
+#define TOKENIZER_MAX_MERGES     (1u << 23)
+#define TOKENIZER_MAX_TEXT_BYTES (1u << 30) /* symbols are counted in 32 bits */
+
+/* Bytes to token id, open addressing; the bytes are pieces. Seeded, so that no file can choose its
+ * collisions. */
+struct piece_table {
+    struct piece_slot {
+        uint32_t tag;  /* the hash's other half: most mismatches end here */
+        int32_t token; /* TOKEN_NONE: free */
+    } * slots;
+    uint32_t mask;
+    uint64_t seed;
+};
+
+/* Pair of token ids to the merge's rank and the joined token; open addressing, seeded. */
+struct merge_table {
+    struct merge_slot {
+        uint64_t pair; /* left << 32 | right; UINT64_MAX: free */
+        uint32_t rank;
+        int32_t token;
+    } * slots;
+    uint32_t mask;
+    uint64_t seed;
+};
+
+struct token_entry {
+    const char *piece; /* into tokenizer.pieces: the bytes that the token stands for */
+    uint32_t bytes;
+    uint8_t kind;  /* enum token_kind */
+    uint8_t flags; /* TOKEN_FLAG_* */
+};
+
+enum {
+    TOKEN_FLAG_EOG = 1,     /* generation ends here */
+    TOKEN_FLAG_MERGES = 2,  /* plain text may become this token */
+    TOKEN_FLAG_SPECIAL = 4, /* found as a whole in the text, before anything else */
+    TOKEN_FLAG_RSTRIP = 8,  /* swallows the white space after it */
+};
+
+/* Tokens with TOKEN_FLAG_SPECIAL. */
+struct special_set {
+    int32_t *by_text;    /* (n), in byte order: a prefix comes before its extensions */
+    uint32_t *by_length; /* (n) indices into by_text: longest first, then ascending id */
+    uint32_t n;
+    uint32_t first[257]; /* by_text[first[b]..first[b + 1]) begin with byte b */
+};
+
+struct pre_tokenizer; /* compiled expressions, tokenizer_pre.c */
+struct scratch;
+
+/* A kind of tokenizer. */
+struct tokenizer_model {
+    const char *name; /* tokenizer.ggml.model */
+    /* Fills kinds, flags and pieces from the file's texts; then whatever the kind needs once the
+     * table of pieces stands. 0 or -errno with err. */
+    int (*load_pieces)(struct tokenizer *t, const struct gguf_string *texts, struct fmt_error *err);
+    int (*load)(struct tokenizer *t, const struct gguf *g, struct fmt_error *err);
+    /* Encodes a fragment of plain text. after_special: nothing or a special token precedes it. */
+    int (*encode)(const struct tokenizer *t, struct scratch *s, const char *text, size_t bytes,
+                  bool after_special);
+};
+
+extern const struct tokenizer_model tokenizer_model_spm, tokenizer_model_bpe;
+
+struct tokenizer {
+    const struct tokenizer_model *model;
+    uint32_t n_vocab;
+    struct token_entry *tokens; /* (n_vocab) */
+    char *pieces;
+    size_t pieces_bytes;
+    struct piece_table table; /* tokens with TOKEN_FLAG_MERGES */
+    int32_t byte_token[256];  /* the token that stands for one byte, or TOKEN_NONE */
+    struct special_set specials;
+    int32_t bos, eos, unk;
+    bool add_bos, add_eos;
+    bool all_bytes; /* no byte_token is missing: UNKNOWN never stands for plain text */
+    bool typed;     /* the file has token types */
+
+    /* SPM */
+    bool add_space_prefix;
+    bool words_end_at_spaces; /* no piece has a space after another character */
+    uint32_t *priority;       /* (n_vocab): order of merging, lower first */
+
+    /* BPE */
+    struct pre_tokenizer *pre;
+    struct merge_table merges;
+    bool ignore_merges; /* a word that is a token needs no merging */
+};
+
+/* tokenizer_vocab.c */
+int tokenizer_load_vocab(struct tokenizer *t, const struct gguf *g, struct fmt_error *err);
+/* The token with exactly these bytes as its piece, among those that plain text may become. */
+int32_t tokenizer_find(const struct tokenizer *t, const char *bytes, size_t n);
+uint64_t tokenizer_random_seed(void);
+/* "<0xHH>" to its byte; -1 when the text is anything else. */
+int tokenizer_parse_byte(struct gguf_string text);
+
+/* tokenizer_special.c */
+void tokenizer_mark_names(struct tokenizer *t, const struct gguf *g,
+                          const struct gguf_string *texts);
+int tokenizer_build_specials(struct tokenizer *t);
+void tokenizer_free_specials(struct tokenizer *t);
+
+#define FRAGMENT_END UINT32_MAX
+
+struct fragment {
+    size_t offset, bytes;
+    int32_t token; /* TOKEN_NONE: plain text */
+    uint32_t next; /* index, or FRAGMENT_END */
+};
+
+/* Cuts the text into *ret[0], its successors by next. The caller frees *ret. */
+int tokenizer_partition(const struct tokenizer *t, const char *text, size_t bytes,
+                        bool parse_special, struct fragment **ret);
+
+/* tokenizer_pre.c */
+struct pre_scratch;
+int pre_tokenizer_create(struct gguf_string name, struct pre_tokenizer **ret,
+                         struct fmt_error *err);
+void pre_tokenizer_destroy(struct pre_tokenizer *p);
+const char *pre_tokenizer_name(const struct pre_tokenizer *p);
+bool pre_tokenizer_ignores_merges(const struct pre_tokenizer *p);
+bool pre_tokenizer_adds_bos(const struct pre_tokenizer *p);
+int pre_scratch_create(const struct pre_tokenizer *p, struct pre_scratch **ret);
+void pre_scratch_destroy(struct pre_scratch *s);
+/* Splits well-formed UTF-8 into words: *ret_ends are their ends, ascending, the last is bytes. The
+ * array is the scratch's, valid until the next call. */
+int pre_tokenizer_split(const struct pre_tokenizer *p, struct pre_scratch *s, const char *text,
+                        size_t bytes, const uint32_t **ret_ends, size_t *ret_count);
+
+/* tokenizer_merge.c: the working memory of one call of tokenizer_encode. */
+struct symbol {
+    uint32_t start, bytes; /* in the word; bytes is 0 once the left neighbour has swallowed it */
+    uint32_t prev, next;   /* SYMBOL_END */
+    int32_t token;         /* TOKEN_NONE: only its bytes can be encoded */
+};
+
+#define SYMBOL_END UINT32_MAX
+
+struct merge_candidate {
+    uint32_t priority;
+    uint32_t left, right;
+    int32_t token;  /* of both together */
+    uint32_t bytes; /* of both when this was queued: anything else now makes it stale */
+};
+
+struct cached_word {
+    const char *word;      /* into the caller's text */
+    uint32_t bytes;        /* 0: free */
+    uint32_t first, count; /* of scratch.out */
+};
+
+struct scratch {
+    int32_t *out;
+    size_t n_out, out_capacity, max_tokens;
+    struct symbol *symbols;
+    struct merge_candidate *heap;
+    size_t n_symbols, symbol_capacity, n_heap;
+    struct cached_word *cache;
+    uint32_t cache_mask;
+    size_t text_bytes;
+    char *text; /* SPM: copies of fragments with U+2581 as spaces; NULL until one is needed */
+    size_t text_used;
+    char *word; /* SPM: a word with a space put in front */
+    size_t word_capacity;
+    struct pre_scratch *pre;
+};
+
+int scratch_init(struct scratch *s, const struct tokenizer *t, size_t text_bytes,
+                 size_t max_tokens);
+void scratch_finish(struct scratch *s);
+int scratch_push(struct scratch *s, int32_t token);
+
+/* Fills symbols for a word: their count, all linked. Room for one symbol a byte was made. */
+typedef size_t split_symbols_fn(const struct tokenizer *t, struct symbol *symbols, const char *word,
+                                size_t bytes);
+/* Whether two neighbours may merge; with which priority (lower is first) and into which token. */
+typedef bool may_merge_fn(const struct tokenizer *t, const char *word, const struct symbol *left,
+                          const struct symbol *right, uint32_t *ret_priority, int32_t *ret_token);
+
+struct merge_rules {
+    split_symbols_fn *split;
+    may_merge_fn *may_merge;
+};
+
+/* Encodes one word by merging. cacheable: word points into memory that outlives the call. */
+int tokenizer_encode_word(const struct tokenizer *t, struct scratch *s,
+                          const struct merge_rules *rules, const char *word, size_t bytes,
+                          bool cacheable);
+
+#endif

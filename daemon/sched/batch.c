@@ -1,0 +1,155 @@
+#include "daemon/sched/batch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A request whose events the loop could not deliver yet stops here until its reader catches up. */
+#define UNDELIVERED_BYTES_MAX (8u << 20)
+
+int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_outs, uint32_t max_seqs)
+{
+    memset(b, 0, sizeof(*b));
+    b->max_rows = max_rows;
+    b->max_outs = max_outs;
+    b->max_seqs = max_seqs;
+    b->members = calloc(max_seqs, sizeof(*b->members));
+    b->tokens = calloc(max_rows, sizeof(*b->tokens));
+    b->positions = calloc(max_rows, sizeof(*b->positions));
+    b->row_class = calloc(max_rows, sizeof(*b->row_class));
+    b->out_rows = calloc(max_outs, sizeof(*b->out_rows));
+    b->seqs = calloc(max_seqs, sizeof(*b->seqs));
+    if (b->members == NULL || b->tokens == NULL || b->positions == NULL || b->row_class == NULL ||
+        b->out_rows == NULL || b->seqs == NULL) {
+        batch_finish(b);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+void batch_finish(struct batch *b)
+{
+    free(b->members);
+    free(b->tokens);
+    free(b->positions);
+    free(b->row_class);
+    free(b->out_rows);
+    free(b->seqs);
+    memset(b, 0, sizeof(*b));
+}
+
+bool sequence_is_paused(const struct sequence *s)
+{
+    return atomic_load_explicit(&s->request->undelivered_bytes, memory_order_relaxed) >
+           UNDELIVERED_BYTES_MAX;
+}
+
+/* Whether logits of the sequence's token at that index are wanted. */
+static bool wants_out(const struct sequence *s, size_t index)
+{
+    if (s->request->kind == REQUEST_GENERATE) {
+        return index + 1 == s->n_tokens;
+    }
+    bool last_without_next = s->request->logprobs && index + 1 == s->n_tokens;
+    return index >= s->request->first_row && !last_without_next;
+}
+
+/* The class follows the place: complete blocks of the prompt are P, everything else is D. */
+static uint8_t row_class(const struct sequence *s, size_t index)
+{
+    size_t prompt_blocks = s->request->n_tokens / GQA_KV_BLOCK_TOKENS;
+    return index < prompt_blocks * GQA_KV_BLOCK_TOKENS ? GQA_ROW_P : GQA_ROW_D;
+}
+
+/* Adds up to max_rows of the sequence's pending tokens; fewer where the output rows run out. */
+static int add_rows(struct batch *b, struct sequence *s, size_t max_rows)
+{
+    size_t first = s->kv.n_tokens;
+    size_t n = sequence_pending(s);
+    n = n < max_rows ? n : max_rows;
+    n = n < b->max_rows - b->n_rows ? n : b->max_rows - b->n_rows;
+    uint32_t outs = 0;
+    size_t taken = 0;
+    while (taken < n) {
+        bool out = wants_out(s, first + taken);
+        if (out && b->n_outs + outs == b->max_outs) {
+            break;
+        }
+        outs += out;
+        taken++;
+    }
+    if (taken == 0) {
+        return 0;
+    }
+    int rc = kv_sequence_reserve(&s->kv, (uint32_t)taken);
+    if (rc < 0) {
+        return rc;
+    }
+    s->step_first_row = b->n_rows;
+    s->step_rows = (uint32_t)taken;
+    s->step_first_out = b->n_outs;
+    s->step_outs = outs;
+    for (size_t i = 0; i < taken; i++) {
+        uint32_t row = b->n_rows++;
+        b->tokens[row] = s->tokens[first + i];
+        b->positions[row] = (uint32_t)(first + i);
+        b->row_class[row] = row_class(s, first + i);
+        if (wants_out(s, first + i)) {
+            b->out_rows[b->n_outs++] = row;
+        }
+    }
+    b->seqs[b->n_seqs] = (struct gqa_attn_seq){
+        .first_row = s->step_first_row,
+        .n_rows = s->step_rows,
+        .n_past = s->kv.n_tokens,
+        .tables = s->kv.tables,
+    };
+    b->members[b->n_seqs++] = s;
+    return 0;
+}
+
+uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running,
+                    void (*on_no_memory)(void *arg, struct sequence *s), void *arg)
+{
+    b->model = model;
+    b->n_rows = b->n_outs = b->n_seqs = 0;
+    for (int prefill = 0; prefill < 2; prefill++) {
+        for (struct sequence *s = running, *next; s != NULL; s = next) {
+            next = s->next;
+            bool fits = b->n_rows < b->max_rows && b->n_seqs < b->max_seqs;
+            if (s->request->model != model || sequence_is_prefilling(s) != (prefill == 1) ||
+                sequence_is_paused(s) || !fits) {
+                continue;
+            }
+            if (add_rows(b, s, prefill ? SIZE_MAX : 1) < 0) {
+                on_no_memory(arg, s);
+            }
+        }
+    }
+    return b->n_rows;
+}
+
+int batch_run(struct batch *b, const float **ret_logits)
+{
+    struct gqa_attn_batch attention = {
+        .struct_size = sizeof(attention),
+        .n_rows = b->n_rows,
+        .n_seqs = b->n_seqs,
+        .commit = 1,
+        .seqs = b->seqs,
+        .row_class = b->row_class,
+    };
+    struct model_batch step = {
+        .n_rows = b->n_rows,
+        .n_out = b->n_outs,
+        .tokens = b->tokens,
+        .positions = b->positions,
+        .out_rows = b->out_rows,
+        .attention = &attention,
+    };
+    int rc = model_step(b->model, &step, ret_logits);
+    for (uint32_t i = 0; rc == 0 && i < b->n_seqs; i++) {
+        kv_sequence_commit(&b->members[i]->kv, b->members[i]->step_rows);
+    }
+    return rc;
+}

@@ -1,0 +1,38 @@
+/* daemon/sched/batch.h - the rows of one step: which sequences, which tokens of theirs.
+ *
+ * All rows of a step belong to one model. Every sequence that generates gets its one row first;
+ * what is left of the row budget goes to prompts, oldest first, in chunks. Engine thread only. */
+#ifndef DAEMON_SCHED_BATCH_H
+#define DAEMON_SCHED_BATCH_H
+
+#include "daemon/sched/sequence.h"
+
+struct batch {
+    uint32_t max_rows, max_outs, max_seqs;
+    struct model *model; /* of this step; borrowed from its sequences */
+    uint32_t n_rows, n_outs, n_seqs;
+    struct sequence **members; /* (n_seqs) */
+    int32_t *tokens;           /* (n_rows) */
+    uint32_t *positions;
+    uint8_t *row_class;
+    uint32_t *out_rows;
+    struct gqa_attn_seq *seqs;
+};
+
+int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_outs, uint32_t max_seqs);
+void batch_finish(struct batch *b);
+
+/* Fills the batch from the running sequences of one model, leaving out those that wait for a slow
+ * reader. Reserves KV; a sequence for which there is none is handed to on_no_memory and left out.
+ * Returns the number of rows. */
+uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running,
+                    void (*on_no_memory)(void *arg, struct sequence *s), void *arg);
+
+/* Runs the step. On success the members' KV is committed and *ret_logits holds (n_outs, n_vocab),
+ * valid until the next step. */
+int batch_run(struct batch *b, const float **ret_logits);
+
+/* Whether a sequence may run, or waits for its reader. */
+bool sequence_is_paused(const struct sequence *s);
+
+#endif

@@ -1,0 +1,176 @@
+#include "daemon/sched/publish.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROWS_EVENT_BYTES_MAX (4u << 20) /* far below the largest message */
+
+/* One allocation: the event, then its token, then its text. */
+static int emit_tokens(const struct publisher *p, struct sequence *s,
+                       const struct sampled_token *token, const char *text, size_t text_bytes)
+{
+    if (token == NULL && text_bytes == 0) {
+        return 0;
+    }
+    size_t token_bytes = token != NULL ? sizeof(*token) : 0;
+    struct request_event *e = calloc(1, sizeof(*e) + token_bytes + text_bytes);
+    if (e == NULL) {
+        return -ENOMEM;
+    }
+    char *tail = (char *)(e + 1);
+    e->kind = REQUEST_TOKENS;
+    e->request = s->request;
+    if (token != NULL) {
+        memcpy(tail, token, token_bytes);
+        e->tokens = (const struct sampled_token *)tail;
+        e->n_tokens = 1;
+    }
+    if (text_bytes > 0) {
+        memcpy(tail + token_bytes, text, text_bytes);
+    }
+    e->text = tail + token_bytes;
+    e->text_bytes = text_bytes;
+    e->bytes = sizeof(*e) + token_bytes + text_bytes;
+    atomic_fetch_add(&s->request->undelivered_bytes, e->bytes);
+    p->emit(p->arg, e);
+    return 0;
+}
+
+static void finish(struct request *r, enum request_finish how)
+{
+    if (r->finish == FINISH_NONE) {
+        r->finish = how;
+    }
+}
+
+/* Limits that end a generation after this token. */
+static void check_limits(struct sequence *s, uint64_t now_ns)
+{
+    struct request *r = s->request;
+    struct model_facts facts;
+    model_facts(r->model, &facts);
+    if (r->n_generated >= r->n_predict || s->n_tokens >= facts.n_ctx) {
+        finish(r, FINISH_LENGTH);
+    } else if (r->t_max_predict_ms > 0 &&
+               now_ns - s->prompt_done_ns > (uint64_t)r->t_max_predict_ms * 1000000u) {
+        finish(r, FINISH_TIME);
+    }
+}
+
+int publish_token(const struct publisher *p, struct sequence *s, const float *logits,
+                  uint64_t now_ns)
+{
+    struct request *r = s->request;
+    struct sampled_token token;
+    int rc = sampler_sample(s->sampler, logits, &token);
+    rc = rc < 0 ? rc : sampler_accept(s->sampler, token.token);
+    rc = rc < 0 ? rc : sequence_append(s, token.token);
+    if (rc < 0) {
+        return rc;
+    }
+    r->n_generated++;
+    s->last_token_ns = now_ns;
+    const char *text = "";
+    size_t text_bytes = 0;
+    const struct tokenizer *tokenizer = model_tokenizer(r->model);
+    if (tokenizer_is_eog(tokenizer, token.token)) {
+        finish(r, FINISH_EOS);
+    } else {
+        struct gguf_string piece = {"", 0};
+        int stop = -1;
+        /* Embeddings may outnumber the vocabulary: such a token has no text. */
+        tokenizer_piece(tokenizer, token.token, false, &piece);
+        rc = text_stream_push(s->text, piece.data, piece.bytes, &text, &text_bytes, &stop);
+        if (rc < 0) {
+            return rc;
+        }
+        if (stop >= 0) {
+            r->stop_index = stop;
+            finish(r, FINISH_STOP);
+        }
+    }
+    check_limits(s, now_ns);
+    return emit_tokens(p, s, &token, text, text_bytes);
+}
+
+int publish_rest(const struct publisher *p, struct sequence *s)
+{
+    const char *text = "";
+    size_t text_bytes = 0;
+    if (s->text == NULL || s->request->finish == FINISH_STOP) {
+        return 0;
+    }
+    int rc = text_stream_flush(s->text, &text, &text_bytes);
+    return rc < 0 ? rc : emit_tokens(p, s, NULL, text, text_bytes);
+}
+
+/* log p(token) under the softmax of one row of logits. */
+static float logprob(const float *logits, uint32_t n_vocab, int32_t token)
+{
+    float max = logits[0];
+    for (uint32_t i = 1; i < n_vocab; i++) {
+        max = logits[i] > max ? logits[i] : max;
+    }
+    double sum = 0;
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        sum += exp((double)logits[i] - max);
+    }
+    return (float)((double)logits[token] - max - log(sum));
+}
+
+static struct request_event *rows_event(struct sequence *s, uint32_t first_row, uint32_t n_rows,
+                                        uint32_t width)
+{
+    size_t bytes = (size_t)n_rows * width * sizeof(float);
+    struct request_event *e = calloc(1, sizeof(*e) + bytes);
+    if (e == NULL) {
+        return NULL;
+    }
+    e->kind = REQUEST_ROWS;
+    e->request = s->request;
+    e->first_row = first_row;
+    e->n_rows = n_rows;
+    e->rows = (const float *)(e + 1);
+    e->bytes = sizeof(*e) + bytes;
+    return e;
+}
+
+int publish_rows(const struct publisher *p, struct sequence *s, const float *logits)
+{
+    const struct request *r = s->request;
+    uint32_t n_vocab = model_shape(r->model)->n_vocab;
+    uint32_t width = r->logprobs ? 1 : n_vocab;
+    uint32_t per_event = ROWS_EVENT_BYTES_MAX / ((uint32_t)sizeof(float) * width);
+    per_event = per_event > 0 ? per_event : 1;
+    /* The step's rows are committed: the first of them is at n_tokens - step_rows. */
+    uint32_t first = s->kv.n_tokens - s->step_rows;
+    first = first > r->first_row ? first : r->first_row;
+    for (uint32_t done = 0; done < s->step_outs;) {
+        uint32_t n = s->step_outs - done < per_event ? s->step_outs - done : per_event;
+        struct request_event *e = rows_event(s, first + done, n, width);
+        if (e == NULL) {
+            return -ENOMEM;
+        }
+        float *rows = (float *)(e + 1);
+        const float *src = logits + (size_t)done * n_vocab;
+        for (uint32_t i = 0; r->logprobs && i < n; i++) {
+            rows[i] = logprob(src + (size_t)i * n_vocab, n_vocab, s->tokens[first + done + i + 1]);
+        }
+        if (!r->logprobs) {
+            memcpy(rows, src, (size_t)n * n_vocab * sizeof(float));
+        }
+        atomic_fetch_add(&s->request->undelivered_bytes, e->bytes);
+        p->emit(p->arg, e);
+        done += n;
+    }
+    return 0;
+}
+
+void publish_done(const struct publisher *p, struct request *r, struct request_event *done)
+{
+    done->kind = REQUEST_DONE;
+    done->request = r;
+    p->emit(p->arg, done);
+}

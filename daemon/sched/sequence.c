@@ -1,0 +1,118 @@
+#include "daemon/sched/sequence.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t sequence_bytes_needed(const struct request *r)
+{
+    struct model_facts facts;
+    model_facts(r->model, &facts);
+    uint64_t n_tokens = r->n_tokens;
+    if (r->kind == REQUEST_GENERATE) {
+        n_tokens += r->n_predict;
+    }
+    n_tokens = n_tokens < facts.n_ctx ? n_tokens : facts.n_ctx;
+    return kv_sequence_bytes_for(model_kv_layout(r->model), n_tokens);
+}
+
+/* End-of-generation tokens of the vocabulary, for ignore_eos. *ret_ids is malloc'ed. */
+static int find_eog(const struct tokenizer *t, int32_t **ret_ids, size_t *ret_count)
+{
+    size_t count = 0;
+    uint32_t n_vocab = tokenizer_n_vocab(t);
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        count += tokenizer_is_eog(t, (int32_t)i);
+    }
+    int32_t *ids = calloc(count + 1, sizeof(*ids));
+    if (ids == NULL) {
+        return -ENOMEM;
+    }
+    count = 0;
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        if (tokenizer_is_eog(t, (int32_t)i)) {
+            ids[count++] = (int32_t)i;
+        }
+    }
+    *ret_ids = ids;
+    *ret_count = count;
+    return 0;
+}
+
+static int create_sampler(struct sequence *s)
+{
+    struct request *r = s->request;
+    struct sampler_params params = r->sampling;
+    int32_t *eog = NULL;
+    if (r->ignore_eos) {
+        size_t n_eog = 0;
+        int rc = find_eog(model_tokenizer(r->model), &eog, &n_eog);
+        if (rc < 0) {
+            return rc;
+        }
+        params.ignore_eos = true;
+        params.eog = eog;
+        params.n_eog = n_eog;
+    }
+    int rc = sampler_create(&params, model_shape(r->model)->n_vocab, &s->sampler);
+    free(eog);
+    for (size_t i = 0; rc == 0 && i < r->n_tokens; i++) {
+        rc = sampler_accept(s->sampler, r->tokens[i]);
+    }
+    return rc;
+}
+
+int sequence_create(struct request *r, struct kv_arena *arena, struct sequence **ret)
+{
+    struct sequence *s = calloc(1, sizeof(*s));
+    if (s == NULL) {
+        return -ENOMEM;
+    }
+    s->request = r;
+    kv_sequence_init(&s->kv, model_kv_layout(r->model), arena);
+    s->capacity = r->n_tokens + 64;
+    s->tokens = malloc(s->capacity * sizeof(*s->tokens));
+    int rc = s->tokens == NULL ? -ENOMEM : 0;
+    if (rc == 0) {
+        memcpy(s->tokens, r->tokens, r->n_tokens * sizeof(*s->tokens));
+        s->n_tokens = r->n_tokens;
+    }
+    if (rc == 0 && r->kind == REQUEST_GENERATE) {
+        rc = create_sampler(s);
+        rc = rc < 0 ? rc
+                    : text_stream_create((const char *const *)r->stops, r->stop_bytes, r->n_stops,
+                                         &s->text);
+    }
+    if (rc < 0) {
+        sequence_destroy(s);
+        return rc;
+    }
+    *ret = s;
+    return 0;
+}
+
+void sequence_destroy(struct sequence *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    kv_sequence_finish(&s->kv);
+    sampler_destroy(s->sampler);
+    text_stream_destroy(s->text);
+    free(s->tokens);
+    free(s);
+}
+
+int sequence_append(struct sequence *s, int32_t token)
+{
+    if (s->n_tokens == s->capacity) {
+        int32_t *tokens = realloc(s->tokens, s->capacity * 2 * sizeof(*tokens));
+        if (tokens == NULL) {
+            return -ENOMEM;
+        }
+        s->tokens = tokens;
+        s->capacity *= 2;
+    }
+    s->tokens[s->n_tokens++] = token;
+    return 0;
+}

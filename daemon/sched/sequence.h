@@ -1,0 +1,51 @@
+/* daemon/sched/sequence.h - a request that runs: its tokens, KV, sampler and place in the step.
+ *
+ * tokens holds the prompt and what was generated; the first kv.n_tokens of them are computed.
+ * Engine thread only. */
+#ifndef DAEMON_SCHED_SEQUENCE_H
+#define DAEMON_SCHED_SEQUENCE_H
+
+#include "daemon/kv/sequence.h"
+#include "daemon/model/text_stream.h"
+#include "daemon/request.h"
+
+struct sequence {
+    struct sequence *next; /* running ones, oldest first */
+    struct request *request;
+    struct kv_sequence kv;
+    struct sampler *sampler;  /* NULL for REQUEST_LOGITS */
+    struct text_stream *text; /* the same */
+    int32_t *tokens;
+    size_t n_tokens, capacity;
+    uint64_t bytes_committed; /* of the arena's bound */
+
+    /* Of the step in progress. */
+    uint32_t step_rows, step_first_row;
+    uint32_t step_outs, step_first_out;
+
+    uint64_t started_ns, prompt_done_ns, last_token_ns;
+};
+
+/* 0 and *ret; -ENOMEM; -EINVAL (sampling parameters). The request stays the caller's. */
+int sequence_create(struct request *r, struct kv_arena *arena, struct sequence **ret);
+void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
+
+/* Bytes of the arena's bound that the request can come to need. */
+uint64_t sequence_bytes_needed(const struct request *r);
+
+/* Tokens that wait to be computed: the rest of the prompt, or the last generated one. */
+static inline size_t sequence_pending(const struct sequence *s)
+{
+    return s->n_tokens - s->kv.n_tokens;
+}
+
+/* Whether prompt tokens wait: their chunks yield to sequences that generate. */
+static inline bool sequence_is_prefilling(const struct sequence *s)
+{
+    return s->kv.n_tokens < s->request->n_tokens;
+}
+
+/* Appends a generated token. -ENOMEM. */
+int sequence_append(struct sequence *s, int32_t token);
+
+#endif
