@@ -1,0 +1,2 @@
+#include "plugins/cpu/glu.h"
+const struct cpu_glu_kernels cpu_glu_avx512 = {0};

@@ -1,0 +1,307 @@
+/* plugins/cpu/linear.c - plans products and lends them to the host's workers.
+ *
+ * A task is a run of strips of one matrix, against all rows. Strips of a run lie one after the
+ * other in memory, so that decode streams; with many rows the run is small enough to stay in L2
+ * while the tiles of activations pass by. Which task runs where changes no result. */
+#include "plugins/cpu/linear.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Weights per task: long enough that taking a task costs nothing, short enough for balance. */
+#define TASK_BYTES 131072u
+/* Tasks per worker to aim at, so that a late worker leaves little behind. */
+#define TASKS_PER_WORKER 4u
+/* Rows from which quantising them is worth the workers. */
+#define PARALLEL_ROWS 4u
+
+void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret)
+{
+    static const struct cpu_linear_kernels *const levels[CPU_ISA_COUNT] = {
+        [CPU_ISA_C] = &cpu_linear_c,
+#if defined(__x86_64__)
+        [CPU_ISA_AVX2] = &cpu_linear_avx2,
+        [CPU_ISA_AVX512] = &cpu_linear_avx512,
+#endif
+    };
+
+    memset(ret, 0, sizeof(*ret));
+    for (int level = (int)isa; level >= 0; level--) {
+        const struct cpu_linear_kernels *from = levels[level];
+        if (from == NULL) {
+            continue;
+        }
+        if (ret->quantise == NULL) {
+            ret->quantise = from->quantise;
+        }
+        for (uint32_t i = 0; i < CPU_LAYOUT_COUNT; i++) {
+            if (ret->quant[i] == NULL) {
+                ret->quant[i] = from->quant[i];
+            }
+        }
+        for (uint32_t i = 0; i < CPU_FLOAT_COUNT; i++) {
+            if (ret->real[i] == NULL) {
+                ret->real[i] = from->real[i];
+            }
+        }
+    }
+}
+
+static int float_type_of(uint32_t type, enum cpu_float_type *ret)
+{
+    switch (type) {
+    case GQA_TYPE_F32:
+        *ret = CPU_FLOAT_F32;
+        return 0;
+    case GQA_TYPE_F16:
+        *ret = CPU_FLOAT_F16;
+        return 0;
+    case GQA_TYPE_BF16:
+        *ret = CPU_FLOAT_BF16;
+        return 0;
+    default:
+        return -ENOTSUP;
+    }
+}
+
+static int matrix_init_packed(struct cpu_matrix *m, const struct gqa_weight *weight,
+                              struct gqa_reason *reason)
+{
+    uint64_t bytes = cpu_weights_packed_bytes(weight);
+
+    if (bytes == 0) {
+        snprintf(reason->text, sizeof(reason->text),
+                 "%" PRIu64 " inputs are no multiple of the type's block", weight->ne[0]);
+        return -EINVAL;
+    }
+    if (weight->packed == NULL || weight->packed_bytes != bytes) {
+        snprintf(reason->text, sizeof(reason->text),
+                 "packed form has %" PRIu64 " bytes instead of %" PRIu64,
+                 weight->packed != NULL ? weight->packed_bytes : 0, bytes);
+        return -EINVAL;
+    }
+    m->data = weight->packed;
+    m->strip_bytes = bytes / ((m->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS);
+    return 0;
+}
+
+int cpu_matrix_init(struct cpu_matrix *ret, const struct gqa_weight *weight,
+                    struct gqa_reason *reason)
+{
+    struct cpu_matrix m = {.layout = cpu_layout_of(weight->type)};
+
+    if (weight->n_dims != 2 || weight->ne[0] == 0 || weight->ne[0] > INT32_MAX ||
+        weight->ne[1] == 0 || weight->ne[1] > INT32_MAX) {
+        snprintf(reason->text, sizeof(reason->text), "not a matrix");
+        return -EINVAL;
+    }
+    m.k = (uint32_t)weight->ne[0];
+    m.n = (uint32_t)weight->ne[1];
+    if (m.layout != CPU_LAYOUT_COUNT) {
+        int r = matrix_init_packed(&m, weight, reason);
+        if (r < 0) {
+            return r;
+        }
+    } else {
+        if (float_type_of(weight->type, &m.real) < 0) {
+            snprintf(reason->text, sizeof(reason->text), "no product for this type");
+            return -ENOTSUP;
+        }
+        if (weight->data == NULL) {
+            snprintf(reason->text, sizeof(reason->text), "has no data");
+            return -EINVAL;
+        }
+        uint64_t value_bytes = m.real == CPU_FLOAT_F32 ? 4 : 2;
+        m.data = weight->data;
+        m.strip_bytes = CPU_STRIP_ROWS * value_bytes * m.k;
+    }
+    *ret = m;
+    return 0;
+}
+
+int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cpu_isa isa,
+                    uint32_t max_rows, uint32_t max_k)
+{
+    size_t n_blocks = (size_t)max_rows * (max_k / CPU_BLOCK);
+
+    memset(lin, 0, sizeof(*lin));
+    lin->host = host;
+    lin->max_rows = max_rows;
+    lin->max_k = max_k;
+    cpu_linear_kernels(isa, &lin->kernels);
+    if (n_blocks == 0) {
+        return 0;
+    }
+    /* Scales and sums take four bytes each; q comes first, so that all stay aligned. */
+    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4);
+    lin->memory = host->allocate(host->data, lin->memory_bytes);
+    if (lin->memory == NULL) {
+        return -ENOMEM;
+    }
+    lin->acts.q = lin->memory;
+    lin->acts.scale = (float *)(void *)(lin->acts.q + n_blocks * CPU_BLOCK);
+    lin->acts.sum = (int16_t *)(void *)(lin->acts.scale + n_blocks);
+    return 0;
+}
+
+void cpu_linear_finish(struct cpu_linear *lin)
+{
+    if (lin->memory != NULL) {
+        lin->host->release(lin->host->data, lin->memory, lin->memory_bytes);
+        lin->memory = NULL;
+    }
+}
+
+struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
+{
+    uint32_t first = tile * CPU_TILE_ROWS;
+    uint32_t left = acts->n_rows - first;
+    uint32_t n = left < CPU_TILE_ROWS ? left : CPU_TILE_ROWS;
+    size_t at = (size_t)first * acts->n_blocks;
+
+    return (struct cpu_act_tile){
+        .n_rows = n,
+        .n_tile_rows = n,
+        .n_blocks = acts->n_blocks,
+        .q = acts->q + at * CPU_BLOCK,
+        .scale = acts->scale + at,
+        .sum = acts->sum + at * 2,
+    };
+}
+
+/* One call of cpu_linear_run: what all its tasks read. */
+struct job {
+    const struct cpu_linear *lin;
+    const float *x;
+    size_t x_stride;
+    uint32_t n_rows;
+    const struct cpu_product *products;
+    uint32_t n_products;
+    uint32_t first_task[CPU_PRODUCTS_MAX + 1];
+    uint32_t task_strips[CPU_PRODUCTS_MAX];
+};
+
+static void quantise_row(void *arg, uint32_t row, uint32_t worker)
+{
+    const struct job *job = arg;
+    const struct cpu_acts *acts = &job->lin->acts;
+    struct cpu_act_tile tile = cpu_acts_tile(acts, row / CPU_TILE_ROWS);
+    uint32_t r = row % CPU_TILE_ROWS;
+
+    job->lin->kernels.quantise(job->x + row * job->x_stride, acts->n_blocks, tile.n_rows,
+                               (int8_t *)tile.q + (size_t)r * CPU_BLOCK, (float *)tile.scale + r,
+                               (int16_t *)tile.sum + (size_t)r * 2);
+}
+
+/* Writes a kernel's outputs to their places. out (n_rows, 16) */
+static void store(const struct cpu_product *p, uint32_t first_out, uint32_t n_outs,
+                  uint32_t first_row, uint32_t n_rows, const float *out)
+{
+    const float *bias = p->matrix->bias;
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        float *dst = p->dst + (first_row + r) * p->dst_stride + first_out;
+        const float *src = out + r * CPU_STRIP_ROWS;
+        if (bias == NULL) {
+            memcpy(dst, src, n_outs * sizeof(*dst));
+            continue;
+        }
+        for (uint32_t o = 0; o < n_outs; o++) {
+            dst[o] = src[o] + bias[first_out + o];
+        }
+    }
+}
+
+static void run_strip(const struct job *job, const struct cpu_product *p, uint32_t strip,
+                      uint32_t tile_index)
+{
+    const struct cpu_matrix *m = p->matrix;
+    uint32_t first_out = strip * CPU_STRIP_ROWS;
+    uint32_t n_outs = m->n - first_out < CPU_STRIP_ROWS ? m->n - first_out : CPU_STRIP_ROWS;
+    uint32_t first_row = tile_index * CPU_TILE_ROWS;
+    uint32_t rows_left = job->n_rows - first_row;
+    uint32_t n_rows = rows_left < CPU_TILE_ROWS ? rows_left : CPU_TILE_ROWS;
+    const uint8_t *w = m->data + strip * m->strip_bytes;
+    _Alignas(64) float out[CPU_TILE_ROWS * CPU_STRIP_ROWS];
+
+    if (m->layout != CPU_LAYOUT_COUNT) {
+        struct cpu_act_tile tile = cpu_acts_tile(&job->lin->acts, tile_index);
+        job->lin->kernels.quant[m->layout](&tile, w, out);
+    } else {
+        struct cpu_float_strip s = {
+            .w = w,
+            .w_stride = m->strip_bytes / CPU_STRIP_ROWS,
+            .n_outs = n_outs,
+            .k = m->k,
+            .x = job->x + first_row * job->x_stride,
+            .x_stride = job->x_stride,
+            .n_rows = n_rows,
+        };
+        job->lin->kernels.real[m->real](&s, out);
+    }
+    store(p, first_out, n_outs, first_row, n_rows, out);
+}
+
+static void run_task(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct job *job = arg;
+    uint32_t i = 0;
+
+    while (index >= job->first_task[i + 1]) {
+        i++;
+    }
+    const struct cpu_product *p = &job->products[i];
+    uint32_t n_strips = (p->matrix->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+    uint32_t first = (index - job->first_task[i]) * job->task_strips[i];
+    uint32_t last = n_strips - first < job->task_strips[i] ? n_strips : first + job->task_strips[i];
+    uint32_t n_tiles = (job->n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS;
+
+    for (uint32_t tile = 0; tile < n_tiles; tile++) {
+        for (uint32_t strip = first; strip < last; strip++) {
+            run_strip(job, p, strip, tile);
+        }
+    }
+}
+
+/* Strips per task: TASK_BYTES' worth, fewer where that leaves workers idle. */
+static uint32_t plan_task_strips(const struct cpu_matrix *m, uint32_t n_threads)
+{
+    uint64_t n_strips = (m->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+    uint64_t by_bytes = TASK_BYTES / m->strip_bytes;
+    uint64_t by_workers = n_strips / ((uint64_t)TASKS_PER_WORKER * n_threads);
+    uint64_t strips = by_bytes < by_workers ? by_bytes : by_workers;
+
+    return strips > 0 ? (uint32_t)strips : 1;
+}
+
+void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,
+                    const struct cpu_product *products, uint32_t n_products)
+{
+    const struct gqa_host *host = lin->host;
+    struct job job = {lin, x, x_stride, n_rows, products, n_products};
+    uint32_t quantised = 0;
+
+    for (uint32_t i = 0; i < n_products; i++) {
+        const struct cpu_matrix *m = products[i].matrix;
+        uint32_t n_strips = (m->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+
+        job.task_strips[i] = plan_task_strips(m, host->n_threads);
+        job.first_task[i + 1] =
+            job.first_task[i] + (n_strips + job.task_strips[i] - 1) / job.task_strips[i];
+        quantised |= m->layout != CPU_LAYOUT_COUNT;
+    }
+    if (quantised) {
+        lin->acts.n_rows = n_rows;
+        lin->acts.n_blocks = products[0].matrix->k / CPU_BLOCK;
+        if (n_rows >= PARALLEL_ROWS) {
+            host->parallel(host->data, quantise_row, &job, n_rows);
+        } else {
+            for (uint32_t row = 0; row < n_rows; row++) {
+                quantise_row(&job, row, 0);
+            }
+        }
+    }
+    host->parallel(host->data, run_task, &job, job.first_task[n_products]);
+}

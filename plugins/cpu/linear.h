@@ -1,0 +1,138 @@
+/* plugins/cpu/linear.h - products of activations with weight matrices.
+ *
+ * linear.c cuts the work into strips of 16 outputs and lends them to the host's workers; the levels
+ * provide the kernels (linear_c.c is the truth).
+ *
+ * Quantised weights: activations become int8 per 32 values of k, products are exact int32 sums per
+ * block of 32, and each output adds up its blocks in ascending k:
+ *
+ *     acc = fma(scale * a_scale, (float)sum(q * a), acc)
+ *     acc = fma(minimum * a_scale, (float)sum(a), acc)            types with a minimum
+ *
+ * where scale is the header's f16, or the header's times the block's integer scale, and minimum the
+ * header's f16, or -(header's times integer). Q6_K's sum is scale0 * sum0 + scale1 * sum1 in int32.
+ * Every level computes just that: results are the same bits everywhere.
+ *
+ * F32, F16 and BF16 weights: float32 products in 16 lanes, lane k % 16, ascending k, then one fixed
+ * tree. Levels with FMA round once per step, the reference twice; within a level nothing depends on
+ * the number of rows. */
+#ifndef PLUGINS_CPU_LINEAR_H
+#define PLUGINS_CPU_LINEAR_H
+
+#include "plugins/cpu/isa.h"
+#include "plugins/cpu/weights.h"
+
+#include <gqa/plugin.h>
+
+/* Rows that a kernel takes at once: a tile of quantised activations. */
+#define CPU_TILE_ROWS 16u
+
+/* Consecutive products over the same activations that may share one call. */
+#define CPU_PRODUCTS_MAX 8u
+
+/* Quantised activations: value = scale * q. Tiles of CPU_TILE_ROWS rows follow each other; a tile
+ * of t rows (only the last has fewer) holds, block of k by block, its rows side by side:
+ *
+ *   q     (n_blocks, t, 32) int8        scale (n_blocks, t) float
+ *   sum   (n_blocks, t, 2) int16: the sums of q over k 0..15 and 16..31 of the block
+ *
+ * A block with a non-finite value gets scale NaN and zeros; one whose peak is below
+ * CPU_ACT_PEAK_MIN gets zeros. */
+struct cpu_acts {
+    uint32_t n_rows, n_blocks;
+    int8_t *q;
+    float *scale;
+    int16_t *sum;
+};
+
+/* 127 / peak would overflow below about 3.8e-37. */
+#define CPU_ACT_PEAK_MIN 1e-36f
+
+/* One tile as a kernel sees it: pointers to its first block's rows. Kernels that take rows in
+ * smaller groups advance the pointers by rows; the distance of blocks stays n_tile_rows. */
+struct cpu_act_tile {
+    uint32_t n_rows; /* to compute */
+    uint32_t n_tile_rows;
+    uint32_t n_blocks;
+    const int8_t *q;
+    const float *scale;
+    const int16_t *sum;
+};
+
+struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile);
+
+enum cpu_float_type { CPU_FLOAT_F32, CPU_FLOAT_F16, CPU_FLOAT_BF16, CPU_FLOAT_COUNT };
+
+/* A strip of float weights as they lie in the file, and the rows that meet it. */
+struct cpu_float_strip {
+    const uint8_t *w; /* first output's row */
+    size_t w_stride;  /* bytes */
+    uint32_t n_outs;  /* 1..CPU_STRIP_ROWS */
+    uint32_t k;
+    const float *x; /* (n_rows, k), any alignment */
+    size_t x_stride;
+    uint32_t n_rows; /* 1..CPU_TILE_ROWS */
+};
+
+/* Quantises one row of 32 * n_blocks values: row's places in the tile are t_rows rows apart. */
+typedef void (*cpu_quantise_fn)(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t *q,
+                                float *scale, int16_t *sum);
+/* out (n_rows, 16) = tile x strip. */
+typedef void (*cpu_quant_strip_fn)(const struct cpu_act_tile *tile, const uint8_t *strip,
+                                   float *out);
+/* out (n_rows, 16); columns past n_outs are left alone. */
+typedef void (*cpu_float_strip_fn)(const struct cpu_float_strip *s, float *out);
+
+struct cpu_linear_kernels {
+    cpu_quantise_fn quantise;
+    cpu_quant_strip_fn quant[CPU_LAYOUT_COUNT];
+    cpu_float_strip_fn real[CPU_FLOAT_COUNT];
+};
+
+extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avx512;
+
+/* The level's table; entries that it lacks are the next lower level's. */
+void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret);
+
+/* A weight matrix ready to multiply. */
+struct cpu_matrix {
+    uint32_t k, n;
+    enum cpu_layout_id layout; /* CPU_LAYOUT_COUNT: a float type */
+    enum cpu_float_type real;
+    const uint8_t *data;  /* packed strips, or the file's rows */
+    uint64_t strip_bytes; /* from one strip of 16 outputs to the next */
+    const float *bias;    /* (n) or NULL; owned by the caller */
+};
+
+/* 0; -ENOTSUP for a type without kernel; -EINVAL for a weight whose packed form is missing or has
+ * another size, or dimensions that do not fit. Reason says which, without naming the op. */
+int cpu_matrix_init(struct cpu_matrix *ret, const struct gqa_weight *weight,
+                    struct gqa_reason *reason);
+
+/* What a series of products needs: made once for a program. */
+struct cpu_linear {
+    const struct gqa_host *host;
+    struct cpu_linear_kernels kernels;
+    struct cpu_acts acts;
+    uint32_t max_rows, max_k;
+    void *memory; /* acts' */
+    size_t memory_bytes;
+};
+
+/* max_k: of quantised matrices only; 0 when there are none. 0 or -ENOMEM. */
+int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cpu_isa isa,
+                    uint32_t max_rows, uint32_t max_k);
+void cpu_linear_finish(struct cpu_linear *lin);
+
+struct cpu_product {
+    const struct cpu_matrix *matrix;
+    float *dst; /* (n_rows, matrix->n) */
+    size_t dst_stride;
+};
+
+/* Every product's dst = x (n_rows, k) x matrix^T + bias; all matrices have the same k. The dst do
+ * not overlap each other nor x. At most CPU_PRODUCTS_MAX products and max_rows rows. */
+void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,
+                    const struct cpu_product *products, uint32_t n_products);
+
+#endif

@@ -1,0 +1,2 @@
+#include "plugins/cpu/linear.h"
+const struct cpu_linear_kernels cpu_linear_avx512 = {0};

@@ -1,0 +1,133 @@
+/* plugins/cpu/ops.c - the ops that work on one row at a time. Views have been checked by prepare.
+ */
+#include "plugins/cpu/program.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Rows of given embeddings are taken as they are: scale belongs to the token table. */
+void cpu_op_embed(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    uint32_t width = op->op.dst.width;
+    float *dst = cpu_view_row(p, &op->op.dst, row);
+
+    if (p->batch->embeddings != NULL) {
+        memcpy(dst, p->batch->embeddings + (size_t)row * width, width * sizeof(*dst));
+        return;
+    }
+    uint64_t row_bytes = (uint64_t)(width / op->type->n_block) * op->type->block_bytes;
+    uint64_t token = (uint32_t)p->batch->tokens[row];
+
+    op->type->dequantise((const uint8_t *)op->table.data + token * row_bytes, dst, width);
+    if (op->op.scale != 1.0f) {
+        for (uint32_t i = 0; i < width; i++) {
+            dst[i] *= op->op.scale;
+        }
+    }
+}
+
+/* Lanes of a sum: double, lane i % SUM_LANES, ascending i, then added in order. */
+#define SUM_LANES 8u
+
+static double add_lanes(const double *lanes)
+{
+    double sum = 0.0;
+    for (uint32_t i = 0; i < SUM_LANES; i++) {
+        sum += lanes[i];
+    }
+    return sum;
+}
+
+static double sum_of(const float *x, uint32_t n)
+{
+    double lanes[SUM_LANES] = {0};
+
+    for (uint32_t i = 0; i < n; i++) {
+        lanes[i % SUM_LANES] += (double)x[i];
+    }
+    return add_lanes(lanes);
+}
+
+static double sum_of_squares(const float *x, uint32_t n, double mean)
+{
+    double lanes[SUM_LANES] = {0};
+
+    for (uint32_t i = 0; i < n; i++) {
+        double d = (double)x[i] - mean;
+        lanes[i % SUM_LANES] += d * d;
+    }
+    return add_lanes(lanes);
+}
+
+static void norm_group(const struct cpu_op *op, const float *x, float *dst)
+{
+    uint32_t n = op->op.u.norm.dim;
+    double mean = op->op.u.norm.kind == GQA_NORM_LAYER ? sum_of(x, n) / n : 0.0;
+    double variance = sum_of_squares(x, n, mean) / n;
+    float factor = (float)(1.0 / sqrt(variance + (double)op->op.u.norm.eps));
+    float shift = (float)mean;
+
+    for (uint32_t i = 0; i < n; i++) {
+        float y = (x[i] - shift) * factor;
+        if (op->weight != NULL) {
+            y *= op->weight[i];
+        }
+        dst[i] = op->bias != NULL ? y + op->bias[i] : y;
+    }
+}
+
+void cpu_op_norm(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    const float *src = cpu_view_row(p, &op->op.src, row);
+    float *dst = cpu_view_row(p, &op->op.dst, row);
+
+    for (uint32_t i = 0; i < op->op.src.width; i += op->op.u.norm.dim) {
+        norm_group(op, src + i, dst + i);
+    }
+}
+
+void cpu_op_glu(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    const float *up = op->op.src2.reg != GQA_NONE ? cpu_view_row(p, &op->op.src2, row) : NULL;
+
+    p->glu.act[op->op.u.glu.kind](cpu_view_row(p, &op->op.src, row), up,
+                                  cpu_view_row(p, &op->op.dst, row), op->op.dst.width,
+                                  op->op.u.glu.alpha, op->op.u.glu.limit);
+}
+
+void cpu_op_add(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    const float *a = cpu_view_row(p, &op->op.src, row);
+    const float *b = cpu_view_row(p, &op->op.src2, row);
+    float *dst = cpu_view_row(p, &op->op.dst, row);
+
+    for (uint32_t i = 0; i < op->op.dst.width; i++) {
+        dst[i] = a[i] + op->op.scale * b[i];
+    }
+}
+
+void cpu_op_scale(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    const float *src = cpu_view_row(p, &op->op.src, row);
+    float *dst = cpu_view_row(p, &op->op.dst, row);
+
+    for (uint32_t i = 0; i < op->op.dst.width; i++) {
+        dst[i] = op->op.scale * src[i];
+    }
+}
+
+void cpu_op_softcap(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    const float *src = cpu_view_row(p, &op->op.src, row);
+    float *dst = cpu_view_row(p, &op->op.dst, row);
+
+    for (uint32_t i = 0; i < op->op.dst.width; i++) {
+        dst[i] = op->op.scale * tanhf(src[i] / op->op.scale);
+    }
+}
+
+void cpu_op_gather(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    memcpy(cpu_view_row(p, &op->op.dst, row), cpu_view_row(p, &op->op.src, p->batch->out_rows[row]),
+           op->op.dst.width * sizeof(float));
+}

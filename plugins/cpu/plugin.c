@@ -1,0 +1,242 @@
+/* plugins/cpu/plugin.c - the cpu backend's entry: probe, open, and the tables of its interfaces.
+ *
+ * It needs nothing but a processor, so probe always says usable; levels differ in speed only. */
+#include "plugins/cpu/attention.h"
+#include "plugins/cpu/context.h"
+#include "plugins/cpu/isa.h"
+#include "plugins/cpu/program.h"
+#include "plugins/cpu/weights.h"
+
+#include <gqa/plugin.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+/* Any accelerator scores higher. */
+#define CPU_SCORE 100u
+
+#define CPU_LEVEL_NAME_MAX 16u
+
+/* The processor's own name, where it tells one. */
+static void processor_name(char *ret, size_t bytes)
+{
+#if defined(__x86_64__)
+    uint32_t words[12 + 1] = {0};
+    int found = 1;
+
+    for (uint32_t i = 0; i < 3 && found; i++) {
+        uint32_t *w = words + 4 * i;
+        found = __get_cpuid(0x80000002 + i, &w[0], &w[1], &w[2], &w[3]);
+    }
+    const char *name = (const char *)words;
+    while (found && *name == ' ') {
+        name++;
+    }
+    snprintf(ret, bytes, "%s", found && *name != '\0' ? name : "x86-64 processor");
+#else
+    snprintf(ret, bytes, "processor");
+#endif
+}
+
+static int cpu_probe(struct gqa_probe *ret)
+{
+    size_t used = 0;
+
+    ret->usable = 1;
+    ret->score = CPU_SCORE;
+    ret->n_devices = 0;
+    ret->reason[0] = '\0';
+    ret->isas[0] = '\0';
+    snprintf(ret->isa, sizeof(ret->isa), "%s", cpu_isa_name(cpu_isa_best()));
+    for (int i = CPU_ISA_COUNT - 1; i >= 0; i--) {
+        if (cpu_isa_usable((enum cpu_isa)i)) {
+            used += (size_t)snprintf(ret->isas + used, sizeof(ret->isas) - used, "%s%s",
+                                     used > 0 ? "," : "", cpu_isa_name((enum cpu_isa)i));
+        }
+    }
+    processor_name(ret->device, sizeof(ret->device));
+    return 0;
+}
+
+static int option_isa(const char *value, size_t length, enum cpu_isa *ret,
+                      struct gqa_reason *reason)
+{
+    char name[CPU_LEVEL_NAME_MAX];
+    enum cpu_isa isa;
+
+    if (length >= sizeof(name)) {
+        length = sizeof(name) - 1; /* no level's name is that long: refused as it stands */
+    }
+    memcpy(name, value, length);
+    name[length] = '\0';
+    if (cpu_isa_by_name(name, &isa) < 0) {
+        snprintf(reason->text, sizeof(reason->text), "isa=%s: unknown level", name);
+        return -EINVAL;
+    }
+    if (!cpu_isa_usable(isa)) {
+        snprintf(reason->text, sizeof(reason->text), "isa=%s: this machine cannot run it", name);
+        return -ENOTSUP;
+    }
+    *ret = isa;
+    return 0;
+}
+
+/* "isa=LEVEL" or nothing; an empty item is legal. */
+static int parse_options(const char *options, enum cpu_isa *isa, struct gqa_reason *reason)
+{
+    static const char isa_key[] = "isa=";
+
+    for (const char *at = options != NULL ? options : ""; *at != '\0';) {
+        size_t length = strcspn(at, ",");
+        size_t key_length = sizeof(isa_key) - 1;
+
+        if (length >= key_length && memcmp(at, isa_key, key_length) == 0) {
+            int r = option_isa(at + key_length, length - key_length, isa, reason);
+            if (r < 0) {
+                return r;
+            }
+        } else if (length > 0) {
+            snprintf(reason->text, sizeof(reason->text), "%.*s: unknown option; there is isa=LEVEL",
+                     (int)(length < 64 ? length : 64), at);
+            return -EINVAL;
+        }
+        at += length;
+        at += *at == ',';
+    }
+    return 0;
+}
+
+static int cpu_open(const struct gqa_host *host, const char *options, void **ret_context,
+                    struct gqa_reason *reason)
+{
+    enum cpu_isa isa = cpu_isa_best();
+
+    int r = parse_options(options, &isa, reason);
+    if (r < 0) {
+        return r;
+    }
+    struct cpu_context *c = calloc(1, sizeof(*c));
+    if (c == NULL) {
+        r = -ENOMEM;
+        goto err_reason;
+    }
+    c->host = host;
+    c->isa = isa;
+    r = cpu_attention_create(host, isa, &c->attention);
+    if (r < 0) {
+        goto err_free;
+    }
+    *ret_context = c;
+    return 0;
+
+err_free:
+    free(c);
+err_reason:
+    snprintf(reason->text, sizeof(reason->text), "%s", strerror(-r));
+    return r;
+}
+
+static void cpu_close(void *context)
+{
+    struct cpu_context *c = context;
+
+    if (c != NULL) {
+        cpu_attention_destroy(c->attention);
+        free(c);
+    }
+}
+
+static int attention_supports(void *context, const struct gqa_attn_layer *layer,
+                              struct gqa_reason *reason)
+{
+    return cpu_attention_supports(layer, reason);
+}
+
+static int attention_append(void *context, const struct gqa_attn_layer *layer,
+                            const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    struct cpu_context *c = context;
+    return cpu_attention_append(c->attention, layer, batch, io);
+}
+
+static int attention_attend(void *context, const struct gqa_attn_layer *layer,
+                            const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    struct cpu_context *c = context;
+    return cpu_attention_attend(c->attention, layer, batch, io);
+}
+
+static uint64_t program_pack_bytes(void *context, const struct gqa_weight *weight)
+{
+    return cpu_weights_packed_bytes(weight);
+}
+
+static int program_pack(void *context, const struct gqa_weight *weight, uint64_t first_row,
+                        uint64_t n_rows, void *dst)
+{
+    return cpu_weights_pack(weight, first_row, n_rows, dst);
+}
+
+static const struct gqa_attention attention_table = {
+    .struct_size = sizeof(struct gqa_attention),
+    .caps = CPU_ATTENTION_CAPS,
+    .numerics = CPU_ATTENTION_NUMERICS,
+    .supports = attention_supports,
+    .append = attention_append,
+    .attend = attention_attend,
+    .observe = NULL,
+};
+
+static const struct gqa_program program_table = {
+    .struct_size = sizeof(struct gqa_program),
+    .numerics = CPU_PROGRAM_NUMERICS,
+    .pack_id = CPU_PACK_ID,
+    .pack_bytes = program_pack_bytes,
+    .pack_rows = CPU_STRIP_ROWS,
+    .pack = program_pack,
+    .prepare = cpu_program_prepare,
+    .release = cpu_program_release,
+    .begin = cpu_program_begin,
+    .run = cpu_program_run,
+    .end = cpu_program_end,
+    .data = cpu_program_data,
+};
+
+static const void *cpu_get_interface(void *context, const char *name)
+{
+    if (strcmp(name, GQA_ATTENTION_0) == 0) {
+        return &attention_table;
+    }
+    if (strcmp(name, GQA_PROGRAM_0) == 0) {
+        return &program_table;
+    }
+    return NULL;
+}
+
+GQA_PLUGIN_NOTE;
+
+extern const struct gqa_plugin gqa_plugin;
+
+GQA_PLUGIN_EXPORT const struct gqa_plugin gqa_plugin = {
+    .magic = GQA_PLUGIN_MAGIC,
+    .abi_major = GQA_PLUGIN_ABI_MAJOR,
+    .abi_minor = GQA_PLUGIN_ABI_MINOR,
+    .struct_size = sizeof(struct gqa_plugin),
+    .name = "cpu",
+    .version = "0.1.0",
+#if defined(__clang__)
+    .build = "clang " __clang_version__,
+#else
+    .build = "gcc " __VERSION__,
+#endif
+    .probe = cpu_probe,
+    .open = cpu_open,
+    .get_interface = cpu_get_interface,
+    .close = cpu_close,
+};

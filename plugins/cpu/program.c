@@ -1,0 +1,235 @@
+/* plugins/cpu/program.c - runs the steps of a prepared program. */
+#include "plugins/cpu/program.h"
+
+#include <errno.h>
+
+/* Values per task from which rows are lent to the workers; less is quicker on the spot. */
+#define TASK_VALUES 8192u
+
+static const cpu_row_op row_ops[] = {
+    [GQA_OP_EMBED] = cpu_op_embed,     [GQA_OP_NORM] = cpu_op_norm,
+    [GQA_OP_ROPE] = cpu_op_rope,       [GQA_OP_GLU] = cpu_op_glu,
+    [GQA_OP_ADD] = cpu_op_add,         [GQA_OP_SCALE] = cpu_op_scale,
+    [GQA_OP_SOFTCAP] = cpu_op_softcap, [GQA_OP_GATHER] = cpu_op_gather,
+};
+
+static uint32_t n_rows_of(const struct cpu_program *p, const struct gqa_view *v)
+{
+    return p->regs[v->reg].flags & GQA_REG_OUT ? p->batch->n_out : p->batch->n_rows;
+}
+
+struct row_job {
+    const struct cpu_program *program;
+    const struct cpu_op *op; /* NULL: fill the rope tables */
+    uint32_t n_rows, task_rows;
+};
+
+static void run_rows(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct row_job *job = arg;
+    const struct cpu_program *p = job->program;
+    uint32_t first = index * job->task_rows;
+    uint32_t left = job->n_rows - first;
+    uint32_t last = first + (left < job->task_rows ? left : job->task_rows);
+
+    for (uint32_t row = first; row < last; row++) {
+        if (job->op != NULL) {
+            row_ops[job->op->op.kind](p, job->op, row);
+            continue;
+        }
+        for (uint32_t i = 0; i < p->n_ropes; i++) {
+            cpu_rope_fill(&p->ropes[i], row, p->batch->positions[row]);
+        }
+    }
+}
+
+/* Runs a job over its rows; row_values: how much work one is. */
+static void spread_rows(struct row_job *job, uint32_t row_values)
+{
+    const struct gqa_host *host = job->program->context->host;
+    uint32_t task_rows = row_values < TASK_VALUES ? TASK_VALUES / (row_values + 1) + 1 : 1;
+
+    if (job->n_rows <= task_rows || host->n_threads == 1) {
+        job->task_rows = job->n_rows;
+        run_rows(job, 0, 0);
+        return;
+    }
+    job->task_rows = task_rows;
+    host->parallel(host->data, run_rows, job, (job->n_rows + task_rows - 1) / task_rows);
+}
+
+static int check_batch(const struct cpu_program *p, const struct gqa_batch *batch)
+{
+    if (batch->n_rows == 0 || batch->n_rows > p->max_rows || batch->n_out > p->max_out_rows ||
+        (batch->tokens == NULL && batch->embeddings == NULL) ||
+        (p->n_ropes > 0 && batch->positions == NULL) ||
+        (p->n_layers > 0 &&
+         (batch->attention == NULL || batch->attention->n_rows != batch->n_rows))) {
+        return -EINVAL;
+    }
+    for (uint32_t i = 0; i < batch->n_out; i++) {
+        if (batch->out_rows[i] >= batch->n_rows) {
+            return -EINVAL;
+        }
+    }
+    for (uint32_t i = 0; batch->adapters != NULL && i < batch->n_rows; i++) {
+        if (batch->adapters[i] != GQA_NONE) {
+            return -ENOTSUP; /* a program describes no adapters' weights */
+        }
+    }
+    return 0;
+}
+
+/* Tokens are checked against every table that they index, although the host has done so: a wrong
+ * one would read outside the file. */
+static int check_tokens(const struct cpu_program *p, const struct gqa_batch *batch)
+{
+    for (uint32_t i = 0; batch->embeddings == NULL && i < p->n_ops; i++) {
+        if (p->ops[i].op.kind != GQA_OP_EMBED) {
+            continue;
+        }
+        for (uint32_t row = 0; row < batch->n_rows; row++) {
+            if (batch->tokens[row] < 0 || (uint32_t)batch->tokens[row] >= p->ops[i].table.ne[1]) {
+                return -EINVAL;
+            }
+        }
+    }
+    return 0;
+}
+
+int cpu_program_begin(void *context, void *program, const struct gqa_batch *batch)
+{
+    struct cpu_program *p = program;
+    struct row_job job = {.program = p, .n_rows = batch->n_rows};
+    uint32_t n_angles = 0;
+
+    int r = check_batch(p, batch);
+    if (r == 0) {
+        r = check_tokens(p, batch);
+    }
+    if (r < 0) {
+        return r;
+    }
+    p->batch = batch;
+    for (uint32_t i = 0; i < p->n_ropes; i++) {
+        n_angles += p->ropes[i].n_freqs;
+    }
+    if (n_angles > 0) {
+        spread_rows(&job, 32 * n_angles); /* a sine costs as much as tens of plain values */
+    }
+    return 0;
+}
+
+static int run_attention(const struct cpu_program *p, const struct cpu_op *op)
+{
+    const struct gqa_op *o = &op->op;
+    const struct gqa_attn_layer *layer = &p->layers[o->layer];
+    struct gqa_attn_io io = {
+        .q = cpu_view_row(p, &o->src, 0),
+        .k = cpu_view_row(p, &o->src2, 0),
+        .v = cpu_view_row(p, &o->src3, 0),
+        .out = cpu_view_row(p, &o->dst, 0),
+        .q_stride = p->regs[o->src.reg].width,
+        .k_stride = p->regs[o->src2.reg].width,
+        .v_stride = p->regs[o->src3.reg].width,
+        .out_stride = p->regs[o->dst.reg].width,
+    };
+
+    int r = cpu_attention_append(p->context->attention, layer, p->batch->attention, &io);
+    if (r < 0) {
+        return r;
+    }
+    return cpu_attention_attend(p->context->attention, layer, p->batch->attention, &io);
+}
+
+static int views_overlap(const struct gqa_view *a, const struct gqa_view *b)
+{
+    return a->reg == b->reg && a->first < b->first + b->width && b->first < a->first + a->width;
+}
+
+/* Whether op may join the products ops[0..n): same input, and an output of its own. */
+static int may_join(const struct cpu_op *ops, uint32_t n, const struct cpu_op *op)
+{
+    const struct gqa_view *a = &ops[0].op.src, *b = &op->op.src;
+
+    if (op->op.kind != GQA_OP_LINEAR || n == CPU_PRODUCTS_MAX || a->reg != b->reg ||
+        a->first != b->first || a->width != b->width) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (views_overlap(&ops[i].op.dst, &op->op.dst)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Runs ops[0], a LINEAR, with all its followers that read the same view: their input is quantised
+ * once, and their strips are one set of tasks. Returns how many ops that were. */
+static uint32_t run_linears(struct cpu_program *p, const struct cpu_op *ops, uint32_t n_ops)
+{
+    struct cpu_product products[CPU_PRODUCTS_MAX];
+    const struct gqa_view *src = &ops[0].op.src;
+    uint32_t n_rows = n_rows_of(p, src);
+    uint32_t n = 0;
+
+    do {
+        products[n] = (struct cpu_product){
+            .matrix = &ops[n].matrix,
+            .dst = cpu_view_row(p, &ops[n].op.dst, 0),
+            .dst_stride = p->regs[ops[n].op.dst.reg].width,
+        };
+        n++;
+    } while (n < n_ops && may_join(ops, n, &ops[n]));
+    if (n_rows > 0) {
+        cpu_linear_run(&p->linear, cpu_view_row(p, src, 0), p->regs[src->reg].width, n_rows,
+                       products, n);
+    }
+    return n;
+}
+
+int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t last_op)
+{
+    struct cpu_program *p = program;
+
+    if (p->batch == NULL || first_op > last_op || last_op > p->n_ops) {
+        return -EINVAL;
+    }
+    for (uint32_t i = first_op; i < last_op;) {
+        const struct cpu_op *op = &p->ops[i];
+
+        if (op->op.kind == GQA_OP_LINEAR) {
+            i += run_linears(p, op, last_op - i);
+            continue;
+        }
+        if (op->op.kind == GQA_OP_ATTENTION) {
+            int r = run_attention(p, op);
+            if (r < 0) {
+                return r;
+            }
+        } else {
+            struct row_job job = {.program = p, .op = op, .n_rows = n_rows_of(p, &op->op.dst)};
+            spread_rows(&job, op->op.dst.width);
+        }
+        i++;
+    }
+    return 0;
+}
+
+int cpu_program_end(void *context, void *program)
+{
+    struct cpu_program *p = program;
+
+    if (p->batch == NULL) {
+        return -EINVAL;
+    }
+    p->batch = NULL;
+    return 0;
+}
+
+float *cpu_program_data(void *context, void *program, uint32_t reg)
+{
+    const struct cpu_program *p = program;
+
+    return reg < p->n_regs ? p->regs[reg].rows : NULL;
+}

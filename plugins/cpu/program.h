@@ -1,0 +1,95 @@
+/* plugins/cpu/program.h - programs: a model's ops over float32 registers.
+ *
+ * program_prepare.c checks a description and builds everything that a step needs, so that a step
+ * allocates nothing and its ops have nothing left to refuse. program.c runs steps; ops.c,
+ * ops_rope.c and glu*.c hold the ops. Every op but LINEAR and ATTENTION is a function of one row,
+ * and rows are lent to the host's workers where there is enough to do.
+ *
+ * Class P equals class D in this backend: both use the arithmetic of linear.h. */
+#ifndef PLUGINS_CPU_PROGRAM_H
+#define PLUGINS_CPU_PROGRAM_H
+
+#include "plugins/cpu/context.h"
+#include "plugins/cpu/glu.h"
+#include "plugins/cpu/linear.h"
+
+#include "format/types.h"
+
+#include <gqa/plugin.h>
+
+#define CPU_PROGRAM_NUMERICS 1u
+
+/* Limits of a description: far above any model, small enough that no product overflows. */
+#define CPU_PROGRAM_ROWS_MAX  (1u << 20)
+#define CPU_PROGRAM_WIDTH_MAX (1u << 30)
+#define CPU_PROGRAM_ITEMS_MAX (1u << 20) /* ops, registers, weights, layers, tables: of each */
+
+/* An op, with what it uses already looked up. */
+struct cpu_op {
+    struct gqa_op op;
+    struct cpu_matrix matrix; /* LINEAR */
+    /* NORM's weight and NORM's and LINEAR's bias as float32, or NULL. Owned by the program. */
+    float *weight, *bias;
+    struct gqa_weight table;          /* EMBED: (ne[1], ne[0]) */
+    const struct fmt_type_info *type; /* EMBED: how to read a row of it */
+};
+
+struct cpu_register {
+    uint32_t width, flags;
+    float *rows; /* (max rows, width) */
+};
+
+/* Cosines and sines of a batch's rows, filled by begin. */
+struct cpu_rope {
+    uint32_t n_freqs;
+    double *freqs;
+    float magnitude;
+    float *cosines, *sines; /* (max_rows, n_freqs), times magnitude */
+};
+
+struct cpu_program {
+    struct cpu_context *context;
+    uint32_t max_rows, max_out_rows;
+    uint32_t n_ops, n_regs, n_layers, n_ropes;
+    struct cpu_op *ops;
+    struct cpu_register *regs;
+    struct gqa_attn_layer *layers;
+    float *sinks; /* the layers' own copies, one after the other */
+    struct cpu_rope *ropes;
+    struct cpu_linear linear;
+    struct cpu_glu_kernels glu;
+    const struct gqa_batch *batch; /* between begin and end */
+};
+
+int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void **ret_program,
+                        struct gqa_reason *reason);
+void cpu_program_release(void *context, void *program);
+int cpu_program_begin(void *context, void *program, const struct gqa_batch *batch);
+int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t last_op);
+int cpu_program_end(void *context, void *program);
+float *cpu_program_data(void *context, void *program, uint32_t reg);
+
+/* A view's first value in a row. */
+static inline float *cpu_view_row(const struct cpu_program *p, const struct gqa_view *v,
+                                  uint32_t row)
+{
+    const struct cpu_register *reg = &p->regs[v->reg];
+    return reg->rows + (size_t)row * reg->width + v->first;
+}
+
+/* The ops on one row; for GATHER a row of dst. */
+typedef void (*cpu_row_op)(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+
+void cpu_op_embed(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_norm(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_rope(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_glu(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_add(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_scale(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_softcap(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+void cpu_op_gather(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
+
+/* Fills a table's row of angles for a position. */
+void cpu_rope_fill(const struct cpu_rope *rope, uint32_t row, uint32_t position);
+
+#endif

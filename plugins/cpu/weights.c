@@ -1,0 +1,236 @@
+/* plugins/cpu/weights.c - packs weights from a file's blocks into strips (see weights.h).
+ *
+ * Each type's reader takes one unit of one output apart into plain integers; one writer places
+ * them. The file's blocks may lie at any address. */
+#include "plugins/cpu/weights.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* One unit of one output: what its blocks say, nothing multiplied. */
+struct unit {
+    uint16_t scale, min;                       /* f16 bits */
+    uint8_t scales[CPU_SUPER_BLOCK / 16];      /* integer scales: per block, or per half (Q6_K) */
+    uint8_t mins[CPU_SUPER_BLOCK / CPU_BLOCK]; /* Q4_K, Q5_K */
+    uint8_t q[CPU_SUPER_BLOCK];                /* stored values in the order of k */
+};
+
+static uint16_t load_u16(const uint8_t *at)
+{
+    uint16_t v;
+    memcpy(&v, at, sizeof(v));
+    return v;
+}
+
+/* Q4_0, Q4_1, Q5_0, Q5_1: byte j holds value j in its low half and value j + 16 in its high half;
+ * fifth is NULL or 32 bits, one for each value. */
+static void read_nibbles(const uint8_t *nibbles, const uint8_t *fifth, uint8_t *q)
+{
+    uint32_t high = 0;
+
+    if (fifth != NULL) {
+        memcpy(&high, fifth, sizeof(high));
+    }
+    for (uint32_t j = 0; j < 16; j++) {
+        q[j] = (uint8_t)((nibbles[j] & 0xf) | (high >> j & 1) << 4);
+        q[j + 16] = (uint8_t)(nibbles[j] >> 4 | (high >> (j + 16) & 1) << 4);
+    }
+}
+
+static void read_q4_0(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    read_nibbles(src + 2, NULL, u->q);
+}
+
+static void read_q4_1(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    u->min = load_u16(src + 2);
+    read_nibbles(src + 4, NULL, u->q);
+}
+
+static void read_q5_0(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    read_nibbles(src + 6, src + 2, u->q);
+}
+
+static void read_q5_1(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    u->min = load_u16(src + 2);
+    read_nibbles(src + 8, src + 4, u->q);
+}
+
+static void read_q8_0(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    memcpy(u->q, src + 2, CPU_BLOCK);
+}
+
+/* The six-bit scales and minimums of Q4_K and Q5_K: the first four of each in bits 0..5 of bytes
+ * 0..3 and 4..7; the last four with their low nibbles in bytes 8..11 (scale low half, minimum high
+ * half) and their top two bits in the top two bits of bytes 0..3 and 4..7. */
+static void read_k_scales(const uint8_t *packed, struct unit *u)
+{
+    for (uint32_t s = 0; s < 4; s++) {
+        uint8_t low = packed[8 + s];
+        u->scales[s] = packed[s] & 63;
+        u->mins[s] = packed[4 + s] & 63;
+        u->scales[4 + s] = (uint8_t)((low & 0xf) | packed[s] >> 6 << 4);
+        u->mins[4 + s] = (uint8_t)(low >> 4 | packed[4 + s] >> 6 << 4);
+    }
+}
+
+/* 32 bytes hold two blocks, one in the low and one in the high nibbles; bit s of fifth[l] is the
+ * fifth bit of value l of block s. */
+static void read_k_values(const uint8_t *nibbles, const uint8_t *fifth, uint8_t *q)
+{
+    for (uint32_t v = 0; v < CPU_SUPER_BLOCK; v++) {
+        uint32_t s = v / CPU_BLOCK, l = v % CPU_BLOCK;
+        uint32_t low = nibbles[s / 2 * CPU_BLOCK + l] >> (s % 2 * 4) & 0xf;
+        uint32_t high = fifth != NULL ? fifth[l] >> s & 1 : 0;
+        q[v] = (uint8_t)(low | high << 4);
+    }
+}
+
+static void read_q4_k(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    u->min = load_u16(src + 2);
+    read_k_scales(src + 4, u);
+    read_k_values(src + 16, NULL, u->q);
+}
+
+static void read_q5_k(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    u->min = load_u16(src + 2);
+    read_k_scales(src + 4, u);
+    read_k_values(src + 48, src + 16, u->q);
+}
+
+/* Each half of 128 values: value 32 j + l has its low nibble in byte 32 (j % 2) + l of the half's
+ * 64 (low half of the byte for j < 2, high half after) and its top two bits in bits 2j.. of byte l
+ * of the half's 32. */
+static void read_q6_k(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src + 208);
+    memcpy(u->scales, src + 192, 16);
+    for (uint32_t v = 0; v < CPU_SUPER_BLOCK; v++) {
+        uint32_t half = v / 128, j = v % 128 / 32, l = v % 32;
+        uint32_t low = src[half * 64 + j % 2 * 32 + l] >> (j / 2 * 4) & 0xf;
+        uint32_t high = src[128 + half * 32 + l] >> (2 * j) & 3;
+        u->q[v] = (uint8_t)(low | high << 4);
+    }
+}
+
+/* A type's row: bytes of a unit in the file, and its reader. Its layout is in weights.h. */
+static const struct {
+    uint32_t file_bytes;
+    void (*read)(const uint8_t *src, struct unit *u);
+} readers[CPU_LAYOUT_COUNT] = {
+    [CPU_LAYOUT_Q4_0] = {18, read_q4_0},  [CPU_LAYOUT_Q4_1] = {20, read_q4_1},
+    [CPU_LAYOUT_Q5_0] = {22, read_q5_0},  [CPU_LAYOUT_Q5_1] = {24, read_q5_1},
+    [CPU_LAYOUT_Q8_0] = {34, read_q8_0},  [CPU_LAYOUT_Q4_K] = {144, read_q4_k},
+    [CPU_LAYOUT_Q5_K] = {176, read_q5_k}, [CPU_LAYOUT_Q6_K] = {210, read_q6_k},
+};
+
+enum cpu_layout_id cpu_layout_of(uint32_t type)
+{
+    for (uint32_t i = 0; i < CPU_LAYOUT_COUNT; i++) {
+        if (cpu_layouts[i].type == type) {
+            return (enum cpu_layout_id)i;
+        }
+    }
+    return CPU_LAYOUT_COUNT;
+}
+
+uint64_t cpu_weights_packed_bytes(const struct gqa_weight *weight)
+{
+    enum cpu_layout_id id = cpu_layout_of(weight->type);
+    uint64_t bytes;
+
+    if (id == CPU_LAYOUT_COUNT || weight->n_dims != 2 || weight->ne[0] == 0 || weight->ne[1] == 0 ||
+        weight->ne[0] % cpu_layouts[id].unit != 0 || weight->ne[1] > UINT64_MAX - CPU_STRIP_ROWS) {
+        return 0;
+    }
+    uint64_t strips = (weight->ne[1] + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+    uint64_t units = weight->ne[0] / cpu_layouts[id].unit;
+    if (__builtin_mul_overflow(units, cpu_layout_unit_bytes(&cpu_layouts[id]), &bytes) ||
+        __builtin_mul_overflow(bytes, strips, &bytes)) {
+        return 0;
+    }
+    return bytes;
+}
+
+/* Places the 32 values of output o of one block; lines start as zeros. */
+static void write_block(const struct cpu_layout *l, uint32_t o, const uint8_t *q, uint8_t *lines)
+{
+    for (uint32_t k = 0; k < CPU_BLOCK; k++) {
+        uint32_t vector = k / 4, at = 4 * o + k % 4;
+
+        if (l->bits == 8) {
+            lines[vector * CPU_BLOCK_LINE + at] = q[k];
+            continue;
+        }
+        lines[vector % 4 * CPU_BLOCK_LINE + at] |= (uint8_t)((q[k] & 0xf) << vector / 4 * 4);
+        uint8_t *high = lines + 4 * CPU_BLOCK_LINE;
+        if (l->bits == 5) {
+            high[at] |= (uint8_t)(q[k] >> 4 << vector);
+        } else if (l->bits == 6) {
+            high[vector / 4 * CPU_BLOCK_LINE + at] |= (uint8_t)(q[k] >> 4 << vector % 4 * 2);
+        }
+    }
+}
+
+/* Places output o's unit into the strip's unit at dst. */
+static void write_unit(const struct cpu_layout *l, uint32_t o, const struct unit *u, uint8_t *dst)
+{
+    uint8_t *block = dst + cpu_layout_header_bytes(l);
+
+    memcpy(dst + 2 * o, &u->scale, sizeof(u->scale));
+    if (l->has_min) {
+        memcpy(dst + CPU_HEADER_BYTES + 2 * o, &u->min, sizeof(u->min));
+    }
+    for (uint32_t b = 0; b < l->unit / CPU_BLOCK; b++, block += cpu_layout_block_bytes(l)) {
+        if (l->two_scales) {
+            block[o] = u->scales[2 * b];
+            block[CPU_STRIP_ROWS + o] = u->scales[2 * b + 1];
+        } else if (l->scale_bytes != 0) {
+            block[o] = u->scales[b];
+            block[CPU_STRIP_ROWS + o] = u->mins[b];
+        }
+        write_block(l, o, u->q + b * CPU_BLOCK, block + l->scale_bytes);
+    }
+}
+
+int cpu_weights_pack(const struct gqa_weight *weight, uint64_t first_row, uint64_t n_rows,
+                     void *dst)
+{
+    enum cpu_layout_id id = cpu_layout_of(weight->type);
+
+    if (cpu_weights_packed_bytes(weight) == 0 || first_row % CPU_STRIP_ROWS != 0 ||
+        first_row > weight->ne[1] || n_rows > weight->ne[1] - first_row ||
+        (n_rows % CPU_STRIP_ROWS != 0 && first_row + n_rows != weight->ne[1])) {
+        return -EINVAL;
+    }
+    const struct cpu_layout *l = &cpu_layouts[id];
+    uint64_t units = weight->ne[0] / l->unit;
+    uint64_t unit_bytes = cpu_layout_unit_bytes(l);
+    uint64_t strips = (n_rows + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+    const uint8_t *src = (const uint8_t *)weight->data + first_row * units * readers[id].file_bytes;
+    uint8_t *strip = (uint8_t *)dst + first_row / CPU_STRIP_ROWS * units * unit_bytes;
+
+    memset(strip, 0, strips * units * unit_bytes);
+    for (uint64_t row = 0; row < n_rows; row++) {
+        uint8_t *unit = strip + row / CPU_STRIP_ROWS * units * unit_bytes;
+        for (uint64_t i = 0; i < units; i++, src += readers[id].file_bytes, unit += unit_bytes) {
+            struct unit u;
+            readers[id].read(src, &u);
+            write_unit(l, (uint32_t)(row % CPU_STRIP_ROWS), &u, unit);
+        }
+    }
+    return 0;
+}
