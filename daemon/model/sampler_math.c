@@ -1,0 +1,126 @@
+/* daemon/model/sampler_math.c - exponentials, sums and random numbers that are the same everywhere.
+ *
+ * No libm function decides which token is drawn: glibc's expf differs in the last place between
+ * versions and instruction sets. */
+#include "daemon/model/sampler_internal.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#define LANES 16  /* independent sums: one vector of any machine divides it */
+#define CHUNK 512 /* floats are summed this far before they go to a double */
+
+/* Cody-Waite reduction x = n ln 2 + r and the Cephes polynomial for e^r, |r| <= ln 2 / 2. */
+float sampler_exp(float x)
+{
+    const float lowest = -87.0f;     /* e^-87 is still a normal float */
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float clamped = x > lowest ? x : lowest;
+    float shifted = clamped * 1.44269504088896341f + magic;
+    float n = shifted - magic;
+    float r = clamped - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    uint32_t bits;
+    memcpy(&bits, &p, sizeof(bits));
+    bits += (uint32_t)(int32_t)n << 23;
+    memcpy(&p, &bits, sizeof(p));
+    return x > lowest ? p : 0.0f;
+}
+
+/* The greatest of n logits in *ret; false when one of them is NaN or +inf. */
+static bool find_max(const float *logits, size_t n, float *ret)
+{
+    float lane[LANES];
+    int bad[LANES] = {0};
+    for (size_t j = 0; j < LANES; j++) {
+        lane[j] = -INFINITY;
+    }
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (size_t j = 0; j < LANES; j++) {
+            float x = logits[i + j];
+            bad[j] |= !(x < INFINITY);
+            lane[j] = x > lane[j] ? x : lane[j];
+        }
+    }
+    for (size_t j = 0; i < n; i++, j++) {
+        float x = logits[i];
+        bad[j] |= !(x < INFINITY);
+        lane[j] = x > lane[j] ? x : lane[j];
+    }
+    float max = -INFINITY;
+    int any_bad = 0;
+    for (size_t j = 0; j < LANES; j++) {
+        any_bad |= bad[j];
+        max = lane[j] > max ? lane[j] : max;
+    }
+    *ret = max;
+    return !any_bad;
+}
+
+int sampler_log_sum_exp(const float *logits, size_t n, size_t *ret_best, float *ret_log_sum)
+{
+    float max;
+    if (!find_max(logits, n, &max) || max == -INFINITY) {
+        return -EDOM;
+    }
+    double sum = 0;
+    for (size_t start = 0; start < n; start += CHUNK) {
+        size_t end = n - start < CHUNK ? n : start + CHUNK;
+        float lane[LANES] = {0};
+        size_t i = start;
+        for (; i + LANES <= end; i += LANES) {
+            for (size_t j = 0; j < LANES; j++) {
+                lane[j] += sampler_exp(logits[i + j] - max);
+            }
+        }
+        for (size_t j = 0; i < end; i++, j++) {
+            lane[j] += sampler_exp(logits[i] - max);
+        }
+        for (size_t j = 0; j < LANES; j++) {
+            sum += lane[j];
+        }
+    }
+    size_t best = 0;
+    while (logits[best] != max) {
+        best++;
+    }
+    *ret_best = best;
+    *ret_log_sum = (float)((double)max + log(sum));
+    return 0;
+}
+
+/* PCG-XSH-RR 64/32: M. E. O'Neill, "PCG: A Family of Simple Fast Space-Efficient Statistically Good
+ * Algorithms for Random Number Generation", 2014. */
+static uint32_t pcg32_next(struct pcg32 *rng)
+{
+    uint64_t old = rng->state;
+    rng->state = old * 6364136223846793005u + rng->increment;
+    uint32_t mixed = (uint32_t)(((old >> 18) ^ old) >> 27);
+    uint32_t turn = (uint32_t)(old >> 59);
+    return (mixed >> turn) | (mixed << (-turn & 31));
+}
+
+void pcg32_init(struct pcg32 *rng, uint64_t seed)
+{
+    rng->state = 0;
+    rng->increment = 0xDA3E39CB94B95BDBu;
+    (void)pcg32_next(rng);
+    rng->state += seed;
+    (void)pcg32_next(rng);
+}
+
+double pcg32_unit(struct pcg32 *rng)
+{
+    uint64_t high = pcg32_next(rng) >> 5; /* 27 bits */
+    uint64_t low = pcg32_next(rng) >> 6;  /* 26 bits */
+    return (double)(high << 26 | low) * 0x1p-53;
+}
