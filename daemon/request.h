@@ -64,7 +64,7 @@ struct request {
 
     /* The engine's queue and sequence. */
     struct request *next;
-    struct sequence *sequence;
+    struct request_event *done_event; /* allocated at submission, so that the end cannot fail */
 };
 
 /* A zeroed request with defaults; request_destroy frees what it owns and drops the model. */

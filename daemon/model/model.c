@@ -36,7 +36,7 @@ struct model {
 struct loading {
     const struct model_options *options;
     struct io *io;
-    const volatile bool *cancel;
+    const atomic_bool *cancel;
     model_progress_fn progress;
     void *progress_arg;
     const char *stage;
@@ -329,7 +329,7 @@ static int prepare(struct model *m, struct loading *l)
 }
 
 int model_load(const struct model_options *options, struct backend_catalogue *catalogue,
-               struct pool *pool, struct io *io, const volatile bool *cancel,
+               struct pool *pool, struct io *io, const atomic_bool *cancel,
                model_progress_fn progress, void *progress_arg, struct model **ret,
                struct fmt_error *err)
 {

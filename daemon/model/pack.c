@@ -25,7 +25,7 @@ struct job {
     size_t n_pieces;
     atomic_size_t next;
     atomic_int rc; /* the first failure */
-    const volatile bool *cancel;
+    const atomic_bool *cancel;
     _Atomic uint64_t done_bytes;
 };
 
@@ -128,7 +128,7 @@ static uint64_t plan(const struct gqa_program *iface, void *context, struct mode
 
 int packed_weights_init(struct packed_weights *w, struct backend *backend,
                         struct model_program *program, uint32_t n_threads,
-                        const volatile bool *cancel,
+                        const atomic_bool *cancel,
                         void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg)
 {
     const struct gqa_program *iface = backend_program(backend);

@@ -17,7 +17,7 @@ struct entry {
     struct entry *next;
     char *name, *path;
     struct model *model;          /* NULL while loading */
-    volatile bool cancel;         /* set by registry_destroy, read by the loader */
+    atomic_bool cancel;         /* set by registry_destroy, read by the loader */
     struct model_options options; /* strings owned: see copy_options() */
     char *strings[2];             /* backend, attention_backend */
     struct waiter *waiters;
