@@ -1,6 +1,5 @@
 /* format/gguf_parse.c - header and keys of one GGUF file. Layout: gguf_internal.h. */
 #include "format/gguf_internal.h"
-#include "format/checked.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -2,13 +2,11 @@
  *
  * Keys and the tensor table are gathered in memory, because the header counts them; the data is
  * streamed. The first error sticks: every later call returns it. */
-#include "format/gguf_write.h"
 #include "format/checked.h"
-#include "format/gguf_internal.h"
+#include "format/gguf_write_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,42 +14,6 @@
 
 #define TEMPORARY_TRIES    100
 #define WRITE_BUFFER_BYTES (1 << 20)
-
-struct declared_tensor {
-    char *name; /* owned */
-    uint32_t type, n_dims;
-    uint64_t ne[GGUF_MAX_DIMS];
-    uint64_t bytes;
-    uint64_t offset; /* in the data section */
-};
-
-struct gguf_writer {
-    int rc; /* the first error; 0 while all is well */
-    char *path, *temporary;
-    FILE *file;
-    uint64_t alignment;
-
-    uint8_t *keys; /* the encoded keys and values */
-    size_t keys_bytes, keys_capacity;
-    char **key_names; /* to refuse duplicates */
-    size_t n_keys;
-
-    struct declared_tensor *tensors;
-    size_t n_tensors;
-    uint64_t data_bytes; /* of the data section as declared so far */
-
-    bool in_data;
-    size_t current;   /* the tensor that the next bytes belong to */
-    uint64_t written; /* bytes of it that were written */
-};
-
-static int fail(struct gguf_writer *w, int rc)
-{
-    if (w->rc == 0) {
-        w->rc = rc;
-    }
-    return w->rc;
-}
 
 /* Opens a new file beside w->path, with the permissions that an ordinary file would have. */
 static int open_temporary(struct gguf_writer *w)
@@ -124,149 +86,6 @@ void gguf_writer_destroy(struct gguf_writer *w)
     free(w);
 }
 
-static int append(struct gguf_writer *w, const void *data, size_t bytes)
-{
-    uint64_t needed;
-    if (w->rc < 0) {
-        return w->rc;
-    }
-    if (!checked_add_u64(w->keys_bytes, bytes, &needed) || needed > SIZE_MAX / 2) {
-        return fail(w, -EFBIG);
-    }
-    if (needed > w->keys_capacity) {
-        size_t capacity = needed > 2048 ? (size_t)needed * 2 : 4096;
-        uint8_t *grown = realloc(w->keys, capacity);
-        if (grown == NULL) {
-            return fail(w, -ENOMEM);
-        }
-        w->keys = grown;
-        w->keys_capacity = capacity;
-    }
-    if (bytes > 0) {
-        memcpy(w->keys + w->keys_bytes, data, bytes);
-        w->keys_bytes += bytes;
-    }
-    return 0;
-}
-
-static int append_u32(struct gguf_writer *w, uint32_t value)
-{
-    return append(w, &value, sizeof(value));
-}
-
-static int append_string(struct gguf_writer *w, const char *data, uint64_t bytes)
-{
-    append(w, &bytes, sizeof(bytes));
-    return append(w, data, (size_t)bytes);
-}
-
-/* Begins a key: checks it, and appends its name and its value's type. Errors stick, so that callers
- * check the last of their appends alone. */
-static int begin_key(struct gguf_writer *w, const char *key, enum gguf_value_type type)
-{
-    size_t bytes = strlen(key);
-    if (w->rc < 0) {
-        return w->rc;
-    }
-    if (w->in_data || bytes == 0 || bytes > GGUF_MAX_KEY_BYTES) {
-        return fail(w, -EINVAL);
-    }
-    if (w->n_keys == GGUF_MAX_KEYS) {
-        return fail(w, -EFBIG);
-    }
-    for (size_t i = 0; i < w->n_keys; i++) {
-        if (strcmp(w->key_names[i], key) == 0) {
-            return fail(w, -EEXIST);
-        }
-    }
-    char **grown = realloc(w->key_names, (w->n_keys + 1) * sizeof(*grown));
-    if (grown == NULL) {
-        return fail(w, -ENOMEM);
-    }
-    w->key_names = grown;
-    w->key_names[w->n_keys] = strdup(key);
-    if (w->key_names[w->n_keys] == NULL) {
-        return fail(w, -ENOMEM);
-    }
-    w->n_keys++;
-    append_string(w, key, bytes);
-    return append_u32(w, type);
-}
-
-static int begin_array(struct gguf_writer *w, const char *key, enum gguf_value_type element_type,
-                       uint64_t count)
-{
-    begin_key(w, key, GGUF_ARRAY);
-    append_u32(w, element_type);
-    return append(w, &count, sizeof(count));
-}
-
-int gguf_writer_add_u32(struct gguf_writer *w, const char *key, uint32_t value)
-{
-    if (strcmp(key, "general.alignment") == 0) {
-        /* Tensors are placed as they are declared: the alignment must be known before. */
-        if (w->n_tensors > 0 || value < GGUF_MIN_ALIGNMENT || (value & (value - 1)) != 0) {
-            return fail(w, -EINVAL);
-        }
-        w->alignment = value;
-    }
-    begin_key(w, key, GGUF_U32);
-    return append_u32(w, value);
-}
-
-int gguf_writer_add_f32(struct gguf_writer *w, const char *key, float value)
-{
-    begin_key(w, key, GGUF_F32);
-    return append(w, &value, sizeof(value));
-}
-
-int gguf_writer_add_bool(struct gguf_writer *w, const char *key, bool value)
-{
-    uint8_t byte = value ? 1 : 0;
-    begin_key(w, key, GGUF_BOOL);
-    return append(w, &byte, sizeof(byte));
-}
-
-int gguf_writer_add_string(struct gguf_writer *w, const char *key, const char *value)
-{
-    begin_key(w, key, GGUF_STRING);
-    return append_string(w, value, strlen(value));
-}
-
-int gguf_writer_add_strings(struct gguf_writer *w, const char *key,
-                            const struct gguf_string *values, uint64_t count)
-{
-    int rc = begin_array(w, key, GGUF_STRING, count);
-    for (uint64_t i = 0; i < count && rc == 0; i++) {
-        rc = append_string(w, values[i].data, values[i].bytes);
-    }
-    return rc;
-}
-
-/* count elements of four bytes each. */
-static int add_words(struct gguf_writer *w, const char *key, enum gguf_value_type element_type,
-                     const void *values, uint64_t count)
-{
-    uint64_t bytes;
-    if (!checked_mul_u64(count, 4, &bytes)) {
-        return fail(w, -EFBIG);
-    }
-    begin_array(w, key, element_type, count);
-    return append(w, values, (size_t)bytes);
-}
-
-int gguf_writer_add_f32s(struct gguf_writer *w, const char *key, const float *values,
-                         uint64_t count)
-{
-    return add_words(w, key, GGUF_F32, values, count);
-}
-
-int gguf_writer_add_i32s(struct gguf_writer *w, const char *key, const int32_t *values,
-                         uint64_t count)
-{
-    return add_words(w, key, GGUF_I32, values, count);
-}
-
 /* The size of a tensor; 0 when the shape is not legal for the type. */
 static uint64_t shape_bytes(uint32_t type, uint32_t n_dims, const uint64_t *ne)
 {
@@ -293,28 +112,28 @@ int gguf_writer_add_tensor(struct gguf_writer *w, const char *name, uint32_t typ
     }
     tensor.bytes = shape_bytes(type, n_dims, ne);
     if (w->in_data || name_bytes == 0 || name_bytes > GGUF_MAX_NAME_BYTES || tensor.bytes == 0) {
-        return fail(w, -EINVAL);
+        return gguf_writer_fail(w, -EINVAL);
     }
     memcpy(tensor.ne, ne, n_dims * sizeof(*ne));
     uint64_t end;
     if (w->n_tensors == GGUF_MAX_TENSORS ||
         !checked_align_u64(w->data_bytes, w->alignment, &tensor.offset) ||
         !checked_add_u64(tensor.offset, tensor.bytes, &end)) {
-        return fail(w, -EFBIG);
+        return gguf_writer_fail(w, -EFBIG);
     }
     for (size_t i = 0; i < w->n_tensors; i++) {
         if (strcmp(w->tensors[i].name, name) == 0) {
-            return fail(w, -EEXIST);
+            return gguf_writer_fail(w, -EEXIST);
         }
     }
     struct declared_tensor *grown = realloc(w->tensors, (w->n_tensors + 1) * sizeof(*grown));
     if (grown == NULL) {
-        return fail(w, -ENOMEM);
+        return gguf_writer_fail(w, -ENOMEM);
     }
     w->tensors = grown;
     tensor.name = strdup(name);
     if (tensor.name == NULL) {
-        return fail(w, -ENOMEM);
+        return gguf_writer_fail(w, -ENOMEM);
     }
     w->tensors[w->n_tensors++] = tensor;
     w->data_bytes = end;
@@ -328,7 +147,7 @@ static int put(struct gguf_writer *w, const void *data, size_t bytes)
     }
     errno = 0;
     if (bytes > 0 && fwrite(data, 1, bytes, w->file) != bytes) {
-        return fail(w, errno != 0 ? -errno : -EIO);
+        return gguf_writer_fail(w, errno != 0 ? -errno : -EIO);
     }
     return 0;
 }
@@ -351,7 +170,7 @@ int gguf_writer_begin_data(struct gguf_writer *w)
     const uint32_t version = 3;
     const uint64_t n_tensors = w->n_tensors, n_keys = w->n_keys;
     if (w->rc == 0 && w->in_data) {
-        return fail(w, -EINVAL);
+        return gguf_writer_fail(w, -EINVAL);
     }
     w->in_data = true;
     put(w, "GGUF", 4);
@@ -384,7 +203,7 @@ int gguf_writer_write(struct gguf_writer *w, const void *data, size_t bytes)
     }
     if (!w->in_data || w->current == w->n_tensors ||
         bytes > w->tensors[w->current].bytes - w->written) {
-        return fail(w, -EINVAL);
+        return gguf_writer_fail(w, -EINVAL);
     }
     put(w, data, bytes);
     w->written += bytes;
@@ -421,18 +240,18 @@ int gguf_writer_finish(struct gguf_writer *w)
         return w->rc;
     }
     if (!w->in_data || w->current != w->n_tensors || w->file == NULL) {
-        return fail(w, -EINVAL);
+        return gguf_writer_fail(w, -EINVAL);
     }
     if (fflush(w->file) != 0 || fsync(fileno(w->file)) < 0) {
-        return fail(w, -errno);
+        return gguf_writer_fail(w, -errno);
     }
     int closed = fclose(w->file);
     w->file = NULL;
     if (closed != 0 || rename(w->temporary, w->path) < 0) {
-        return fail(w, -errno);
+        return gguf_writer_fail(w, -errno);
     }
     free(w->temporary);
     w->temporary = NULL;
     int rc = sync_folder(w->path);
-    return rc < 0 ? fail(w, rc) : 0;
+    return rc < 0 ? gguf_writer_fail(w, rc) : 0;
 }

@@ -150,7 +150,25 @@ Test(gguf_read, version_two_has_the_same_layout)
     free(image.bytes);
 }
 
-/* Opens every file in folder/SUBFOLDER that SUFFIX ends, directly or one level deeper. */
+Test(gguf_read, a_file_changed_after_opening_cannot_lead_a_getter_astray)
+{
+    struct image image = {0};
+    struct gguf_string words[2], text;
+    put_valid(&image);
+    struct gguf *g = open_image(&image);
+    uint8_t *word = memmem(image.bytes, image.n, "one", 3);
+    uint8_t *value = memmem(image.bytes, image.n, "\x04\0\0\0\0\0\0\0test", 12);
+    cr_assert(word != NULL && value != NULL);
+    memset(word - 8, 0xff, 8);
+    memset(value, 0xff, 8);
+    cr_expect_eq(gguf_get_strings(g, "test.words", words, 2), -EINVAL);
+    cr_expect_eq(gguf_get_string(g, "general.architecture", &text), 0);
+    cr_expect_eq(text.bytes, 4, "the length that was checked, not the one stored now");
+    gguf_close(g);
+    free(image.bytes);
+}
+
+/* Opens every .gguf in folder and below it; returns how many. */
 static size_t open_all(const char *folder)
 {
     size_t n_opened = 0;
