@@ -91,6 +91,14 @@ struct cpu_linear_kernels {
 
 extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avx512;
 
+/* Float products that live in files of their own. */
+void cpu_multiply_f32_avx2(const struct cpu_float_strip *s, float *out);
+void cpu_multiply_f16_avx2(const struct cpu_float_strip *s, float *out);
+void cpu_multiply_bf16_avx2(const struct cpu_float_strip *s, float *out);
+void cpu_multiply_f32_avx512(const struct cpu_float_strip *s, float *out);
+void cpu_multiply_f16_avx512(const struct cpu_float_strip *s, float *out);
+void cpu_multiply_bf16_avx512(const struct cpu_float_strip *s, float *out);
+
 /* The level's table; entries that it lacks are the next lower level's. */
 void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret);
 
