@@ -158,7 +158,7 @@ CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nv, const uint32_t
         }
         CPU_UNROLL
         for (uint32_t line = 0; line < nv * vector_bytes; line += 64) {
-            _mm_prefetch(ahead + line, _MM_HINT_T0);
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
         }
         ahead += nv * vector_bytes;
         CPU_UNROLL
@@ -301,7 +301,7 @@ CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t 
         for (uint32_t j = 0; j < nv; j++) {
             row[j] = nv == 1 ? load_some(type, v, n_lanes) : load_all(type, v + j * vector_bytes);
         }
-        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead, _MM_HINT_T1);
         CPU_UNROLL
         for (uint32_t i = 0; i < nq; i++) {
             __m256 one = _mm256_set1_ps(p[i * TOKENS]);

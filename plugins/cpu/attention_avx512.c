@@ -164,7 +164,7 @@ CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nt, const uint32_t
         }
         CPU_UNROLL
         for (uint32_t line = 0; line < nt * row_bytes; line += 64) {
-            _mm_prefetch(ahead + line, _MM_HINT_T0);
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
         }
         CPU_UNROLL
         for (uint32_t i = 0; i < nq; i++) {
@@ -312,7 +312,7 @@ CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t 
         }
         CPU_UNROLL
         for (uint32_t line = 0; line < nv * vector_bytes; line += 64) {
-            _mm_prefetch(ahead + line, _MM_HINT_T0);
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
         }
         CPU_UNROLL
         for (uint32_t i = 0; i < nq; i++) {

@@ -1,0 +1,344 @@
+/* tests/bench/attention.c - how fast attention reads K and V, against what this machine's memory
+ * gives a plain reading loop in the same run; and what prefill computes.
+ *
+ *     bench_attention [seconds per line]
+ *
+ * Decode runs over the layers of a model one after the other, so that K and V come from memory and
+ * not from the last-level cache, as in a real step. */
+#include "plugins/cpu/attention.h"
+#include "tests/kernels/attention_problem.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define THREADS_MAX 64u
+#define LAYERS_MAX  64u
+/* Enough to leave every cache. */
+#define KV_BYTES_LEAST (192u << 20)
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* ---- a crew that waits spinning, as the daemon's does within a step ---------------------------
+ */
+
+struct crew {
+    struct gqa_host host;
+    pthread_t threads[THREADS_MAX];
+    gqa_task_fn fn;
+    void *arg;
+    uint32_t n_tasks;
+    atomic_uint next, generation, left, stop;
+};
+
+struct hand {
+    struct crew *crew;
+    uint32_t worker;
+};
+
+static void take_tasks(struct crew *c, uint32_t worker)
+{
+    uint32_t i;
+
+    while ((i = atomic_fetch_add(&c->next, 1)) < c->n_tasks) {
+        c->fn(c->arg, i, worker);
+    }
+    atomic_fetch_sub(&c->left, 1);
+}
+
+static void *hand_main(void *arg)
+{
+    struct hand hand = *(struct hand *)arg;
+    unsigned seen = 0;
+
+    free(arg);
+    for (;;) {
+        while (atomic_load(&hand.crew->generation) == seen) {
+            if (atomic_load(&hand.crew->stop)) {
+                return NULL;
+            }
+        }
+        seen++;
+        take_tasks(hand.crew, hand.worker);
+    }
+}
+
+static void crew_parallel(void *data, gqa_task_fn fn, void *arg, uint32_t n_tasks)
+{
+    struct crew *c = data;
+
+    c->fn = fn;
+    c->arg = arg;
+    c->n_tasks = n_tasks;
+    atomic_store(&c->next, 0);
+    atomic_store(&c->left, c->host.n_threads);
+    atomic_fetch_add(&c->generation, 1);
+    take_tasks(c, 0);
+    while (atomic_load(&c->left) != 0) {
+    }
+}
+
+static void crew_init(struct crew *c, uint32_t n_threads)
+{
+    memset(c, 0, sizeof(*c));
+    attn_host_init(&c->host, ATTN_HOST_THREADS, n_threads);
+    c->host.data = c;
+    c->host.parallel = crew_parallel;
+    for (uint32_t i = 1; i < n_threads; i++) {
+        struct hand *hand = malloc(sizeof(*hand));
+        *hand = (struct hand){c, i};
+        if (pthread_create(&c->threads[i], NULL, hand_main, hand) != 0) {
+            fprintf(stderr, "no more threads\n");
+            exit(1);
+        }
+    }
+}
+
+static void crew_finish(struct crew *c)
+{
+    atomic_store(&c->stop, 1);
+    for (uint32_t i = 1; i < c->host.n_threads; i++) {
+        pthread_join(c->threads[i], NULL);
+    }
+}
+
+/* ---- a model's worth of KV --------------------------------------------------------------------
+ */
+
+/* The problem's pages, and copies of them as the other layers'. */
+struct model {
+    struct attn_problem problem;
+    struct gqa_page_table layers[LAYERS_MAX];
+    uint32_t n_layers;
+    struct gqa_attn_seq seq;
+    struct gqa_attn_batch batch;
+    struct gqa_attn_io io;
+};
+
+static int append(void *context, const struct gqa_attn_layer *layer,
+                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    return cpu_attention_append(context, layer, batch, io);
+}
+
+static int attend(void *context, const struct gqa_attn_layer *layer,
+                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    return cpu_attention_attend(context, layer, batch, io);
+}
+
+static void model_init(struct model *m, uint32_t group_size, uint32_t n_past, uint32_t n_rows,
+                       uint32_t type, size_t bytes_least)
+{
+    struct attn_spec spec = {.n_heads = 4 * group_size,
+                             .n_kv_heads = 4,
+                             .k_dim = 64,
+                             .v_dim = 64,
+                             .k_type = type,
+                             .v_type = type,
+                             .magnitude = 1.0f,
+                             .n_seqs = 1,
+                             .seqs = {{n_past, n_rows}},
+                             .seed = 1};
+    struct attn_problem_seq *s = &m->problem.seqs[0];
+    struct gqa_host host;
+    struct cpu_attention *a;
+
+    memset(m, 0, sizeof(*m));
+    attn_problem_init(&m->problem, &spec);
+    size_t page_bytes = m->problem.page_bytes, n = (size_t)n_rows * spec.n_heads * 64;
+    float *out = calloc(n, sizeof(float));
+    attn_host_init(&host, ATTN_HOST_BACKWARDS, 1);
+    if (out == NULL || cpu_attention_create(&host, cpu_isa_best(), &a) != 0 ||
+        attn_problem_run(&m->problem, &(struct attn_backend){a, append, attend}, n_rows, out) !=
+            0) {
+        fprintf(stderr, "cannot set up\n");
+        exit(1);
+    }
+    cpu_attention_destroy(a);
+    do {
+        char *copy = aligned_alloc(1u << 21, ((s->n_pages * page_bytes) | ((1u << 21) - 1)) + 1);
+        void **pages = calloc(s->n_pages, sizeof(*pages));
+        for (uint32_t i = 0; i < s->n_pages; i++) {
+            pages[i] = memcpy(copy + i * page_bytes, s->pages[i], page_bytes);
+        }
+        m->layers[m->n_layers++] = (struct gqa_page_table){.n_pages = s->n_pages, .pages = pages};
+    } while (m->n_layers < LAYERS_MAX && m->n_layers * s->n_pages * page_bytes < bytes_least);
+    m->seq = (struct gqa_attn_seq){.n_rows = n_rows, .n_past = n_past};
+    m->batch = (struct gqa_attn_batch){.struct_size = sizeof(m->batch),
+                                       .n_rows = n_rows,
+                                       .n_seqs = 1,
+                                       .commit = 1,
+                                       .seqs = &m->seq};
+    m->io = (struct gqa_attn_io){.q = s->q + (size_t)n_past * spec.n_heads * 64,
+                                 .k = s->k,
+                                 .v = s->v,
+                                 .out = out,
+                                 .q_stride = spec.n_heads * 64u,
+                                 .k_stride = 256,
+                                 .v_stride = 256,
+                                 .out_stride = spec.n_heads * 64u};
+}
+
+static void model_finish(struct model *m)
+{
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        free(m->layers[l].pages[0]);
+        free((void *)m->layers[l].pages);
+    }
+    free(m->io.out);
+    attn_problem_finish(&m->problem);
+}
+
+static size_t layer_bytes(const struct model *m)
+{
+    return m->layers[0].n_pages * m->problem.page_bytes;
+}
+
+/* ---- measuring --------------------------------------------------------------------------------
+ */
+
+struct reading {
+    const struct model *model;
+    atomic_ullong sum; /* so that the loads are wanted */
+};
+
+/* Reads one layer's page after page; tasks are quarters of layers. */
+static void read_task(void *arg, uint32_t index, uint32_t worker)
+{
+    typedef unsigned long long vec __attribute__((vector_size(64)));
+    struct reading *r = arg;
+    size_t bytes = layer_bytes(r->model) / 4 / 256 * 256;
+    const char *from = (const char *)r->model->layers[index / 4].pages[0] + index % 4 * bytes;
+    vec a = {0}, b = {0}, c = {0}, d = {0};
+
+    for (const vec *p = (const vec *)(const void *)from; (const char *)p < from + bytes; p += 4) {
+        a += p[0];
+        b += p[1];
+        c += p[2];
+        d += p[3];
+    }
+    a += b + c + d;
+    atomic_fetch_add(&r->sum, a[0] + a[7]);
+}
+
+/* Best of several passes: the machine may be busy with something else. */
+static double bandwidth(struct crew *crew, struct model *m, double seconds)
+{
+    struct reading r = {.model = m};
+    double best = 0, until = now() + seconds;
+
+    do {
+        double start = now();
+        crew_parallel(crew, read_task, &r, m->n_layers * 4);
+        double rate = (double)layer_bytes(m) * m->n_layers / (now() - start);
+        best = rate > best ? rate : best;
+    } while (now() < until);
+    return best;
+}
+
+/* Seconds of the best pass over all layers. */
+static double pass_seconds(struct crew *crew, struct model *m, enum cpu_isa isa, double seconds)
+{
+    struct cpu_attention *a;
+    double best = 1e9, until = now() + seconds;
+
+    if (cpu_attention_create(&crew->host, isa, &a) != 0) {
+        fprintf(stderr, "cannot create\n");
+        exit(1);
+    }
+    do {
+        double start = now();
+        for (uint32_t l = 0; l < m->n_layers; l++) {
+            m->seq.tables = &m->layers[l];
+            if (cpu_attention_attend(a, &m->problem.layer, &m->batch, &m->io) != 0) {
+                fprintf(stderr, "attend failed\n");
+                exit(1);
+            }
+        }
+        double took = now() - start;
+        best = took < best ? took : best;
+    } while (now() < until);
+    cpu_attention_destroy(a);
+    return best;
+}
+
+static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, double seconds)
+{
+    struct model m;
+
+    model_init(&m, group_size, depth - 1, 1, type, KV_BYTES_LEAST);
+    for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
+        struct crew crew;
+
+        crew_init(&crew, n_threads);
+        double limit = bandwidth(&crew, &m, seconds);
+        for (int isa = CPU_ISA_COUNT - 1; isa >= CPU_ISA_C; isa--) {
+            if (!cpu_isa_usable((enum cpu_isa)isa)) {
+                continue;
+            }
+            double bytes = (double)depth * 4 * 128 * (type == GQA_TYPE_F32 ? 4 : 2) * m.n_layers;
+            double rate = bytes / pass_seconds(&crew, &m, (enum cpu_isa)isa, seconds);
+
+            printf("| decode r=%-2u d=64 %-4s @%-5u | %-6s | %u | %7.2f GB/s | %7.2f GB/s | %5.1f "
+                   "%% |\n",
+                   group_size, type == GQA_TYPE_F32 ? "f32" : "f16", depth,
+                   cpu_isa_name((enum cpu_isa)isa), n_threads, rate * 1e-9, limit * 1e-9,
+                   100 * rate / limit);
+            fflush(stdout);
+        }
+        crew_finish(&crew);
+    }
+    model_finish(&m);
+}
+
+static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows, double seconds)
+{
+    struct model m;
+    double pairs = (double)n_rows * n_past + (double)n_rows * (n_rows + 1) / 2;
+
+    model_init(&m, group_size, n_past, n_rows, GQA_TYPE_F16, 0);
+    for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
+        struct crew crew;
+
+        crew_init(&crew, n_threads);
+        for (int isa = CPU_ISA_COUNT - 1; isa >= CPU_ISA_C; isa--) {
+            if (!cpu_isa_usable((enum cpu_isa)isa)) {
+                continue;
+            }
+            double flops = pairs * 4 * group_size * 2 * 128;
+            double rate = flops / pass_seconds(&crew, &m, (enum cpu_isa)isa, seconds);
+
+            printf("| prefill r=%-2u %u rows @%-5u | %-6s | %u | %7.2f GFLOP/s | | |\n", group_size,
+                   n_rows, n_past, cpu_isa_name((enum cpu_isa)isa), n_threads, rate * 1e-9);
+            fflush(stdout);
+        }
+        crew_finish(&crew);
+    }
+    model_finish(&m);
+}
+
+int main(int argc, char **argv)
+{
+    double seconds = argc > 1 ? atof(argv[1]) : 0.5;
+
+    printf("| what | isa | threads | rate | memory | share |\n|---|---|---|---|---|---|\n");
+    bench_decode(8, 4096, GQA_TYPE_F16, seconds);
+    bench_decode(8, 16384, GQA_TYPE_F16, seconds);
+    bench_decode(4, 16384, GQA_TYPE_F16, seconds);
+    bench_decode(1, 4096, GQA_TYPE_F16, seconds);
+    bench_prefill(8, 0, 512, seconds);
+    bench_prefill(8, 4096, 512, seconds);
+    bench_prefill(1, 4096, 512, seconds);
+    return 0;
+}
