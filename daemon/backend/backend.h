@@ -25,7 +25,6 @@ struct backend_catalogue_options {
     size_t n_dirs;
     const char *check_program; /* gqa-plugin-check, or NULL: beside the daemon's own binary */
     unsigned check_timeout_ms; /* of one child */
-    bool check_in_child;       /* false only in tests that link the checks themselves */
 };
 
 /* Scans the folders; a bad plugin is listed as unusable with its reason, never an error. */

@@ -9,8 +9,8 @@
 
 #define NAME_BYTES 64
 
-/* Registers. Each exists twice: for all rows of the batch, and for the rows that give logits, since
- * from the last attention on only those matter. */
+/* Registers. Each may exist twice: for all rows of the batch, and for the rows that give logits, as
+ * from the last attention on only those matter. They are made when first used. */
 enum reg {
     REG_X,   /* residual stream (n_embd) */
     REG_H,   /* normed input of a product (n_embd) */
@@ -27,7 +27,8 @@ struct builder {
     const struct gguf *g;
     const struct model_shape *s;
     struct fmt_error *err;
-    uint8_t *used; /* (n_tensors) by index in the file */
+    uint8_t *used;                    /* (n_tensors) by index in the file */
+    uint32_t reg_index[2][REG_COUNT]; /* all rows, output rows: 1 + index in regs, 0: not made */
     uint32_t ops_capacity, weights_capacity;
     bool out_rows;         /* registers of the output rows are meant from now on */
     int rc;                /* the first failure; later calls do nothing */
@@ -116,9 +117,34 @@ static uint32_t layer_weight(struct builder *b, uint32_t layer, const char *name
 /* ---- ops --------------------------------------------------------------------------------------
  */
 
-static struct gqa_view view(const struct builder *b, enum reg reg, uint32_t first, uint32_t width)
+static uint32_t reg_width(const struct model_shape *s, enum reg reg)
 {
-    return (struct gqa_view){reg + (b->out_rows ? REG_COUNT : 0), first, width};
+    switch (reg) {
+    case REG_QKV:
+        return s->n_heads * s->k_dim + s->n_kv_heads * (s->k_dim + s->v_dim);
+    case REG_ATT:
+        return s->n_heads * s->v_dim;
+    case REG_FF:
+        return 2 * s->n_ff;
+    case REG_LOGITS:
+        return s->n_vocab;
+    default:
+        return s->n_embd;
+    }
+}
+
+static struct gqa_view view(struct builder *b, enum reg reg, uint32_t first, uint32_t width)
+{
+    struct model_program *p = b->p;
+    uint32_t *index = &b->reg_index[b->out_rows][reg];
+    if (*index == 0) {
+        p->regs[p->n_regs] = (struct gqa_reg){
+            .width = reg_width(b->s, reg),
+            .flags = b->out_rows ? GQA_REG_OUT : 0,
+        };
+        *index = ++p->n_regs;
+    }
+    return (struct gqa_view){*index - 1, first, width};
 }
 
 static const struct gqa_view no_view = {GQA_NONE, 0, 0};
@@ -336,33 +362,6 @@ static void build_ops(struct builder *b)
 
 /* ---- tables beside the ops ------------------------------------------------------------------- */
 
-static int build_registers(struct model_program *p, const struct model_shape *s)
-{
-    const uint32_t widths[REG_COUNT] = {
-        [REG_X] = s->n_embd,
-        [REG_H] = s->n_embd,
-        [REG_QKV] = s->n_heads * s->k_dim + s->n_kv_heads * (s->k_dim + s->v_dim),
-        [REG_ATT] = s->n_heads * s->v_dim,
-        [REG_T] = s->n_embd,
-        [REG_FF] = 2 * s->n_ff,
-        [REG_LOGITS] = s->n_vocab,
-    };
-    p->n_regs = 2 * REG_COUNT;
-    p->regs = calloc(p->n_regs, sizeof(*p->regs));
-    if (p->regs == NULL) {
-        return -ENOMEM;
-    }
-    for (uint32_t i = 0; i < REG_COUNT; i++) {
-        p->regs[i].width = widths[i];
-        p->regs[REG_COUNT + i] = (struct gqa_reg){.width = widths[i], .flags = GQA_REG_OUT};
-    }
-    /* Never touched, so that a backend need not reserve a row of logits per row of the batch, nor
-     * queries for output rows. */
-    p->regs[REG_LOGITS].width = 0;
-    p->regs[REG_COUNT + REG_QKV].width = 0;
-    return 0;
-}
-
 static int build_attn_layers(struct model_program *p, const struct model_shape *s,
                              const struct kv_layout *layout)
 {
@@ -449,7 +448,8 @@ int model_program_init(struct model_program *p, const struct gguf *g,
     memset(p, 0, sizeof(*p));
     struct builder b = {.p = p, .g = g, .s = shape, .err = err};
     b.used = calloc(gguf_n_tensors(g), 1);
-    int rc = b.used == NULL ? -ENOMEM : build_registers(p, shape);
+    p->regs = calloc(2 * REG_COUNT, sizeof(*p->regs));
+    int rc = b.used == NULL || p->regs == NULL ? -ENOMEM : 0;
     rc = rc < 0 ? rc : build_attn_layers(p, shape, layout);
     if (rc == 0) {
         build_ops(&b);

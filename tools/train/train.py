@@ -135,7 +135,9 @@ def main():
     mean, count = 0.0, 0
     print(f"{sum(p.numel() for p in net.parameters())} parameters, steps {step} to {last}, "
           f"{data.count} windows an epoch, bf16 {bf16}", flush=True)
+    few = min(64, held_windows)   # enough to draw a curve
     if not resumed:
+        report(None, few)
         report(None, held_windows)
     while step < last:
         t = time.time()
@@ -156,8 +158,9 @@ def main():
         if step % 20 == 0:
             print(f"step {step} loss {loss.item():.3f} {elapsed:.0f} s", flush=True)
         if step % args.eval_every == 0 or step == last:
-            # Every window only at the end: 64 are enough to draw a curve.
-            report(mean / count, held_windows if step == last else min(64, held_windows))
+            report(mean / count, few)
+            if step == last:
+                report(mean / count, held_windows)
             mean, count = 0.0, 0
             save()
     curve.close()

@@ -1,0 +1,183 @@
+#include "daemon/backend/check.h"
+
+#include "daemon/backend/image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define REPORT_BYTES_MAX 8192
+#define CHILD_IMAGE_FD   3
+
+extern char **environ;
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
+}
+
+static int spawn_check(const char *program, int image_fd, int output_fd, pid_t *ret,
+                       struct gqa_reason *reason)
+{
+    char *argv[] = {(char *)"gqa-plugin-check", (char *)"--report", (char *)"/proc/self/fd/3",
+                    NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_adddup2(&actions, output_fd, STDOUT_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, image_fd, CHILD_IMAGE_FD);
+    posix_spawnattr_t attributes;
+    posix_spawnattr_init(&attributes);
+    sigset_t none, defaults;
+    sigemptyset(&none);
+    sigemptyset(&defaults);
+    sigaddset(&defaults, SIGPIPE);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setsigdefault(&attributes, &defaults);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    int rc = posix_spawn(ret, program, &actions, &attributes, argv, environ);
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    return rc != 0 ? reason_fail(reason, -rc, "%s cannot be run: %s", program, strerror(rc)) : 0;
+}
+
+/* Reads all output until its end or the deadline. -ETIMEDOUT. */
+static int read_report(int fd, uint64_t deadline_ms, char *text)
+{
+    size_t used = 0;
+    for (;;) {
+        uint64_t now = now_ms();
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        int n = now < deadline_ms ? poll(&p, 1, (int)(deadline_ms - now)) : 0;
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return n < 0 ? -errno : -ETIMEDOUT;
+        }
+        ssize_t bytes = read(fd, text + used, REPORT_BYTES_MAX - 1 - used);
+        if (bytes < 0 && errno == EINTR) {
+            continue;
+        }
+        if (bytes <= 0) {
+            text[used] = '\0';
+            return bytes < 0 ? -errno : 0;
+        }
+        used += (size_t)bytes;
+        if (used == REPORT_BYTES_MAX - 1) {
+            return -EMSGSIZE;
+        }
+    }
+}
+
+static void copy_text(char *dst, size_t bytes, const char *src)
+{
+    snprintf(dst, bytes, "%s", src);
+}
+
+static void take_line(struct plugin_report *r, const char *key, const char *value)
+{
+    const struct {
+        const char *key;
+        char *dst;
+        size_t bytes;
+    } texts[] = {
+        {"name", r->name, sizeof(r->name)},
+        {"version", r->version, sizeof(r->version)},
+        {"build", r->build, sizeof(r->build)},
+        {"interfaces", r->interfaces, sizeof(r->interfaces)},
+        {"isa", r->probe.isa, sizeof(r->probe.isa)},
+        {"isas", r->probe.isas, sizeof(r->probe.isas)},
+        {"device", r->probe.device, sizeof(r->probe.device)},
+        {"reason", r->probe.reason, sizeof(r->probe.reason)},
+    };
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        if (strcmp(key, texts[i].key) == 0) {
+            copy_text(texts[i].dst, texts[i].bytes, value);
+        }
+    }
+    if (strcmp(key, "usable") == 0) {
+        r->probe.usable = strcmp(value, "1") == 0;
+    } else if (strcmp(key, "score") == 0) {
+        r->probe.score = (uint32_t)strtoul(value, NULL, 10);
+    } else if (strcmp(key, "devices") == 0) {
+        r->probe.n_devices = (uint32_t)strtoul(value, NULL, 10);
+    }
+}
+
+static void parse_report(char *text, struct plugin_report *ret)
+{
+    char *rest = text;
+    for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
+        char *equals = strchr(line, '=');
+        if (equals != NULL) {
+            *equals = '\0';
+            take_line(ret, line, equals + 1);
+        }
+    }
+}
+
+/* What became of the child, in words. */
+static int judge(int status, int read_rc, const struct plugin_report *report, unsigned timeout_ms,
+                 struct gqa_reason *reason)
+{
+    if (read_rc == -ETIMEDOUT) {
+        return reason_fail(reason, -ETIMEDOUT, "probe and self-test did not end within %u ms",
+                           timeout_ms);
+    }
+    if (WIFSIGNALED(status)) {
+        return reason_fail(reason, -EFAULT, "crashed with signal %d in probe or self-test",
+                           WTERMSIG(status));
+    }
+    if (read_rc < 0) {
+        return reason_fail(reason, read_rc, "its report cannot be read: %s", strerror(-read_rc));
+    }
+    if (WEXITSTATUS(status) != 0) {
+        return reason_fail(reason, -EBADMSG, "%s",
+                           report->probe.reason[0] != '\0' ? report->probe.reason
+                                                           : "its check failed without a word");
+    }
+    return 0;
+}
+
+int plugin_check(const char *program, int image_fd, unsigned timeout_ms, struct plugin_report *ret,
+                 struct gqa_reason *reason)
+{
+    int output[2];
+    if (pipe2(output, O_CLOEXEC) < 0) {
+        return reason_fail(reason, -errno, "pipe: %s", strerror(errno));
+    }
+    pid_t child;
+    int rc = spawn_check(program, image_fd, output[1], &child, reason);
+    close(output[1]);
+    if (rc < 0) {
+        close(output[0]);
+        return rc;
+    }
+    char text[REPORT_BYTES_MAX] = "";
+    int read_rc = read_report(output[0], now_ms() + timeout_ms, text);
+    close(output[0]);
+    if (read_rc < 0) {
+        kill(child, SIGKILL);
+    }
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    struct plugin_report report = {.probe.struct_size = sizeof(report.probe)};
+    parse_report(text, &report);
+    rc = judge(status, read_rc, &report, timeout_ms, reason);
+    if (rc == 0) {
+        *ret = report;
+    }
+    return rc;
+}

@@ -1,0 +1,289 @@
+/* gqa-plugin-check - loads a plugin, probes it and compares it with the reference, outside the
+ * daemon: a plugin that crashes or hangs here takes nobody with it.
+ *
+ *   gqa-plugin-check PLUGIN.so            for people: a line per problem
+ *   gqa-plugin-check --report PLUGIN.so   for the daemon: key=value lines
+ *
+ * Exit status: 0 usable or not (usable=...), 1 wrong results or a broken plugin, 64 usage. */
+#include "plugins/cpu/attention.h"
+#include "tools/plugin-check/problem.h"
+
+#include <argp.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+
+/* A plugin may convert or reorder in float32: every output is a weighted mean of values in -1..1,
+ * summed over at most 502 tokens with about 1e-7 relative error a step. 5e-4 leaves room for fast
+ * exponentials and half precision of the probabilities, and is far below any mistake. */
+#define TOLERANCE 5e-4f
+
+struct arguments {
+    bool report;
+    const char *path;
+    const char *options;
+};
+
+/* ---- a host of one thread -----------------------------------------------------------------------
+ */
+
+static void host_log(void *data, int level, const char *message)
+{
+    fprintf(stderr, "gqa-plugin-check: plugin says: %s\n", message);
+}
+
+static void host_parallel(void *data, gqa_task_fn fn, void *arg, uint32_t n_tasks)
+{
+    for (uint32_t i = 0; i < n_tasks; i++) {
+        fn(arg, i, 0);
+    }
+}
+
+static void *host_allocate(void *data, size_t bytes)
+{
+    void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    return memory != NULL ? memset(memory, 0, bytes) : NULL;
+}
+
+static void host_release(void *data, void *memory, size_t bytes)
+{
+    free(memory);
+}
+
+static const struct gqa_host host = {
+    .struct_size = sizeof(host),
+    .n_threads = 1,
+    .log = host_log,
+    .parallel = host_parallel,
+    .allocate = host_allocate,
+    .release = host_release,
+};
+
+/* ---- the reference as an interface --------------------------------------------------------------
+ */
+
+static int reference_supports(void *context, const struct gqa_attn_layer *layer,
+                              struct gqa_reason *reason)
+{
+    return cpu_attention_supports(layer, reason);
+}
+
+static int reference_append(void *context, const struct gqa_attn_layer *layer,
+                            const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    return cpu_attention_append(context, layer, batch, io);
+}
+
+static int reference_attend(void *context, const struct gqa_attn_layer *layer,
+                            const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    return cpu_attention_attend(context, layer, batch, io);
+}
+
+static const struct gqa_attention reference = {
+    .struct_size = sizeof(reference),
+    .supports = reference_supports,
+    .append = reference_append,
+    .attend = reference_attend,
+};
+
+/* ---- the check ----------------------------------------------------------------------------------
+ */
+
+/* Largest difference, or infinity where the candidate has none of the numbers. */
+static float max_difference(const struct problem_spec *s, const float *truth, const float *got)
+{
+    float worst = 0;
+    size_t n = (size_t)s->n_rows * s->n_heads * s->dim;
+    for (size_t i = 0; i < n; i++) {
+        float difference = fabsf(truth[i] - got[i]);
+        if (!(difference <= TOLERANCE * 1e6f)) {
+            return INFINITY;
+        }
+        worst = difference > worst ? difference : worst;
+    }
+    return worst;
+}
+
+/* 1 right, 0 not supported, or -errno with a reason. */
+static int check_problem(const struct problem_spec *s, const struct gqa_attention *attention,
+                         void *context, struct cpu_attention *truth_context, float *ret_error,
+                         struct gqa_reason *reason)
+{
+    float *truth = NULL, *got = NULL;
+    int rc = problem_run(s, &reference, truth_context, &truth, reason);
+    rc = rc < 0 ? rc : problem_run(s, attention, context, &got, reason);
+    if (rc == -ENOTSUP && truth != NULL) {
+        rc = 0;
+    } else if (rc < 0) {
+        snprintf(reason->text, sizeof(reason->text), "self-test '%s': %s", s->name, strerror(-rc));
+    } else {
+        *ret_error = max_difference(s, truth, got);
+        rc = 1;
+        if (!(*ret_error <= TOLERANCE)) {
+            snprintf(reason->text, sizeof(reason->text),
+                     "self-test '%s': wrong by %g, tolerance %g", s->name, (double)*ret_error,
+                     (double)TOLERANCE);
+            rc = -EBADMSG;
+        }
+    }
+    free(truth);
+    free(got);
+    return rc;
+}
+
+static int run_problems(const struct arguments *a, const struct gqa_attention *attention,
+                        void *context, struct gqa_reason *reason)
+{
+    struct cpu_attention *truth;
+    int rc = cpu_attention_create(&host, CPU_ISA_C, &truth);
+    if (rc < 0) {
+        snprintf(reason->text, sizeof(reason->text), "the reference: %s", strerror(-rc));
+        return rc;
+    }
+    uint32_t n_right = 0;
+    float worst = 0;
+    for (uint32_t i = 0; rc >= 0 && problem_at(i) != NULL; i++) {
+        float error = 0;
+        rc = check_problem(problem_at(i), attention, context, truth, &error, reason);
+        worst = error > worst ? error : worst;
+        n_right += rc == 1;
+        if (!a->report) {
+            printf("%-40s %s  %.3g\n", problem_at(i)->name,
+                   rc < 0    ? "WRONG"
+                   : rc == 0 ? "not supported"
+                             : "ok",
+                   (double)error);
+        }
+    }
+    cpu_attention_destroy(truth);
+    if (rc >= 0 && n_right == 0) {
+        snprintf(reason->text, sizeof(reason->text),
+                 "it supports none of the self-test's problems");
+        rc = -ENOTSUP;
+    }
+    if (rc >= 0) {
+        printf("selftest=%u problems, largest difference %.3g\n", n_right, (double)worst);
+    }
+    return rc < 0 ? rc : 0;
+}
+
+static int check_open(const struct arguments *a, const struct gqa_plugin *plugin,
+                      struct gqa_reason *reason)
+{
+    void *context = NULL;
+    int rc = plugin->open(&host, a->options, &context, reason);
+    if (rc < 0) {
+        if (reason->text[0] == '\0') {
+            snprintf(reason->text, sizeof(reason->text), "open failed: %s", strerror(-rc));
+        }
+        return rc;
+    }
+    const struct gqa_attention *attention = plugin->get_interface(context, GQA_ATTENTION_0);
+    const struct gqa_program *program = plugin->get_interface(context, GQA_PROGRAM_0);
+    if (attention == NULL || attention->struct_size < sizeof(*attention)) {
+        snprintf(reason->text, sizeof(reason->text), "it has no complete %s", GQA_ATTENTION_0);
+        rc = -ENOEXEC;
+    } else {
+        printf("interfaces=%s%s\n", GQA_ATTENTION_0, program != NULL ? "," GQA_PROGRAM_0 : "");
+        rc = run_problems(a, attention, context, reason);
+    }
+    plugin->close(context);
+    return rc;
+}
+
+static int check_plugin(const struct arguments *a, struct gqa_reason *reason)
+{
+    void *handle = dlopen(a->path, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL) {
+        snprintf(reason->text, sizeof(reason->text), "%s", dlerror());
+        return -ENOEXEC;
+    }
+    const struct gqa_plugin *plugin = dlsym(handle, GQA_PLUGIN_SYMBOL);
+    if (plugin == NULL || plugin->magic != GQA_PLUGIN_MAGIC ||
+        plugin->abi_major != GQA_PLUGIN_ABI_MAJOR || plugin->abi_minor != GQA_PLUGIN_ABI_MINOR ||
+        plugin->struct_size < sizeof(*plugin) || plugin->name == NULL || plugin->probe == NULL ||
+        plugin->open == NULL || plugin->get_interface == NULL || plugin->close == NULL) {
+        snprintf(reason->text, sizeof(reason->text), "no symbol %s of this ABI (%u.%u)",
+                 GQA_PLUGIN_SYMBOL, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR);
+        return -ENOEXEC;
+    }
+    printf("name=%s\nversion=%s\nbuild=%s\n", plugin->name,
+           plugin->version != NULL ? plugin->version : "",
+           plugin->build != NULL ? plugin->build : "");
+    struct gqa_probe probe = {.struct_size = sizeof(probe)};
+    int rc = plugin->probe(&probe);
+    if (rc < 0) {
+        snprintf(reason->text, sizeof(reason->text), "probe failed: %s", strerror(-rc));
+        return rc;
+    }
+    printf("usable=%u\nscore=%u\ndevices=%u\nisa=%.63s\nisas=%.191s\ndevice=%.127s\n", probe.usable,
+           probe.score, probe.n_devices, probe.isa, probe.isas, probe.device);
+    if (!probe.usable) {
+        printf("reason=%.255s\n", probe.reason);
+        return 0;
+    }
+    return check_open(a, plugin, reason);
+}
+
+/* ---- command line -------------------------------------------------------------------------------
+ */
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct arguments *a = state->input;
+    switch (key) {
+    case 'r':
+        a->report = true;
+        return 0;
+    case 'o':
+        a->options = value;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (a->path != NULL) {
+            argp_error(state, "one plugin at a time");
+        }
+        a->path = value;
+        return 0;
+    case ARGP_KEY_END:
+        if (a->path == NULL) {
+            argp_error(state, "which plugin?");
+        }
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"report", 'r', NULL, 0, "Print key=value lines for the daemon", 0},
+        {"options", 'o', "KEY=VALUE,...", 0, "Options for the plugin, such as isa=avx2", 0},
+        {0},
+    };
+    static const struct argp parser = {
+        options,     parse_option,
+        "PLUGIN.so", "Loads an attention plugin and compares it with the reference.",
+        NULL,        NULL,
+        NULL,
+    };
+    struct arguments a = {.options = ""};
+    argp_err_exit_status = EX_USAGE;
+    argp_parse(&parser, argc, argv, 0, NULL, &a);
+    struct gqa_reason reason = {""};
+    int rc = check_plugin(&a, &reason);
+    if (rc < 0) {
+        printf("reason=%s\n", reason.text);
+        if (!a.report) {
+            fprintf(stderr, "gqa-plugin-check: %s: %s\n", a.path, reason.text);
+        }
+        return EXIT_FAILURE;
+    }
+    return EXIT_SUCCESS;
+}

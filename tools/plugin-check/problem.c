@@ -1,0 +1,169 @@
+#include "tools/plugin-check/problem.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct problem_spec problems[] = {
+    {"one token, multi-head, f32", 4, 4, 16, GQA_TYPE_F32, 0, 0, 0, 0, 1},
+    {"groups of 4, decode at 300, f16", 8, 2, 64, GQA_TYPE_F16, 0, 0, 0, 300, 1},
+    {"groups of 3, a chunk of 70, f16", 6, 2, 32, GQA_TYPE_F16, 0, 0, 0, 33, 70},
+    {"multi-query, a prompt of 130, f32", 7, 1, 80, GQA_TYPE_F32, 0, 0, 0, 0, 130},
+    {"window of 16, a chunk over blocks, f16", 4, 2, 32, GQA_TYPE_F16, 16, 0, 0, 120, 40},
+    {"soft cap, f16", 4, 2, 64, GQA_TYPE_F16, 0, 4, 0, 90, 3},
+    {"sinks and window, f16", 8, 2, 64, GQA_TYPE_F16, 24, 0, 1, 500, 2},
+};
+
+const struct problem_spec *problem_at(uint32_t i)
+{
+    return i < sizeof(problems) / sizeof(problems[0]) ? &problems[i] : NULL;
+}
+
+/* xorshift64*: the same numbers on every machine. Values lie in -1..1. */
+static void fill_random(float *values, size_t n, uint64_t seed)
+{
+    uint64_t x = seed * 0x9e3779b97f4a7c15u + 1;
+    for (size_t i = 0; i < n; i++) {
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        values[i] = (float)((int32_t)((x * 0x2545f4914f6cdd1du) >> 32)) / 2147483648.0f;
+    }
+}
+
+struct problem {
+    const struct problem_spec *spec;
+    struct gqa_attn_layer layer;
+    uint32_t n_tokens, n_pages;
+    float *q, *k, *v, *out, *sinks; /* q, k, v of all tokens; out of the last n_rows */
+    void **pages;
+};
+
+static void problem_finish(struct problem *p)
+{
+    for (uint32_t i = 0; p->pages != NULL && i < p->n_pages; i++) {
+        free(p->pages[i]);
+    }
+    free(p->pages);
+    free(p->q);
+    free(p->k);
+    free(p->v);
+    free(p->sinks);
+    free(p->out);
+}
+
+static void describe_layer(struct problem *p)
+{
+    const struct problem_spec *s = p->spec;
+    uint64_t head_bytes =
+        (uint64_t)GQA_KV_BLOCK_TOKENS * s->dim * (s->kv_type == GQA_TYPE_F32 ? 4 : 2);
+    p->layer = (struct gqa_attn_layer){
+        .struct_size = sizeof(p->layer),
+        .n_heads = s->n_heads,
+        .n_kv_heads = s->n_kv_heads,
+        .k_dim = s->dim,
+        .v_dim = s->dim,
+        .k_type = s->kv_type,
+        .v_type = s->kv_type,
+        .window = s->window,
+        .scale = 1 / sqrtf((float)s->dim),
+        .softcap = s->softcap,
+        .sinks = s->with_sinks ? p->sinks : NULL,
+        .v_offset = s->n_kv_heads * head_bytes,
+        .k_head_bytes = head_bytes,
+        .v_head_bytes = head_bytes,
+    };
+}
+
+/* Blocks start as NaN everywhere: whoever reads what was never written shows it. */
+static int problem_init(struct problem *p, const struct problem_spec *s)
+{
+    memset(p, 0, sizeof(*p));
+    p->spec = s;
+    p->n_tokens = s->n_past + s->n_rows;
+    p->n_pages = (p->n_tokens + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS;
+    size_t q_floats = (size_t)p->n_tokens * s->n_heads * s->dim;
+    size_t kv_floats = (size_t)p->n_tokens * s->n_kv_heads * s->dim;
+    p->q = calloc(q_floats, sizeof(float));
+    p->k = calloc(kv_floats, sizeof(float));
+    p->v = calloc(kv_floats, sizeof(float));
+    p->sinks = calloc(s->n_heads, sizeof(float));
+    p->out = calloc((size_t)s->n_rows * s->n_heads * s->dim, sizeof(float));
+    p->pages = calloc(p->n_pages, sizeof(*p->pages));
+    if (p->q == NULL || p->k == NULL || p->v == NULL || p->sinks == NULL || p->out == NULL ||
+        p->pages == NULL) {
+        return -ENOMEM;
+    }
+    fill_random(p->q, q_floats, 1);
+    fill_random(p->k, kv_floats, 2);
+    fill_random(p->v, kv_floats, 3);
+    fill_random(p->sinks, s->n_heads, 4);
+    describe_layer(p);
+    size_t page_bytes = (size_t)(p->layer.v_offset + s->n_kv_heads * p->layer.v_head_bytes);
+    for (uint32_t i = 0; i < p->n_pages; i++) {
+        p->pages[i] = aligned_alloc(64, (page_bytes + 63) & ~(size_t)63);
+        if (p->pages[i] == NULL) {
+            return -ENOMEM;
+        }
+        memset(p->pages[i], 0xff, page_bytes);
+    }
+    return 0;
+}
+
+/* Appends, and attends where out is not NULL, tokens [first, first + n). */
+static int run_rows(struct problem *p, const struct gqa_attention *attention, void *context,
+                    uint32_t first, uint32_t n, float *out)
+{
+    const struct problem_spec *s = p->spec;
+    struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
+    struct gqa_attn_seq seq = {.n_rows = n, .n_past = first, .tables = &table};
+    uint8_t *row_class = calloc(n, 1);
+    if (row_class == NULL) {
+        return -ENOMEM;
+    }
+    struct gqa_attn_batch batch = {
+        .struct_size = sizeof(batch),
+        .n_rows = n,
+        .n_seqs = 1,
+        .commit = 1,
+        .seqs = &seq,
+        .row_class = row_class,
+    };
+    size_t q_stride = (size_t)s->n_heads * s->dim;
+    size_t kv_stride = (size_t)s->n_kv_heads * s->dim;
+    struct gqa_attn_io io = {
+        .q = p->q + first * q_stride,
+        .k = p->k + first * kv_stride,
+        .v = p->v + first * kv_stride,
+        .out = out,
+        .q_stride = q_stride,
+        .k_stride = kv_stride,
+        .v_stride = kv_stride,
+        .out_stride = q_stride,
+    };
+    int rc = attention->append(context, &p->layer, &batch, &io);
+    if (rc == 0 && out != NULL) {
+        rc = attention->attend(context, &p->layer, &batch, &io);
+    }
+    free(row_class);
+    return rc;
+}
+
+int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
+                void *context, float **ret_out, struct gqa_reason *reason)
+{
+    struct problem p;
+    int rc = problem_init(&p, spec);
+    rc = rc < 0 ? rc : attention->supports(context, &p.layer, reason);
+    if (rc == 0 && spec->n_past > 0) {
+        rc = run_rows(&p, attention, context, 0, spec->n_past, NULL);
+    }
+    rc = rc < 0 ? rc : run_rows(&p, attention, context, spec->n_past, spec->n_rows, p.out);
+    if (rc == 0) {
+        *ret_out = p.out;
+        p.out = NULL;
+    }
+    problem_finish(&p);
+    return rc;
+}

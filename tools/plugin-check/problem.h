@@ -1,0 +1,25 @@
+/* tools/plugin-check/problem.h - small random attention problems, run on any gqa.attention.0. */
+#ifndef TOOLS_PLUGIN_CHECK_PROBLEM_H
+#define TOOLS_PLUGIN_CHECK_PROBLEM_H
+
+#include <gqa/plugin.h>
+
+struct problem_spec {
+    const char *name;
+    uint32_t n_heads, n_kv_heads, dim; /* dim of K and V heads */
+    uint32_t kv_type;
+    uint32_t window;
+    float softcap;
+    uint32_t with_sinks;
+    uint32_t n_past, n_rows; /* of the one sequence: past is appended first */
+};
+
+/* The table of the matrix: i-th problem, or NULL past the end. */
+const struct problem_spec *problem_at(uint32_t i);
+
+/* Appends and attends on the interface; *ret_out (n_rows, n_heads, dim) is malloc'ed. The same spec
+ * gives the same inputs every time. -ENOTSUP when supports() declines. */
+int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
+                void *context, float **ret_out, struct gqa_reason *reason);
+
+#endif
