@@ -1,2 +1,311 @@
+/* plugins/cpu/linear_avx2.c - products of quantised weights with AVX2 and FMA.
+ *
+ * A register holds 8 of a strip's 16 outputs. VPMADDUBSW multiplies unsigned weights with signed
+ * activations and adds pairs into 16 bits, which hold a few of them before they must move to 32:
+ * |a| <= 127, so a pair is at most 254 times the largest weight. Eight pairs of 4-bit weights make
+ * 30,480, four of 5 bits 31,496, two of 6 bits 32,004. Signed 8-bit weights lend their sign to the
+ * activation: a pair is at most 2 x 128 x 127 = 32,512, and moves at once. */
 #include "plugins/cpu/linear.h"
-const struct cpu_linear_kernels cpu_linear_avx2 = {0};
+#include "plugins/cpu/unroll.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define GROUP_ROWS 4
+#define HALF       8u /* outputs in a register */
+
+/* As in linear_avx512.c: decode waits for memory. */
+#define PREFETCH_BYTES 4096u
+
+/* What the sums of one half of a block's outputs are multiplied with. */
+struct scales {
+    __m256 scale, min;
+    __m256i half_scale[2];
+};
+
+CPU_SPECIALISE __m256 load_f16(const uint8_t *at)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
+}
+
+CPU_SPECIALISE __m256i load_line(const uint8_t *lines, int line, int half)
+{
+    return _mm256_loadu_si256(
+        (const __m256i *)(const void *)(lines + line * (int)CPU_BLOCK_LINE + half * 32));
+}
+
+CPU_SPECIALISE __m256i broadcast_dword(const void *at)
+{
+    int32_t bits;
+    memcpy(&bits, at, sizeof(bits));
+    return _mm256_set1_epi32(bits);
+}
+
+/* Vector v of one half: unsigned values, or signed ones of 8 bits. */
+CPU_SPECIALISE __m256i unpack_vector(const struct cpu_layout *l, const uint8_t *lines, int v,
+                                     int half)
+{
+    const __m256i low_half = _mm256_set1_epi8(0x0f);
+
+    if (l->bits == 8) {
+        return load_line(lines, v, half);
+    }
+    __m256i line = load_line(lines, v % 4, half);
+    __m256i q = _mm256_and_si256(v < 4 ? line : _mm256_srli_epi32(line, 4), low_half);
+    if (l->bits == 5) {
+        __m256i high = load_line(lines, 4, half);
+        high = v < 4 ? _mm256_slli_epi32(high, (4 - v) & 7) : _mm256_srli_epi32(high, (v - 4) & 7);
+        q = _mm256_or_si256(q, _mm256_and_si256(high, _mm256_set1_epi8(0x10)));
+    } else if (l->bits == 6) {
+        int shift = 2 * (v % 4) - 4;
+        __m256i high = load_line(lines, 4 + v / 4, half);
+        high = shift < 0 ? _mm256_slli_epi32(high, -shift & 7) : _mm256_srli_epi32(high, shift & 7);
+        q = _mm256_or_si256(q, _mm256_and_si256(high, _mm256_set1_epi8(0x30)));
+    }
+    return q;
+}
+
+CPU_SPECIALISE struct scales unpack_scales(const struct cpu_layout *l, const uint8_t *header,
+                                           const uint8_t *block, int half)
+{
+    struct scales s = {.scale = load_f16(header + half * 16)};
+
+    if (l->has_min) {
+        s.min = load_f16(header + CPU_HEADER_BYTES + half * 16);
+    }
+    if (l->scale_bytes == 0) {
+        return s;
+    }
+    __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)(block + half * 8));
+    __m128i second =
+        _mm_loadl_epi64((const __m128i *)(const void *)(block + CPU_STRIP_ROWS + half * 8));
+    if (l->two_scales) {
+        s.half_scale[0] = _mm256_cvtepi8_epi32(first);
+        s.half_scale[1] = _mm256_cvtepi8_epi32(second);
+    } else {
+        __m256 min = _mm256_mul_ps(s.min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(second)));
+        s.scale = _mm256_mul_ps(s.scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(first)));
+        s.min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0f));
+    }
+    return s;
+}
+
+/* Pairs that 16 bits can hold. */
+CPU_SPECIALISE int pairs_held(const struct cpu_layout *l)
+{
+    return l->bits == 4 ? 8 : (l->bits == 5 ? 4 : (l->bits == 6 ? 2 : 1));
+}
+
+/* 32-bit products of vectors [first, first + n) of one half with n_rows rows; a's rows lie side by
+ * side. Adds to dots. */
+CPU_SPECIALISE void dot(const struct cpu_layout *l, const uint8_t *lines, int half, int first,
+                        int n, const int n_rows, const int8_t *a, __m256i *dots)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i pairs[GROUP_ROWS];
+
+    CPU_UNROLL
+    for (int v = first; v < first + n; v++) {
+        __m256i q = unpack_vector(l, lines, v, half);
+        CPU_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            __m256i x = broadcast_dword(a + r * (int)CPU_BLOCK + 4 * v);
+            __m256i p = l->bits == 8
+                            ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
+                            : _mm256_maddubs_epi16(q, x);
+            pairs[r] = v % pairs_held(l) == 0 ? p : _mm256_add_epi16(pairs[r], p);
+            if (v % pairs_held(l) == pairs_held(l) - 1) {
+                dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(pairs[r], ones));
+            }
+        }
+    }
+}
+
+/* Adds one block of n_rows rows to one half of their outputs. */
+CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const struct scales *s,
+                                   const uint8_t *lines, int half, const int n_rows,
+                                   const int8_t *a, const float *a_scale, const int16_t *a_sum,
+                                   __m256 acc[GROUP_ROWS][2])
+{
+    const uint32_t offset = (uint32_t)-l->offset & 0xffff;
+    const int parts = l->two_scales ? 2 : 1;
+    __m256i dots[2][GROUP_ROWS];
+
+    CPU_UNROLL
+    for (int part = 0; part < parts; part++) {
+        uint32_t pair =
+            !l->two_scales ? offset << 16 | offset : (part == 0 ? offset : offset << 16);
+        CPU_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            dots[part][r] =
+                _mm256_madd_epi16(broadcast_dword(a_sum + 2 * r), _mm256_set1_epi32((int32_t)pair));
+        }
+        dot(l, lines, half, part * 4, 8 / parts, n_rows, a, dots[part]);
+    }
+    CPU_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        __m256i products = dots[0][r];
+        __m256 row_scale = _mm256_broadcast_ss(a_scale + r);
+        if (l->two_scales) {
+            products = _mm256_add_epi32(_mm256_mullo_epi32(dots[0][r], s->half_scale[0]),
+                                        _mm256_mullo_epi32(dots[1][r], s->half_scale[1]));
+        }
+        acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->scale, row_scale),
+                                       _mm256_cvtepi32_ps(products), acc[r][half]);
+        if (l->has_min) {
+            __m256i sum = _mm256_madd_epi16(broadcast_dword(a_sum + 2 * r), _mm256_set1_epi16(1));
+            acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->min, row_scale),
+                                           _mm256_cvtepi32_ps(sum), acc[r][half]);
+        }
+    }
+}
+
+/* n_rows rows of the tile from first on. out (n_rows, 16) */
+CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
+                                  const struct cpu_act_tile *tile, uint32_t first,
+                                  const uint8_t *strip, float *out)
+{
+    const struct cpu_layout *l = &cpu_layouts[id];
+    const uint32_t unit_blocks = l->unit / CPU_BLOCK;
+    __m256 acc[GROUP_ROWS][2];
+
+    CPU_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        acc[r][0] = _mm256_setzero_ps();
+        acc[r][1] = _mm256_setzero_ps();
+    }
+    for (uint32_t b = 0; b < tile->n_blocks; b++) {
+        const uint8_t *header = strip + (size_t)(b / unit_blocks) * cpu_layout_unit_bytes(l);
+        const uint8_t *block =
+            header + cpu_layout_header_bytes(l) + b % unit_blocks * cpu_layout_block_bytes(l);
+        size_t at = (size_t)b * tile->n_tile_rows + first;
+
+        for (uint32_t i = 0; i < cpu_layout_block_bytes(l); i += CPU_BLOCK_LINE) {
+            _mm_prefetch((const char *)block + PREFETCH_BYTES + i, _MM_HINT_T0);
+        }
+        CPU_UNROLL
+        for (int half = 0; half < 2; half++) {
+            struct scales s = unpack_scales(l, header, block, half);
+            multiply_block(l, &s, block + l->scale_bytes, half, n_rows, tile->q + at * CPU_BLOCK,
+                           tile->scale + at, tile->sum + at * 2, acc);
+        }
+    }
+    CPU_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        _mm256_storeu_ps(out + r * CPU_STRIP_ROWS, acc[r][0]);
+        _mm256_storeu_ps(out + r * CPU_STRIP_ROWS + HALF, acc[r][1]);
+    }
+}
+
+/* All rows of a tile, in groups whose sums fit the registers. */
+CPU_SPECIALISE void multiply_tile(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                                  const uint8_t *strip, float *out)
+{
+    uint32_t row = 0;
+
+    for (; tile->n_rows - row >= GROUP_ROWS; row += GROUP_ROWS) {
+        multiply_rows(id, GROUP_ROWS, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    }
+    for (; tile->n_rows - row >= 2; row += 2) {
+        multiply_rows(id, 2, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    }
+    if (row < tile->n_rows) {
+        multiply_rows(id, 1, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    }
+}
+
+#define DEFINE_QUANT(name, id)                                                          \
+    static void name(const struct cpu_act_tile *tile, const uint8_t *strip, float *out) \
+    {                                                                                   \
+        multiply_tile(id, tile, strip, out);                                            \
+    }
+
+DEFINE_QUANT(multiply_q4_0, CPU_LAYOUT_Q4_0)
+DEFINE_QUANT(multiply_q4_1, CPU_LAYOUT_Q4_1)
+DEFINE_QUANT(multiply_q5_0, CPU_LAYOUT_Q5_0)
+DEFINE_QUANT(multiply_q5_1, CPU_LAYOUT_Q5_1)
+DEFINE_QUANT(multiply_q8_0, CPU_LAYOUT_Q8_0)
+DEFINE_QUANT(multiply_q4_k, CPU_LAYOUT_Q4_K)
+DEFINE_QUANT(multiply_q5_k, CPU_LAYOUT_Q5_K)
+DEFINE_QUANT(multiply_q6_k, CPU_LAYOUT_Q6_K)
+
+/* The largest magnitude of a block, as bits: those of floats above zero order as the floats do. */
+static uint32_t peak_bits_of(const __m256 *x)
+{
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i peak = _mm256_setzero_si256();
+
+    for (int i = 0; i < 4; i++) {
+        peak = _mm256_max_epi32(peak, _mm256_and_si256(_mm256_castps_si256(x[i]), magnitude));
+    }
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(peak), _mm256_extracti128_si256(peak, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(four);
+}
+
+/* Rounds 16 values to int8 at q; returns their sum. */
+static int16_t quantise_16(__m256 low, __m256 high, __m256 inverse, int8_t *q)
+{
+    __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(low, inverse));
+    __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(high, inverse));
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+    __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    __m256i sums = _mm256_add_epi32(a, b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+
+    _mm_storeu_si128((__m128i *)(void *)q, bytes);
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return (int16_t)_mm_cvtsi128_si32(four);
+}
+
+static void quantise(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t *q, float *scale,
+                     int16_t *sum)
+{
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        __m256 v[4] = {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
+                       _mm256_loadu_ps(x + 24)};
+        uint32_t peak_bits = peak_bits_of(v);
+        float peak;
+
+        memcpy(&peak, &peak_bits, sizeof(peak));
+        if (peak_bits >= 0x7f800000 || peak < CPU_ACT_PEAK_MIN) {
+            memset(q, 0, CPU_BLOCK);
+            memset(sum, 0, 2 * sizeof(*sum));
+            *scale = peak_bits >= 0x7f800000 ? NAN : 0.0f;
+        } else {
+            __m256 inverse = _mm256_set1_ps(127.0f / peak);
+            sum[0] = quantise_16(v[0], v[1], inverse, q);
+            sum[1] = quantise_16(v[2], v[3], inverse, q + 16);
+            *scale = peak / 127.0f;
+        }
+        x += CPU_BLOCK;
+        q += t_rows * CPU_BLOCK;
+        scale += t_rows;
+        sum += t_rows * 2;
+    }
+}
+
+const struct cpu_linear_kernels cpu_linear_avx2 = {
+    .quantise = quantise,
+    .quant =
+        {
+            [CPU_LAYOUT_Q4_0] = multiply_q4_0,
+            [CPU_LAYOUT_Q4_1] = multiply_q4_1,
+            [CPU_LAYOUT_Q5_0] = multiply_q5_0,
+            [CPU_LAYOUT_Q5_1] = multiply_q5_1,
+            [CPU_LAYOUT_Q8_0] = multiply_q8_0,
+            [CPU_LAYOUT_Q4_K] = multiply_q4_k,
+            [CPU_LAYOUT_Q5_K] = multiply_q5_k,
+            [CPU_LAYOUT_Q6_K] = multiply_q6_k,
+        },
+    .real =
+        {
+            [CPU_FLOAT_F32] = cpu_multiply_f32_avx2,
+            [CPU_FLOAT_F16] = cpu_multiply_f16_avx2,
+            [CPU_FLOAT_BF16] = cpu_multiply_bf16_avx2,
+        },
+};
