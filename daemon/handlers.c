@@ -1,0 +1,360 @@
+/* The service, its callers, and the way from a message to its handler. */
+#include "daemon/handlers_internal.h"
+
+#include "daemon/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef void (*handler_fn)(struct call *call);
+
+static const handler_fn handlers[PROTO_METHOD_COUNT] = {
+#define M(ID, id, name, access, FIELDS, doc) [PROTO_##ID] = handle_##id,
+    GQA_METHODS(M)
+#undef M
+};
+
+uint64_t clock_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- the service ------------------------------------------------------------------------------
+ */
+
+static void limits_finish(struct service_limits *l)
+{
+    for (size_t i = 0; i < l->n_allow_models; i++) {
+        free((char *)l->allow_models[i]);
+    }
+    free((void *)l->allow_models);
+    l->allow_models = NULL;
+    l->n_allow_models = 0;
+}
+
+int service_set_limits(struct service *s, const struct service_limits *limits)
+{
+    struct service_limits copy = *limits;
+    copy.allow_models = NULL;
+    copy.n_allow_models = 0;
+    if (limits->n_allow_models > 0) {
+        char **names = calloc(limits->n_allow_models, sizeof(*names));
+        if (!names) {
+            return -ENOMEM;
+        }
+        copy.allow_models = (const char *const *)names;
+        for (size_t i = 0; i < limits->n_allow_models; i++) {
+            names[i] = strdup(limits->allow_models[i]);
+            if (!names[i]) {
+                limits_finish(&copy);
+                return -ENOMEM;
+            }
+            copy.n_allow_models++;
+        }
+    }
+    limits_finish(&s->limits);
+    s->limits = copy;
+    return 0;
+}
+
+int service_create(const struct service_options *options, struct service **ret)
+{
+    struct service *s = calloc(1, sizeof(*s));
+    if (!s) {
+        return -ENOMEM;
+    }
+    s->engine = options->engine;
+    s->registry = options->registry;
+    s->catalogue = options->catalogue;
+    s->host = options->host;
+    s->started_ns = clock_now_ns();
+    ipc_buffer_init(&s->nowhere);
+    LIST_INIT(&s->unloads);
+    LIST_INIT(&s->drains);
+    LIST_INIT(&s->users);
+    int rc = service_set_limits(s, &options->limits);
+    if (rc < 0) {
+        free(s);
+        return rc;
+    }
+    *ret = s;
+    return 0;
+}
+
+void service_destroy(struct service *s)
+{
+    if (!s) {
+        return;
+    }
+    struct unload *u;
+    while ((u = LIST_FIRST(&s->unloads)) != NULL) {
+        LIST_REMOVE(u, entry);
+        model_unref(u->model);
+        free(u);
+    }
+    ipc_buffer_finish(&s->nowhere);
+    limits_finish(&s->limits);
+    free(s);
+}
+
+void service_drain(struct service *s)
+{
+    s->draining = true;
+    engine_drain(s->engine);
+}
+
+bool service_is_draining(const struct service *s)
+{
+    return s->draining;
+}
+
+uint32_t service_n_open(const struct service *s)
+{
+    return s->n_open;
+}
+
+void service_drained(struct service *s)
+{
+    struct call *call;
+    while ((call = LIST_FIRST(&s->drains)) != NULL) {
+        call_end_empty(call);
+    }
+}
+
+void service_pump(struct service *s)
+{
+    struct request_event *ev = engine_take_events(s->engine);
+    bool delivered = false;
+    while (ev) {
+        struct request_event *next = ev->next;
+        delivered |= call_deliver(ev->request->owner, ev);
+        free(ev);
+        ev = next;
+    }
+    if (delivered) {
+        engine_kick(s->engine);
+    }
+    service_check_unloads(s);
+}
+
+/* ---- callers ----------------------------------------------------------------------------------
+ */
+
+void caller_init(struct caller *c, struct service *s, const struct caller_sink *sink,
+                 struct ipc_buffer *out, uid_t uid, bool admin)
+{
+    *c = (struct caller){.service = s, .sink = sink, .out = out, .uid = uid, .admin = admin};
+    LIST_INIT(&c->calls);
+}
+
+void caller_finish(struct caller *c)
+{
+    struct call *call;
+    while ((call = LIST_FIRST(&c->calls)) != NULL) {
+        LIST_REMOVE(call, of_caller);
+        call->caller = NULL;
+        c->n_calls--;
+        call_release_held(call);
+        call_stop(call);
+    }
+}
+
+void caller_cut(struct caller *c)
+{
+    struct call *next;
+    for (struct call *call = LIST_FIRST(&c->calls); call; call = next) {
+        next = LIST_NEXT(call, of_caller);
+        if (call->wait != CALL_WAIT_DRAIN) {
+            call->cut = true;
+            call_stop(call);
+        }
+    }
+}
+
+void caller_uncongested(struct caller *c)
+{
+    struct call *call;
+    bool released = false;
+    LIST_FOREACH(call, &c->calls, of_caller)
+    {
+        released |= call->held_bytes > 0;
+        call_release_held(call);
+    }
+    if (released) {
+        engine_kick(c->service->engine);
+    }
+}
+
+void caller_notify_draining(struct caller *c)
+{
+    ipc_pack_notification(c->out, "gqa.draining");
+    ipc_pack_array(c->out, 0);
+    c->sink->written(c);
+}
+
+void pack_error_notification(struct ipc_buffer *b, const struct ipc_error *e)
+{
+    ipc_pack_notification(b, "gqa.error");
+    ipc_pack_array(b, 1);
+    ipc_pack_map(b, 3);
+    pack_kv_u64(b, "code", e->code);
+    pack_kv_str(b, "name", proto_error_name(e->code));
+    pack_kv_str(b, "message", e->message);
+}
+
+void caller_notify_error(struct caller *c, const struct ipc_error *e)
+{
+    pack_error_notification(c->out, e);
+    c->sink->written(c);
+}
+
+/* ---- messages ---------------------------------------------------------------------------------
+ */
+
+static bool method_is_work(enum proto_method method)
+{
+    return method == PROTO_TEXT_GENERATE || method == PROTO_TEXT_LOGITS ||
+           method == PROTO_TEXT_TOKENIZE || method == PROTO_TEXT_DETOKENIZE ||
+           method == PROTO_MODEL_LOAD || method == PROTO_MODEL_UNLOAD;
+}
+
+static void dispatch_request(struct call *call)
+{
+    struct proto_string name = call->message.method;
+    enum proto_method method;
+    struct ipc_error e = {0};
+
+    call->id = call->message.id;
+    if (call_open(call, &e) < 0) {
+        call_fail_error(call, &e);
+        return;
+    }
+    if (proto_method_by_name(name.data, name.bytes, &method) < 0) {
+        call_fail(call, PROTO_E_METHOD_NOT_FOUND, "no method '%.*s'",
+                  (int)(name.bytes > 64 ? 64 : name.bytes), name.data);
+        return;
+    }
+    call->method = method;
+    if (proto_method_info(method)->access == PROTO_ADMIN && !call->caller->admin) {
+        call_fail(call, PROTO_E_ACCESS_DENIED,
+                  "%s is for administrators: root, the daemon's own user and its admin_group; "
+                  "the caller is uid %u",
+                  proto_method_info(method)->name, call->uid);
+        return;
+    }
+    if (call->service->draining && method_is_work(method)) {
+        call_fail(call, PROTO_E_DRAINING, "the daemon is about to end");
+        return;
+    }
+    if (ipc_params_decode(method, &call->message, &call->params, &e) < 0) {
+        call_fail_error(call, &e);
+        return;
+    }
+    handlers[method](call);
+}
+
+/* "$cancel" [id]. A call that has already been answered, or never was, is no fault. */
+static void dispatch_notification(struct caller *c, const struct ipc_message *m)
+{
+    uint64_t id;
+    if (m->method.bytes != strlen("$cancel") ||
+        memcmp(m->method.data, "$cancel", m->method.bytes) != 0 ||
+        ipc_value_u64(ipc_value_at(m->params, 0), &id) < 0) {
+        return;
+    }
+    struct call *call;
+    LIST_FOREACH(call, &c->calls, of_caller)
+    {
+        if (call->method != PROTO_METHOD_COUNT && call->id == id) {
+            call->cancelled = true;
+            call_stop(call);
+            return;
+        }
+    }
+}
+
+static void dispatch(struct call *call)
+{
+    struct caller *c = call->caller;
+    struct ipc_error e;
+
+    if (call->parse_result == -ENOMEM) {
+        ipc_error_set(&e, PROTO_E_NO_MEMORY, "no memory for a message of %zu bytes",
+                      call->frame_bytes);
+    } else {
+        ipc_error_set(&e, PROTO_E_INVALID_REQUEST,
+                      "not a message of this protocol: [0, id, method, params] is a request");
+    }
+    if (call->parse_result < 0) {
+        if (call->parse_id != UINT32_MAX) {
+            call->id = call->parse_id;
+            call_fail_error(call, &e);
+        } else {
+            call_drop(call);
+            caller_notify_error(c, &e);
+        }
+        c->sink->broken(c);
+        return;
+    }
+    if (call->message.kind == IPC_REQUEST) {
+        dispatch_request(call);
+        return;
+    }
+    if (call->message.kind == IPC_NOTIFICATION) {
+        dispatch_notification(c, &call->message);
+    }
+    call_drop(call); /* a response answers nothing: the daemon asks nothing of clients */
+}
+
+static void parse_work(struct task *t)
+{
+    struct call *call = call_of_task(t);
+    call->parse_id = UINT32_MAX;
+    call->parse_result =
+        ipc_message_parse(call->frame, call->frame_bytes, &call->message, &call->parse_id);
+    call->parsed = call->parse_result == 0;
+}
+
+static void parse_done(struct task *t)
+{
+    struct call *call = call_of_task(t);
+    struct caller *c = call->caller;
+    call->wait = CALL_WAIT_NOTHING;
+    if (!c) {
+        call_drop(call);
+        return;
+    }
+    c->parsing = false;
+    dispatch(call);
+    c->sink->resumed(c);
+}
+
+void caller_message(struct caller *c, uint8_t *frame, size_t bytes)
+{
+    struct call *call = call_create(c->service, c, frame, bytes);
+    if (!call) {
+        struct ipc_error e;
+        free(frame);
+        ipc_error_set(&e, PROTO_E_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
+        caller_notify_error(c, &e);
+        c->sink->broken(c);
+        return;
+    }
+    if (bytes >= SERVICE_INLINE_FRAME_BYTES) {
+        call->task = (struct task){.work = parse_work, .done = parse_done};
+        call->wait = CALL_WAIT_TASK;
+        c->parsing = true;
+        if (c->service->host.run(c->service->host.data, &call->task) == 0) {
+            return;
+        }
+        /* Without memory for a task the loop does it itself, which is slow but right. */
+        c->parsing = false;
+        call->wait = CALL_WAIT_NOTHING;
+    }
+    parse_work(&call->task);
+    dispatch(call);
+}

@@ -1,0 +1,127 @@
+/* daemon/handlers.h - what the daemon does with a message: decode, check, answer.
+ *
+ * The service is the daemon as requests see it: engine, models, backends and the calls that are
+ * open. A caller is one client; the transport (peer.c) embeds it, hands messages in and carries
+ * bytes out. A call is one request from its arrival to its answer; it outlives its caller where
+ * the engine or the task pool still works on it.
+ *
+ * Everything here belongs to the loop thread, except service_host.post. Nothing here knows of the
+ * loop: what it needs of it comes as functions in service_host and caller_sink. */
+#ifndef DAEMON_HANDLERS_H
+#define DAEMON_HANDLERS_H
+
+#include "daemon/backend/backend.h"
+#include "daemon/model/registry.h"
+#include "daemon/sched/engine.h"
+#include "ipc/codec.h"
+
+#include <sys/queue.h>
+#include <sys/types.h>
+
+/* A message of at least so many bytes is parsed, and a text longer than that encoded, on the task
+ * pool, so that the loop never stalls. */
+#define SERVICE_INLINE_FRAME_BYTES (64u << 10)
+#define SERVICE_INLINE_TEXT_BYTES  (4u << 10)
+#define SERVICE_INLINE_TOKENS      4096u
+
+struct service;
+struct caller;
+struct call;
+
+/* Work for other threads. Owned by whoever submits it until done() is called, on the loop. */
+struct task {
+    void (*work)(struct task *t); /* on the task pool; NULL for posted tasks */
+    void (*done)(struct task *t); /* on the loop thread */
+    struct task *next;            /* the loop's, while it waits */
+};
+
+struct service_host {
+    void *data;
+    /* 0: work, then done, will be called; -ENOMEM. */
+    int (*run)(void *data, struct task *t);
+    /* From any thread: done will be called. */
+    void (*post)(void *data, struct task *t);
+    /* Begins the daemon's end; answers come through service_drained. */
+    void (*drain)(void *data, uint32_t timeout_ms);
+    int (*reload)(void *data, struct ipc_error *e);
+    uint32_t (*n_connections)(void *data);
+};
+
+/* What a new configuration may change while requests run. */
+struct service_limits {
+    bool allow_autoload;             /* requests load a model that is available */
+    const char *const *allow_models; /* patterns of the names that may; none: all. Copied. */
+    size_t n_allow_models;
+    uint32_t calls_per_connection;
+    uint32_t calls_per_user;
+};
+
+struct service_options {
+    struct engine *engine;
+    struct registry *registry;
+    struct backend_catalogue *catalogue;
+    struct service_host host;
+    struct service_limits limits;
+};
+
+int service_create(const struct service_options *options, struct service **ret);
+/* All callers must be finished and all tasks and events delivered. NULL is legal. */
+void service_destroy(struct service *s);
+int service_set_limits(struct service *s, const struct service_limits *limits);
+
+/* Delivers what the engine has published; called when its notify has woken the loop. */
+void service_pump(struct service *s);
+
+/* Loads a model before anybody asks for it; failure is logged. done may be NULL. */
+void service_preload(struct service *s, const char *name, void (*done)(void *arg, int result),
+                     void *arg);
+
+/* No new work from now on: it is answered with DRAINING. */
+void service_drain(struct service *s);
+bool service_is_draining(const struct service *s);
+/* Calls that are open, those of server.drain not counted. */
+uint32_t service_n_open(const struct service *s);
+/* The end of a drain: answers the calls that wait for it. */
+void service_drained(struct service *s);
+
+/* How a caller's bytes leave; all are called on the loop, never from inside caller_finish. */
+struct caller_sink {
+    void (*written)(struct caller *c); /* a whole message was appended to out */
+    void (*resumed)(struct caller *c); /* c->parsing ended: the next message may be handed in */
+    void (*broken)(struct caller *c);  /* close the connection when out is delivered */
+};
+
+struct caller {
+    struct service *service;
+    const struct caller_sink *sink;
+    struct ipc_buffer *out;
+    uid_t uid;
+    bool admin;
+    bool parsing;   /* a long message is on the task pool: order demands to wait for it */
+    bool congested; /* set by the transport: out is longer than it likes */
+    uint32_t n_calls;
+    LIST_HEAD(, call) calls;
+};
+
+void caller_init(struct caller *c, struct service *s, const struct caller_sink *sink,
+                 struct ipc_buffer *out, uid_t uid, bool admin);
+/* The client went away: cancels its calls and forgets them. */
+void caller_finish(struct caller *c);
+
+/* One whole message. Takes over frame (malloc'ed) in every case. Answers faults of the message
+ * itself; where it cannot be repaired sink->broken follows. Not to be called while c->parsing. */
+void caller_message(struct caller *c, uint8_t *frame, size_t bytes);
+
+/* Cancels all calls of the caller, as if it had asked for it; used when a drain's time is up. */
+void caller_cut(struct caller *c);
+
+/* out has become short again: what was held back counts as delivered. */
+void caller_uncongested(struct caller *c);
+
+/* Notifications that need no call: "gqa.draining" [], "gqa.error" [{code, name, message}]. */
+void caller_notify_draining(struct caller *c);
+void caller_notify_error(struct caller *c, const struct ipc_error *e);
+/* The latter alone, for connections that never become callers. */
+void pack_error_notification(struct ipc_buffer *b, const struct ipc_error *e);
+
+#endif

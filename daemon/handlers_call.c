@@ -1,0 +1,240 @@
+/* Calls: from arrival to the one answer. */
+#include "daemon/handlers_internal.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static struct service_user *user_find(struct service *s, uid_t uid)
+{
+    struct service_user *u;
+    LIST_FOREACH(u, &s->users, entry)
+    {
+        if (u->uid == uid) {
+            return u;
+        }
+    }
+    return NULL;
+}
+
+static int user_take(struct service *s, uid_t uid)
+{
+    struct service_user *u = user_find(s, uid);
+    if (!u) {
+        u = calloc(1, sizeof(*u));
+        if (!u) {
+            return -ENOMEM;
+        }
+        u->uid = uid;
+        LIST_INSERT_HEAD(&s->users, u, entry);
+    } else if (u->n_calls >= s->limits.calls_per_user) {
+        return -EBUSY;
+    }
+    u->n_calls++;
+    return 0;
+}
+
+static void user_release(struct service *s, uid_t uid)
+{
+    struct service_user *u = user_find(s, uid);
+    if (u && --u->n_calls == 0) {
+        LIST_REMOVE(u, entry);
+        free(u);
+    }
+}
+
+struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, size_t bytes)
+{
+    struct call *call = calloc(1, sizeof(*call));
+    if (!call) {
+        return NULL;
+    }
+    call->service = s;
+    call->caller = c;
+    call->uid = c->uid;
+    call->frame = frame;
+    call->frame_bytes = bytes;
+    call->method = PROTO_METHOD_COUNT;
+    ipc_buffer_init(&call->collected.logprobs);
+    LIST_INSERT_HEAD(&c->calls, call, of_caller);
+    c->n_calls++;
+    s->n_open++;
+    return call;
+}
+
+#define RETRY_AFTER_MS 100u
+
+int call_open(struct call *call, struct ipc_error *e)
+{
+    struct service *s = call->service;
+    struct call *other;
+    LIST_FOREACH(other, &call->caller->calls, of_caller)
+    {
+        if (other != call && other->method != PROTO_METHOD_COUNT && other->id == call->id) {
+            ipc_error_set(e, PROTO_E_INVALID_REQUEST, "id %u belongs to a call that is open",
+                          call->id);
+            return -EINVAL;
+        }
+    }
+    if (call->caller->n_calls > s->limits.calls_per_connection) {
+        ipc_error_set(e, PROTO_E_BUSY, "this connection has %u open calls, which is the limit",
+                      s->limits.calls_per_connection);
+        e->retry_after_ms = RETRY_AFTER_MS;
+        return -EBUSY;
+    }
+    int rc = user_take(s, call->uid);
+    if (rc == -EBUSY) {
+        ipc_error_set(e, PROTO_E_BUSY, "uid %u has %u open calls, which is the limit", call->uid,
+                      s->limits.calls_per_user);
+        e->retry_after_ms = RETRY_AFTER_MS;
+    } else if (rc < 0) {
+        ipc_error_set(e, PROTO_E_NO_MEMORY, "no memory for another user");
+    } else {
+        call->counted = true;
+    }
+    return rc;
+}
+
+void call_drop(struct call *call)
+{
+    struct service *s = call->service;
+    if (call->caller) {
+        LIST_REMOVE(call, of_caller);
+        call->caller->n_calls--;
+    }
+    if (call->wait == CALL_WAIT_DRAIN) {
+        LIST_REMOVE(call, of_drain);
+    } else {
+        s->n_open--;
+    }
+    if (call->counted) {
+        user_release(s, call->uid);
+    }
+    if (call->parsed) {
+        ipc_message_finish(&call->message);
+    }
+    model_unref(call->model);
+    request_destroy(call->request);
+    free(call->frame);
+    free(call->tokens);
+    free(call->text);
+    free(call->collected.text);
+    free(call->collected.tokens);
+    ipc_buffer_finish(&call->collected.logprobs);
+    free(call);
+}
+
+/* Answers to callers that are gone are packed all the same, into a buffer that is emptied: one
+ * path, not two. */
+static struct ipc_buffer *call_out(struct call *call)
+{
+    return call->caller ? call->caller->out : &call->service->nowhere;
+}
+
+static void call_written(struct call *call)
+{
+    if (call->caller) {
+        call->caller->sink->written(call->caller);
+    } else {
+        ipc_buffer_finish(&call->service->nowhere);
+    }
+}
+
+struct ipc_buffer *call_begin_result(struct call *call)
+{
+    struct ipc_buffer *b = call_out(call);
+    ipc_pack_response_ok(b, call->id);
+    return b;
+}
+
+void call_end(struct call *call)
+{
+    call_written(call);
+    call_drop(call);
+}
+
+void call_end_empty(struct call *call)
+{
+    ipc_pack_map(call_begin_result(call), 0);
+    call_end(call);
+}
+
+struct ipc_buffer *call_begin_event(struct call *call)
+{
+    struct ipc_buffer *b = call_out(call);
+    ipc_pack_event(b, call->id, call->seq++);
+    return b;
+}
+
+void call_end_event(struct call *call)
+{
+    call_written(call);
+}
+
+void call_fail_error(struct call *call, const struct ipc_error *e)
+{
+    ipc_pack_response_error(call_out(call), call->id, e);
+    call_end(call);
+}
+
+void call_fail(struct call *call, enum proto_error_code code, const char *format, ...)
+{
+    struct ipc_error e;
+    va_list args;
+    char message[sizeof(e.message)];
+    va_start(args, format);
+    vsnprintf(message, sizeof(message), format, args);
+    va_end(args);
+    ipc_error_set(&e, code, "%s", message);
+    if (code == PROTO_E_BUSY) {
+        e.retry_after_ms = RETRY_AFTER_MS;
+    }
+    call_fail_error(call, &e);
+}
+
+void call_fail_cancelled(struct call *call)
+{
+    if (call->cut && !call->cancelled) {
+        call_fail(call, PROTO_E_DRAINING, "the daemon ended before the call did");
+    } else if (call->method == PROTO_TEXT_GENERATE) {
+        call_finish_cancelled_generate(call);
+    } else {
+        call_fail(call, PROTO_E_CANCELLED, "cancelled by the caller");
+    }
+}
+
+void call_stop(struct call *call)
+{
+    switch (call->wait) {
+    case CALL_WAIT_ENGINE:
+        engine_cancel(call->service->engine, call->request);
+        break;
+    case CALL_WAIT_LOAD:
+        load_detach(call->load);
+        call_fail_cancelled(call);
+        break;
+    case CALL_WAIT_UNLOAD:
+        unload_detach(call);
+        call_fail_cancelled(call);
+        break;
+    case CALL_WAIT_DRAIN:
+        call_fail_cancelled(call);
+        break;
+    case CALL_WAIT_TASK: /* looks at the flags when it ends */
+    case CALL_WAIT_NOTHING:
+        break;
+    }
+}
+
+void call_run(struct call *call, void (*work)(struct task *), void (*done)(struct task *))
+{
+    call->task = (struct task){.work = work, .done = done};
+    call->task_result = 0;
+    call->wait = CALL_WAIT_TASK;
+    int rc = call->service->host.run(call->service->host.data, &call->task);
+    if (rc < 0) {
+        call->wait = CALL_WAIT_NOTHING;
+        call_fail(call, PROTO_E_NO_MEMORY, "no memory for a task");
+    }
+}

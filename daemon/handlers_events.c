@@ -1,0 +1,236 @@
+/* What the engine publishes, as the client sees it: events and the result.
+ *
+ * Flow control: the engine pauses a sequence whose undelivered_bytes are above its bound. An event
+ * counts as delivered once it is packed, unless the caller is congested; then its bytes are held
+ * against the request until the caller's output has drained. */
+#include "daemon/handlers_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- tokens -----------------------------------------------------------------------------------
+ */
+
+static void pack_logprob(struct ipc_buffer *b, const struct sampled_token *t)
+{
+    ipc_pack_map(b, 3);
+    pack_kv_i64(b, "token", t->token);
+    pack_kv_f64(b, "logprob", t->logprob);
+    pack_kv_array(b, "top", t->n_probs);
+    for (uint32_t i = 0; i < t->n_probs; i++) {
+        ipc_pack_array(b, 2);
+        ipc_pack_i64(b, t->probs[i].token);
+        ipc_pack_f64(b, t->probs[i].logprob);
+    }
+}
+
+static void send_tokens(struct call *call, const struct request_event *ev)
+{
+    bool with_probs = call->params.text_generate.n_probs > 0;
+    struct ipc_buffer *b = call_begin_event(call);
+    ipc_pack_map(b, with_probs ? 3 : 2);
+    ipc_pack_str(b, "text");
+    ipc_pack_text(b, ev->text_bytes ? ev->text : "", ev->text_bytes);
+    pack_kv_array(b, "tokens", ev->n_tokens);
+    for (uint32_t i = 0; i < ev->n_tokens; i++) {
+        ipc_pack_i64(b, ev->tokens[i].token);
+    }
+    if (with_probs) {
+        pack_kv_array(b, "logprobs", ev->n_tokens);
+        for (uint32_t i = 0; i < ev->n_tokens; i++) {
+            pack_logprob(b, &ev->tokens[i]);
+        }
+    }
+    call_end_event(call);
+}
+
+static int grow(void **data, size_t *capacity, size_t needed, size_t item_bytes)
+{
+    if (needed <= *capacity) {
+        return 0;
+    }
+    size_t n = *capacity ? *capacity * 2 : 64;
+    n = n < needed ? needed : n;
+    void *bigger = realloc(*data, n * item_bytes);
+    if (!bigger) {
+        return -ENOMEM;
+    }
+    *data = bigger;
+    *capacity = n;
+    return 0;
+}
+
+static int collect_tokens(struct call *call, const struct request_event *ev)
+{
+    struct call_collected *c = &call->collected;
+    if (grow((void **)&c->text, &c->text_capacity, c->text_bytes + ev->text_bytes, 1) < 0 ||
+        grow((void **)&c->tokens, &c->tokens_capacity, c->n_tokens + ev->n_tokens,
+             sizeof(*c->tokens)) < 0) {
+        return -ENOMEM;
+    }
+    if (ev->text_bytes) {
+        memcpy(c->text + c->text_bytes, ev->text, ev->text_bytes);
+        c->text_bytes += ev->text_bytes;
+    }
+    for (uint32_t i = 0; i < ev->n_tokens; i++) {
+        c->tokens[c->n_tokens++] = ev->tokens[i].token;
+        if (call->params.text_generate.n_probs > 0) {
+            pack_logprob(&c->logprobs, &ev->tokens[i]);
+        }
+    }
+    return c->logprobs.error;
+}
+
+static void deliver_tokens(struct call *call, const struct request_event *ev)
+{
+    if (call->params.text_generate.stream) {
+        send_tokens(call, ev);
+    } else if (collect_tokens(call, ev) < 0 && !call->collected.failed) {
+        call->collected.failed = true;
+        engine_cancel(call->service->engine, call->request);
+    }
+}
+
+/* ---- rows -------------------------------------------------------------------------------------
+ */
+
+/* logits (n_rows, n_vocab), or logprobs (n_rows); the engine keeps them far below a frame. */
+static void deliver_rows(struct call *call, const struct request_event *ev)
+{
+    bool logprobs = call->request->logprobs;
+    const uint64_t shape[2] = {ev->n_rows, model_shape(call->request->model)->n_vocab};
+    struct ipc_buffer *b = call_begin_event(call);
+    ipc_pack_map(b, 2);
+    pack_kv_u64(b, "first_row", ev->first_row);
+    ipc_pack_str(b, logprobs ? "logprobs" : "logits");
+    ipc_pack_tensor_f32(b, ev->rows, shape, logprobs ? 1 : 2);
+    call_end_event(call);
+}
+
+/* ---- the result -------------------------------------------------------------------------------
+ */
+
+static double per_second(uint64_t count, double ms)
+{
+    return ms > 0 ? (double)count * 1000.0 / ms : 0;
+}
+
+static void pack_timings(struct ipc_buffer *b, const struct request *r)
+{
+    const struct request_timings *t = &r->timings;
+    pack_kv_map(b, "timings", 6);
+    pack_kv_f64(b, "queue_ms", t->queue_ms);
+    pack_kv_f64(b, "prompt_ms", t->prompt_ms);
+    pack_kv_f64(b, "first_token_ms", t->first_token_ms);
+    pack_kv_f64(b, "predict_ms", t->predict_ms);
+    pack_kv_f64(b, "prompt_per_second", per_second(r->n_prompt - r->n_cached, t->prompt_ms));
+    pack_kv_f64(b, "predicted_per_second", per_second(r->n_generated, t->predict_ms));
+}
+
+static void pack_collected(struct call *call, struct ipc_buffer *b)
+{
+    const struct call_collected *c = &call->collected;
+    ipc_pack_str(b, "text");
+    ipc_pack_text(b, c->text_bytes ? c->text : "", c->text_bytes);
+    ipc_pack_str(b, "tokens");
+    ipc_pack_tokens(b, c->tokens, c->n_tokens);
+    if (call->params.text_generate.n_probs > 0) {
+        pack_kv_array(b, "logprobs", c->n_tokens);
+        ipc_pack_raw(b, c->logprobs.data, c->logprobs.bytes);
+    }
+}
+
+static void answer_generate(struct call *call, const struct request *r)
+{
+    const struct proto_text_generate *p = &call->params.text_generate;
+    bool stopped =
+        r->finish == FINISH_STOP && r->stop_index >= 0 && (size_t)r->stop_index < r->n_stops;
+    size_t n_collected = p->stream ? 0 : (p->n_probs > 0 ? 3 : 2);
+
+    struct ipc_buffer *b = call_begin_result(call);
+    ipc_pack_map(b, 7 + (stopped ? 1 : 0) + n_collected);
+    pack_kv_str(b, "finish", request_finish_name(r->finish));
+    if (stopped) {
+        ipc_pack_str(b, "stop");
+        ipc_pack_text(b, r->stops[r->stop_index], r->stop_bytes[r->stop_index]);
+    }
+    pack_kv_u64(b, "n_prompt", r->n_prompt);
+    pack_kv_u64(b, "n_cached", r->n_cached);
+    pack_kv_u64(b, "n_generated", r->n_generated);
+    pack_kv_u64(b, "seed", r->sampling.seed);
+    pack_timings(b, r);
+    pack_kv_map(b, "cache", 3);
+    pack_kv_u64(b, "hit_blocks", r->hit_blocks);
+    pack_kv_str(b, "source", "none");
+    pack_kv_str(b, "miss_reason", "prefixes are not kept");
+    if (!p->stream) {
+        pack_collected(call, b);
+    }
+    call_end(call);
+}
+
+/* Cancelled before the engine had it: the same result, with nothing done. */
+void call_finish_cancelled_generate(struct call *call)
+{
+    const struct request nothing = {.finish = FINISH_CANCELLED, .stop_index = -1};
+    answer_generate(call, &nothing);
+}
+
+static void answer_logits(struct call *call, const struct request *r)
+{
+    struct ipc_buffer *b = call_begin_result(call);
+    ipc_pack_map(b, 2);
+    pack_kv_u64(b, "n_tokens", r->n_tokens);
+    pack_kv_u64(b, "n_vocab", model_shape(r->model)->n_vocab);
+    call_end(call);
+}
+
+static void deliver_done(struct call *call)
+{
+    const struct request *r = call->request;
+    call->wait = CALL_WAIT_NOTHING;
+    if (call->collected.failed) {
+        call_fail(call, PROTO_E_NO_MEMORY, "no memory to collect the result; use stream");
+    } else if (r->finish == FINISH_ERROR) {
+        call_fail(call, r->error ? r->error : PROTO_E_INTERNAL, "%s", r->error_message);
+    } else if (r->finish == FINISH_CANCELLED && !(call->cancelled && r->kind == REQUEST_GENERATE)) {
+        call_fail_cancelled(call);
+    } else if (r->kind == REQUEST_GENERATE) {
+        answer_generate(call, r);
+    } else {
+        answer_logits(call, r);
+    }
+}
+
+/* ---- delivery ---------------------------------------------------------------------------------
+ */
+
+void call_release_held(struct call *call)
+{
+    if (call->held_bytes > 0) {
+        atomic_fetch_sub(&call->request->undelivered_bytes, call->held_bytes);
+        call->held_bytes = 0;
+    }
+}
+
+bool call_deliver(struct call *call, struct request_event *ev)
+{
+    if (ev->kind == REQUEST_DONE) {
+        deliver_done(call);
+        return false;
+    }
+    if (call->caller) {
+        if (ev->kind == REQUEST_TOKENS) {
+            deliver_tokens(call, ev);
+        } else {
+            deliver_rows(call, ev);
+        }
+    }
+    if (call->caller && call->caller->congested) {
+        call->held_bytes += ev->bytes;
+        return false;
+    }
+    atomic_fetch_sub(&call->request->undelivered_bytes, ev->bytes);
+    return ev->bytes > 0;
+}

@@ -1,0 +1,179 @@
+/* daemon/handlers_internal.h - calls, and what the files of the handlers share. */
+#ifndef DAEMON_HANDLERS_INTERNAL_H
+#define DAEMON_HANDLERS_INTERNAL_H
+
+#include "daemon/handlers.h"
+
+/* What an open call waits for. */
+enum call_wait {
+    CALL_WAIT_NOTHING,
+    CALL_WAIT_TASK,   /* the task pool has call->task: the call must live until done() */
+    CALL_WAIT_LOAD,   /* call->load, which can be left behind at any time */
+    CALL_WAIT_ENGINE, /* the engine has call->request: the call must live until its DONE event */
+    CALL_WAIT_UNLOAD, /* call->unload, likewise */
+    CALL_WAIT_DRAIN   /* among service->drains */
+};
+
+/* What a request with stream=false has collected so far. */
+struct call_collected {
+    char *text;
+    size_t text_bytes, text_capacity;
+    int32_t *tokens;
+    size_t n_tokens, tokens_capacity;
+    struct ipc_buffer logprobs; /* packed entries, n_tokens of them */
+    bool failed;                /* no memory: the request is being cancelled */
+};
+
+/* A text on its way to tokens. */
+struct call_encode {
+    const char *field; /* for messages */
+    struct proto_string text;
+    bool add_special, parse_special;
+    void (*then)(struct call *call); /* with call->tokens set */
+};
+
+struct call {
+    LIST_ENTRY(call) of_caller;
+    LIST_ENTRY(call) of_drain;
+    struct service *service;
+    struct caller *caller; /* NULL: went away; answers are thrown away */
+    uid_t uid;
+    uint8_t *frame; /* owned; the message's strings point into it */
+    size_t frame_bytes;
+    struct ipc_message message;
+    bool parsed;
+    int parse_result;
+    uint32_t parse_id;
+
+    uint32_t id, seq;
+    enum proto_method method;
+    union proto_params params;
+    enum call_wait wait;
+    bool cancelled; /* by the caller: $cancel */
+    bool cut;       /* by the daemon's end */
+    bool counted;   /* among its user's */
+
+    struct task task;
+    int task_result;
+    struct load *load;
+    struct unload *unload;
+    struct model *model; /* a reference */
+    struct call_encode encode;
+    int32_t *tokens; /* owned until the request takes them */
+    size_t n_tokens;
+    char *text; /* of a detokenise */
+    size_t text_bytes;
+    struct request *request;
+    size_t held_bytes; /* of events packed for a congested caller */
+    struct call_collected collected;
+};
+
+/* A model that is being unloaded: it takes no new requests, and its last one ends it. */
+struct unload {
+    LIST_ENTRY(unload) entry;
+    struct model *model; /* a reference */
+    struct call *call;   /* NULL: the caller went away */
+    struct task task;    /* drops the reference off the loop */
+};
+
+struct service_user { /* open calls per uid */
+    LIST_ENTRY(service_user) entry;
+    uid_t uid;
+    uint32_t n_calls;
+};
+
+struct service {
+    struct engine *engine;
+    struct registry *registry;
+    struct backend_catalogue *catalogue;
+    struct service_host host;
+    struct service_limits limits; /* allow_models is an owned copy */
+    uint64_t started_ns;
+    bool draining;
+    uint32_t n_open;
+    struct ipc_buffer nowhere; /* takes the answers to callers that went away */
+    LIST_HEAD(, unload) unloads;
+    LIST_HEAD(, call) drains;
+    LIST_HEAD(, service_user) users;
+};
+
+uint64_t clock_now_ns(void); /* CLOCK_MONOTONIC */
+
+/* ---- calls (handlers_call.c) ------------------------------------------------------------------
+ * Every call ends by exactly one call_end or call_fail (or call_drop), which destroy it. */
+struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, size_t bytes);
+/* Puts the call among its caller's, within the limits. -EBUSY and e. */
+int call_open(struct call *call, struct ipc_error *e);
+void call_drop(struct call *call); /* without an answer */
+
+struct ipc_buffer *call_begin_result(struct call *call); /* then pack the result, then: */
+void call_end(struct call *call);
+void call_end_empty(struct call *call);                 /* the result {} */
+struct ipc_buffer *call_begin_event(struct call *call); /* then pack the event's map, then: */
+void call_end_event(struct call *call);
+
+void call_fail(struct call *call, enum proto_error_code code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void call_fail_error(struct call *call, const struct ipc_error *e);
+/* The answer to a call that stopped because its caller, or the daemon's end, wished so. */
+void call_fail_cancelled(struct call *call);
+static inline bool call_is_stopped(const struct call *call)
+{
+    return call->cancelled || call->cut || !call->caller;
+}
+
+/* Stops the call as soon as may be; it may be destroyed on return. */
+void call_stop(struct call *call);
+/* Runs work on the task pool, then done; call_fail when there is no memory. */
+void call_run(struct call *call, void (*work)(struct task *), void (*done)(struct task *));
+static inline struct call *call_of_task(struct task *t)
+{
+    return (struct call *)((char *)t - offsetof(struct call, task));
+}
+
+/* ---- models (handlers_load.c) ---------------------------------------------------------------- */
+
+/* Calls then(call) with call->model set, now or when the model is loaded; or fails the call. */
+void call_with_model(struct call *call, struct proto_string name, void (*then)(struct call *));
+/* Starts a load for a model.load call. */
+void call_load(struct call *call, const char *name, const char *serve_as,
+               const struct model_options *options, void (*then)(struct call *));
+void load_detach(struct load *load); /* its call ends; the load goes on */
+void service_check_unloads(struct service *s);
+/* Answers the call when the last request of m, a reference that it takes, has ended. */
+void unload_start(struct call *call, struct model *m);
+void unload_detach(struct call *call); /* the call ends; the unload goes on */
+
+/* ---- texts (handlers_text.c, handlers_tokens.c, handlers_events.c) ----------------------------
+ */
+
+/* Sets call->tokens, in the calling thread or on the task pool, then calls encode->then. */
+void call_tokenise(struct call *call, const struct call_encode *encode);
+/* False, and the call has failed, when an id is outside of the vocabulary. */
+bool call_check_tokens(struct call *call, const char *field, struct proto_tokens tokens);
+/* True: bytes were delivered, of which the engine should hear. */
+bool call_deliver(struct call *call, struct request_event *ev);
+void call_release_held(struct call *call); /* held_bytes are delivered now */
+void call_finish_cancelled_generate(struct call *call);
+
+/* ---- the methods ------------------------------------------------------------------------------
+ */
+#define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);
+GQA_METHODS(M)
+#undef M
+
+void pack_model_info(struct ipc_buffer *b, const struct model *m);
+
+/* ---- pairs of a map (handlers_pack.c) ---------------------------------------------------------
+ */
+void pack_kv_str(struct ipc_buffer *b, const char *key, const char *value);
+void pack_kv_u64(struct ipc_buffer *b, const char *key, uint64_t value);
+void pack_kv_i64(struct ipc_buffer *b, const char *key, int64_t value);
+void pack_kv_f64(struct ipc_buffer *b, const char *key, double value);
+void pack_kv_bool(struct ipc_buffer *b, const char *key, bool value);
+void pack_kv_map(struct ipc_buffer *b, const char *key, size_t count);   /* its pairs follow */
+void pack_kv_array(struct ipc_buffer *b, const char *key, size_t count); /* its values follow */
+/* "a,b,c" as an array of strings. */
+void pack_kv_list(struct ipc_buffer *b, const char *key, const char *comma_separated);
+
+#endif

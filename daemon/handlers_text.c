@@ -1,0 +1,315 @@
+/* text.generate and text.logits: from the params to a request that the engine runs. */
+#include "daemon/handlers_internal.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+/* What a result with stream=false may take in one message; logprobs are the only large part. */
+#define COLLECTED_BYTES_MAX (PROTO_FRAME_BYTES_MAX / 2)
+#define PACKED_PROB_BYTES   16u
+
+/* ---- shared by both ---------------------------------------------------------------------------
+ */
+
+struct prompt_params {
+    struct proto_string prompt;
+    struct proto_tokens tokens;
+    bool has_prompt, has_tokens, add_special, parse_special;
+};
+
+static struct prompt_params prompt_of(const struct call *call)
+{
+    if (call->method == PROTO_TEXT_GENERATE) {
+        const struct proto_text_generate *p = &call->params.text_generate;
+        return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
+                                      p->has_tokens, p->add_special, p->parse_special};
+    }
+    const struct proto_text_logits *p = &call->params.text_logits;
+    return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
+                                  p->has_tokens, p->add_special, p->parse_special};
+}
+
+static bool check_prompt(struct call *call)
+{
+    struct prompt_params p = prompt_of(call);
+    if (p.has_prompt == p.has_tokens) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "prompt, tokens: give exactly one of them");
+        return false;
+    }
+    if (p.has_tokens && p.tokens.count == 0) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "tokens: at least one is needed");
+        return false;
+    }
+    return true;
+}
+
+/* Puts the prompt's tokens into call->tokens, then goes on with then. */
+static void take_prompt(struct call *call, void (*then)(struct call *))
+{
+    struct prompt_params p = prompt_of(call);
+    if (p.has_prompt) {
+        call_tokenise(call, &(struct call_encode){.field = "prompt",
+                                                  .text = p.prompt,
+                                                  .add_special = p.add_special,
+                                                  .parse_special = p.parse_special,
+                                                  .then = then});
+        return;
+    }
+    if (!call_check_tokens(call, "tokens", p.tokens)) {
+        return;
+    }
+    call->tokens = malloc(p.tokens.count * sizeof(*call->tokens));
+    if (!call->tokens) {
+        call_fail(call, PROTO_E_NO_MEMORY, "no memory for a prompt of %zu tokens", p.tokens.count);
+        return;
+    }
+    memcpy(call->tokens, p.tokens.ids, p.tokens.count * sizeof(*call->tokens));
+    call->n_tokens = p.tokens.count;
+    then(call);
+}
+
+static bool check_context(struct call *call, uint32_t n_more)
+{
+    struct model_facts facts;
+    model_facts(call->model, &facts);
+    if (call->n_tokens == 0) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "prompt: gives no token");
+        return false;
+    }
+    if (call->n_tokens + n_more > facts.n_ctx) {
+        call_fail(call, PROTO_E_CONTEXT_EXCEEDED,
+                  "the prompt has %zu tokens%s; the context has room for %u", call->n_tokens,
+                  n_more ? " and needs one more" : "", facts.n_ctx);
+        return false;
+    }
+    return true;
+}
+
+static struct request *begin_request(struct call *call, enum request_kind kind)
+{
+    struct request *r = request_create(kind, call->model);
+    if (!r) {
+        call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
+        return NULL;
+    }
+    r->uid = call->uid;
+    r->owner = call;
+    r->tokens = call->tokens;
+    r->n_tokens = call->n_tokens;
+    call->tokens = NULL;
+    call->request = r;
+    return r;
+}
+
+/* From here on the request has copies of all it needs: a prompt's frame may be megabytes. */
+static void release_message(struct call *call)
+{
+    ipc_message_finish(&call->message);
+    call->parsed = false;
+    free(call->frame);
+    call->frame = NULL;
+}
+
+static void submit(struct call *call)
+{
+    call->request->submitted_ns = clock_now_ns();
+    int rc = engine_submit(call->service->engine, call->request);
+    if (rc == -EAGAIN) {
+        call_fail(call, PROTO_E_BUSY, "the queue is full");
+    } else if (rc == -ESHUTDOWN) {
+        call_fail(call, PROTO_E_DRAINING, "the daemon is about to end");
+    } else if (rc < 0) {
+        call_fail(call, PROTO_E_INTERNAL, "the engine refused the request: %s", strerror(-rc));
+    } else {
+        call->wait = CALL_WAIT_ENGINE;
+        release_message(call);
+    }
+}
+
+/* ---- text.generate ----------------------------------------------------------------------------
+ */
+
+static bool check_generate(struct call *call)
+{
+    struct proto_text_generate *p = &call->params.text_generate;
+    if (!check_prompt(call)) {
+        return false;
+    }
+    if (p->has_max_tokens) {
+        if (p->has_n_predict && p->n_predict != p->max_tokens) {
+            call_fail(call, PROTO_E_INVALID_PARAMS,
+                      "max_tokens: another name of n_predict, and they differ: %u and %u",
+                      p->max_tokens, p->n_predict);
+            return false;
+        }
+        p->n_predict = p->max_tokens;
+    }
+    for (size_t i = 0; i < p->stop.count; i++) {
+        size_t bytes = p->stop.items[i].bytes;
+        if (bytes == 0 || bytes > PROTO_STOP_BYTES_MAX) {
+            call_fail(call, PROTO_E_INVALID_PARAMS, "stop[%zu]: has %zu bytes, must have 1 to %u",
+                      i, bytes, PROTO_STOP_BYTES_MAX);
+            return false;
+        }
+    }
+    uint64_t probs_bytes = (uint64_t)p->n_predict * (p->n_probs + 1) * PACKED_PROB_BYTES;
+    if (!p->stream && p->n_probs > 0 && probs_bytes > COLLECTED_BYTES_MAX) {
+        call_fail(call, PROTO_E_INVALID_PARAMS,
+                  "n_probs: with n_predict %u the result would not fit a message; use stream",
+                  p->n_predict);
+        return false;
+    }
+    return true;
+}
+
+static bool check_biases(struct call *call)
+{
+    struct proto_biases biases = call->params.text_generate.logit_bias;
+    uint32_t n_vocab = tokenizer_n_vocab(model_tokenizer(call->model));
+    for (size_t i = 0; i < biases.count; i++) {
+        const struct proto_bias *b = &biases.items[i];
+        if (b->token < 0 || (uint32_t)b->token >= n_vocab) {
+            call_fail(call, PROTO_E_INVALID_PARAMS,
+                      "logit_bias[%zu]: %d is no token id; the vocabulary has 0 to %u", i, b->token,
+                      n_vocab - 1);
+            return false;
+        }
+        if (isnan(b->bias) || (isinf(b->bias) && b->bias > 0)) {
+            call_fail(call, PROTO_E_INVALID_PARAMS,
+                      "logit_bias[%zu]: the bias must be a number or -inf", i);
+            return false;
+        }
+    }
+    return true;
+}
+
+static int copy_biases(struct request *r, struct proto_biases biases)
+{
+    if (biases.count == 0) {
+        return 0;
+    }
+    struct logit_bias *copy = malloc(biases.count * sizeof(*copy));
+    if (!copy) {
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < biases.count; i++) {
+        copy[i] = (struct logit_bias){biases.items[i].token, biases.items[i].bias};
+    }
+    r->sampling.logit_bias = copy;
+    r->sampling.n_logit_bias = biases.count;
+    return 0;
+}
+
+static int copy_stops(struct request *r, struct proto_strings stops)
+{
+    if (stops.count == 0) {
+        return 0;
+    }
+    r->stops = calloc(stops.count, sizeof(*r->stops));
+    r->stop_bytes = calloc(stops.count, sizeof(*r->stop_bytes));
+    if (!r->stops || !r->stop_bytes) {
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < stops.count; i++) {
+        r->stops[i] = malloc(stops.items[i].bytes + 1);
+        if (!r->stops[i]) {
+            return -ENOMEM;
+        }
+        memcpy(r->stops[i], stops.items[i].data, stops.items[i].bytes);
+        r->stops[i][stops.items[i].bytes] = '\0';
+        r->stop_bytes[i] = stops.items[i].bytes;
+        r->n_stops++;
+    }
+    return 0;
+}
+
+static int fill_sampling(struct request *r, const struct proto_text_generate *p)
+{
+    struct sampler_params *s = &r->sampling;
+    s->temperature = p->temperature;
+    s->top_k = p->top_k;
+    s->top_p = p->top_p;
+    s->min_p = p->min_p;
+    s->min_keep = p->min_keep;
+    s->repeat_penalty = p->repeat_penalty;
+    s->repeat_last_n = p->repeat_last_n;
+    s->presence_penalty = p->presence_penalty;
+    s->frequency_penalty = p->frequency_penalty;
+    s->n_probs = p->n_probs;
+    s->ignore_eos = p->ignore_eos;
+    s->seed = p->seed;
+    if (!p->has_seed && getrandom(&s->seed, sizeof(s->seed), GRND_NONBLOCK) != sizeof(s->seed)) {
+        s->seed = clock_now_ns(); /* the entropy pool is not ready: early boot */
+    }
+    return copy_biases(r, p->logit_bias);
+}
+
+static void generate_submit(struct call *call)
+{
+    const struct proto_text_generate *p = &call->params.text_generate;
+    if (!check_context(call, 1) || !check_biases(call)) {
+        return;
+    }
+    struct request *r = begin_request(call, REQUEST_GENERATE);
+    if (!r) {
+        return;
+    }
+    r->n_predict = p->n_predict;
+    r->ignore_eos = p->ignore_eos;
+    r->t_max_predict_ms = p->t_max_predict_ms;
+    if (fill_sampling(r, p) < 0 || copy_stops(r, p->stop) < 0) {
+        call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
+        return;
+    }
+    submit(call);
+}
+
+static void generate_with_model(struct call *call)
+{
+    take_prompt(call, generate_submit);
+}
+
+void handle_text_generate(struct call *call)
+{
+    if (check_generate(call)) {
+        call_with_model(call, call->params.text_generate.model, generate_with_model);
+    }
+}
+
+/* ---- text.logits ------------------------------------------------------------------------------
+ */
+
+static void logits_submit(struct call *call)
+{
+    const struct proto_text_logits *p = &call->params.text_logits;
+    if (!check_context(call, 0)) {
+        return;
+    }
+    if (p->first_row >= call->n_tokens) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "first_row: %u, but the prompt has %zu tokens",
+                  p->first_row, call->n_tokens);
+        return;
+    }
+    struct request *r = begin_request(call, REQUEST_LOGITS);
+    if (!r) {
+        return;
+    }
+    r->first_row = p->first_row;
+    r->logprobs = p->logprobs;
+    submit(call);
+}
+
+static void logits_with_model(struct call *call)
+{
+    take_prompt(call, logits_submit);
+}
+
+void handle_text_logits(struct call *call)
+{
+    if (check_prompt(call)) {
+        call_with_model(call, call->params.text_logits.model, logits_with_model);
+    }
+}

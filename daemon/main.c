@@ -1,0 +1,110 @@
+/* daemon/main.c - gqad: options, configuration, then the server. */
+#include "daemon/log.h"
+#include "daemon/options.h"
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+/* In a user namespace that maps only some ids, the kernel shows every other client as one and the
+ * same "nobody": users could not be told apart. Only a daemon of one user can live with that. */
+static int check_identity(void)
+{
+    unsigned inside;
+    unsigned outside;
+    unsigned count;
+    FILE *f = fopen("/proc/self/uid_map", "re");
+    if (!f) {
+        log_error("/proc/self/uid_map: %s", strerror(errno));
+        return -errno;
+    }
+    int n = fscanf(f, "%u %u %u", &inside, &outside, &count);
+    fclose(f);
+    if (n != 3 || inside != 0 || outside != 0 || count != UINT32_MAX) {
+        log_error("this user namespace does not map all user ids, so clients cannot be told apart; "
+                  "run with --user, or without PrivateUsers=");
+        return -EPERM;
+    }
+    return 0;
+}
+
+/* Prompts live in this process's memory: no core file may keep them. */
+static void forbid_core_files(void)
+{
+    const struct rlimit none = {0, 0};
+    if (setrlimit(RLIMIT_CORE, &none) < 0) {
+        log_warning("core files cannot be forbidden: %s", strerror(errno));
+    }
+}
+
+/* Every connection takes a descriptor: use what the host allows. */
+static void raise_fd_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static int serve(const struct options *o, struct config *config)
+{
+    const struct server_options options = {.config = config,
+                                           .source = &o->source,
+                                           .serve_fd = o->serve_fd,
+                                           .lifetime_fd = o->lifetime_fd,
+                                           .listen = o->source.wants_socket,
+                                           .temporary_cache = o->serve_fd >= 0 && !o->cache_given};
+    struct server *server;
+    int rc = server_create(&options, &server);
+    if (rc < 0) {
+        config_destroy(config);
+        return rc == -EADDRINUSE ? EX_UNAVAILABLE : EXIT_FAILURE;
+    }
+    rc = server_run(server);
+    server_destroy(server);
+    return rc < 0 ? EXIT_FAILURE : 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    struct config *config;
+    struct config_error err;
+
+    umask(0077);
+    signal(SIGPIPE, SIG_IGN);
+    if (options_parse(argc, argv, &options) < 0) {
+        fprintf(stderr, "gqad: no memory\n");
+        return EX_OSERR;
+    }
+    if (config_create(&options.source, &config, &err) < 0) {
+        fprintf(stderr, "gqad: %s\n", err.text);
+        options_finish(&options);
+        return EX_CONFIG;
+    }
+    if (options.check_config) {
+        printf("%s: the configuration is good\n", config->file ? config->file : "gqad");
+        config_destroy(config);
+        options_finish(&options);
+        return 0;
+    }
+    log_init((enum log_level)config->log_level);
+    forbid_core_files();
+    raise_fd_limit();
+    int status = EX_CONFIG;
+    if (!config->user_mode && check_identity() < 0) {
+        config_destroy(config);
+    } else {
+        status = serve(&options, config);
+    }
+    options_finish(&options);
+    return status;
+}

@@ -1,0 +1,49 @@
+/* daemon/peer.h - one connection: bytes in, messages to the handlers, bytes out.
+ *
+ * A peer owns its socket, which is non-blocking and watched by a uv_poll_t. It reads through one
+ * scratch buffer that all peers share, so that an idle connection costs its struct only. Work is
+ * bounded per wake-up: one recvmsg, one bounded send. Output is flushed once per turn of the loop,
+ * for all peers that have some (peers_flush).
+ *
+ * Loop thread only. */
+#ifndef DAEMON_PEER_H
+#define DAEMON_PEER_H
+
+#include "daemon/handlers.h"
+
+#include <uv.h>
+
+#define PEER_SCRATCH_BYTES (64u << 10)
+
+struct peer;
+LIST_HEAD(peer_list, peer);
+
+/* What peers share; embedded in the server. */
+struct peer_host {
+    uv_loop_t *loop;
+    struct service *service;
+    uint8_t *scratch; /* PEER_SCRATCH_BYTES */
+    struct peer_list all, dirty;
+    uint32_t n_peers;
+    uint64_t handshake_ns;      /* a connection without a whole message is closed after it */
+    uint64_t reader_timeout_ns; /* one that does not take its output, too */
+    void (*on_closed)(struct peer_host *host, uid_t uid);
+};
+
+/* Takes over fd in every case. -ENOMEM, or what libuv says. */
+int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin);
+
+/* Closes what waited too long; called about once a second. */
+void peers_check_deadlines(struct peer_host *host, uint64_t now_ns);
+/* Sends what has gathered; called once per turn of the loop, before it sleeps. */
+void peers_flush(struct peer_host *host);
+
+void peers_notify_draining(struct peer_host *host);
+/* Cancels all calls of all peers. */
+void peers_cut(struct peer_host *host);
+/* Every peer closes as soon as its output is delivered. */
+void peers_end(struct peer_host *host);
+/* Closes all at once. */
+void peers_close(struct peer_host *host);
+
+#endif

@@ -1,0 +1,53 @@
+#include "daemon/request.h"
+
+#include <stdlib.h>
+
+const char *request_finish_name(enum request_finish finish)
+{
+    switch (finish) {
+    case FINISH_NONE:
+        return "none";
+    case FINISH_STOP:
+        return "stop";
+    case FINISH_EOS:
+        return "eos";
+    case FINISH_LENGTH:
+        return "length";
+    case FINISH_TIME:
+        return "time";
+    case FINISH_CANCELLED:
+        return "cancelled";
+    case FINISH_ERROR:
+        return "error";
+    }
+    return "unknown";
+}
+
+struct request *request_create(enum request_kind kind, struct model *model)
+{
+    struct request *r = calloc(1, sizeof(*r));
+    if (!r) {
+        return NULL;
+    }
+    r->kind = kind;
+    r->model = model_ref(model);
+    r->sampling = sampler_params_default();
+    r->stop_index = -1;
+    return r;
+}
+
+void request_destroy(struct request *r)
+{
+    if (!r) {
+        return;
+    }
+    for (size_t i = 0; i < r->n_stops; i++) {
+        free(r->stops[i]);
+    }
+    free(r->stops);
+    free(r->stop_bytes);
+    free(r->tokens);
+    free((void *)r->sampling.logit_bias); /* the request's own; the sampler copies it */
+    model_unref(r->model);
+    free(r);
+}

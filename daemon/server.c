@@ -1,0 +1,349 @@
+#include "daemon/server_internal.h"
+
+#include "daemon/log.h"
+#include "daemon/notify.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A step that takes longer than this means that the engine hangs; then the watchdog starves. */
+#define STEP_NS_MAX 60000000000u
+
+/* ---- what the service needs of the loop -------------------------------------------------------
+ */
+
+static void host_drain(void *data, uint32_t timeout_ms)
+{
+    server_drain(data, timeout_ms);
+}
+
+static int host_reload(void *data, struct ipc_error *e)
+{
+    struct config_error why;
+    if (server_reload(data, &why) < 0) {
+        ipc_error_set(e, PROTO_E_INVALID_PARAMS, "the configuration stays as it was: %s", why.text);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static uint32_t host_n_connections(void *data)
+{
+    const struct server *s = data;
+    return s->peers.n_peers;
+}
+
+/* Engine thread. */
+static void on_engine_notify(void *arg)
+{
+    struct server *s = arg;
+    uv_async_send(&s->engine_news);
+}
+
+static void on_engine_news(uv_async_t *handle)
+{
+    struct server *s = handle->data;
+    service_pump(s->service);
+    server_check_end(s);
+}
+
+static void on_task_news(uv_async_t *handle)
+{
+    struct server *s = handle->data;
+    tasks_deliver(s);
+    server_check_end(s);
+}
+
+static void on_peer_closed(struct peer_host *host, uid_t uid)
+{
+    struct server *s = server_of_peers(host);
+    listen_user_left(s, uid);
+    if (s->only_client && host->n_peers == 0 && s->state < SERVER_DRAINING) {
+        log_info("the only client has left");
+        server_drain(s, 0);
+    }
+}
+
+static void on_before_sleep(uv_prepare_t *handle)
+{
+    struct server *s = handle->data;
+    peers_flush(&s->peers);
+    server_check_end(s);
+}
+
+/* ---- signals, timers --------------------------------------------------------------------------
+ */
+
+static void on_end_signal(uv_signal_t *handle, int signum)
+{
+    struct server *s = handle->data;
+    if (s->n_signals++ > 0) {
+        log_warning("signal %d again: ending at once", signum);
+        listen_close(s);
+        places_destroy(s);
+        _exit(128 + signum);
+    }
+    log_info("signal %d: finishing", signum);
+    server_drain(s, s->config->drain_timeout_ms);
+}
+
+static void on_reload_signal(uv_signal_t *handle, int signum)
+{
+    struct config_error err;
+    if (server_reload(handle->data, &err) < 0) {
+        log_error("the configuration stays as it was: %s", err.text);
+    }
+}
+
+static void on_lifetime(uv_poll_t *handle, int status, int events)
+{
+    struct server *s = handle->data;
+    char byte;
+    ssize_t n = read(s->lifetime_fd, &byte, sizeof(byte));
+    if (status >= 0 && (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))) {
+        return; /* what is written there means nothing */
+    }
+    uv_poll_stop(&s->lifetime);
+    log_info("whoever started this daemon has ended: ending as well");
+    server_drain(s, 0);
+}
+
+/* The watchdog hears of the loop by the ping itself, and of the engine by the age of its step. */
+static void feed_watchdog(struct server *s, uint64_t now)
+{
+    if (s->watchdog_usec == 0 || now - s->watchdog_sent_ns < s->watchdog_usec * 1000 / 3) {
+        return;
+    }
+    uint64_t step = engine_step_started_ns(s->parts.engine);
+    if (step != 0 && now > step && now - step > STEP_NS_MAX) {
+        log_error("the engine's step has not ended for %llu s",
+                  (unsigned long long)((now - step) / 1000000000u));
+        return;
+    }
+    s->watchdog_sent_ns = now;
+    notify_watchdog();
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct server *s = timer->data;
+    uint64_t now = uv_hrtime();
+    peers_check_deadlines(&s->peers, now);
+    feed_watchdog(s, now);
+    if (s->state == SERVER_STARTING) {
+        notify_extend_timeout(30 * SERVER_TICK_MS * 1000);
+    }
+}
+
+/* ---- creation ---------------------------------------------------------------------------------
+ */
+
+static int start_signals(struct server *s)
+{
+    const struct {
+        uv_signal_t *handle;
+        uv_signal_cb callback;
+        int signum;
+    } signals[] = {{&s->on_hup, on_reload_signal, SIGHUP},
+                   {&s->on_term, on_end_signal, SIGTERM},
+                   {&s->on_int, on_end_signal, SIGINT}};
+    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+        uv_signal_init(&s->loop, signals[i].handle);
+        signals[i].handle->data = s;
+        int rc = uv_signal_start(signals[i].handle, signals[i].callback, signals[i].signum);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int start_lifetime(struct server *s, int fd)
+{
+    if (fd < 0) {
+        return 0;
+    }
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+        int rc = -errno;
+        log_error("--lifetime-fd %d: %s", fd, strerror(-rc));
+        return rc;
+    }
+    int rc = uv_poll_init(&s->loop, &s->lifetime, fd);
+    if (rc == 0) {
+        s->lifetime_fd = fd;
+        s->lifetime.data = s;
+        rc = uv_poll_start(&s->lifetime, UV_READABLE | UV_DISCONNECT, on_lifetime);
+    }
+    if (rc < 0) {
+        log_error("--lifetime-fd %d: %s", fd, uv_strerror(rc));
+    }
+    return rc;
+}
+
+static int start_loop(struct server *s)
+{
+    int rc = uv_loop_init(&s->loop);
+    if (rc < 0) {
+        return rc;
+    }
+    uv_async_init(&s->loop, &s->engine_news, on_engine_news);
+    uv_async_init(&s->loop, &s->task_news, on_task_news);
+    uv_prepare_init(&s->loop, &s->before_sleep);
+    uv_timer_init(&s->loop, &s->tick);
+    uv_timer_init(&s->loop, &s->deadline);
+    s->engine_news.data = s->task_news.data = s->before_sleep.data = s;
+    s->tick.data = s->deadline.data = s;
+    uv_prepare_start(&s->before_sleep, on_before_sleep);
+    uint64_t tick_ms = SERVER_TICK_MS;
+    s->watchdog_usec = notify_watchdog_usec();
+    if (s->watchdog_usec > 0 && s->watchdog_usec / 4000 < tick_ms) {
+        tick_ms = s->watchdog_usec / 4000 + 1;
+    }
+    uv_timer_start(&s->tick, on_tick, tick_ms, tick_ms);
+    return start_signals(s);
+}
+
+static int start_service(struct server *s)
+{
+    int rc = parts_create(&s->parts, s->config, on_engine_notify, s);
+    if (rc < 0) {
+        return rc;
+    }
+    const struct service_options options = {.engine = s->parts.engine,
+                                            .registry = s->parts.registry,
+                                            .catalogue = s->parts.catalogue,
+                                            .host = {.data = s,
+                                                     .run = tasks_run,
+                                                     .post = tasks_post,
+                                                     .drain = host_drain,
+                                                     .reload = host_reload,
+                                                     .n_connections = host_n_connections}};
+    rc = service_create(&options, &s->service);
+    if (rc < 0) {
+        return rc;
+    }
+    s->peers.loop = &s->loop;
+    s->peers.service = s->service;
+    s->peers.on_closed = on_peer_closed;
+    s->peers.scratch = malloc(PEER_SCRATCH_BYTES);
+    return s->peers.scratch ? server_apply_limits(s) : -ENOMEM;
+}
+
+int server_create(const struct server_options *options, struct server **ret)
+{
+    struct server *s = calloc(1, sizeof(*s));
+    if (!s) {
+        return -ENOMEM;
+    }
+    s->config = options->config;
+    s->source = options->source;
+    s->temporary_cache = options->temporary_cache;
+    s->reserve_fd = s->lifetime_fd = -1;
+    s->posted_last = &s->posted_first;
+    pthread_mutex_init(&s->posted_lock, NULL);
+    LIST_INIT(&s->users);
+    LIST_INIT(&s->peers.all);
+    LIST_INIT(&s->peers.dirty);
+
+    int rc = start_loop(s);
+    if (rc < 0) {
+        log_error("the event loop cannot be made: %s", uv_strerror(rc));
+        pthread_mutex_destroy(&s->posted_lock);
+        free(s);
+        return rc;
+    }
+    rc = places_create(s);
+    rc = rc < 0 ? rc : start_service(s);
+    rc = rc < 0 ? rc : listen_open(s, options);
+    rc = rc < 0 ? rc : start_lifetime(s, options->lifetime_fd);
+    if (rc == 0 && options->serve_fd >= 0) {
+        rc = listen_adopt(s, options->serve_fd);
+        s->only_client = s->n_listeners == 0;
+    }
+    if (rc < 0) {
+        s->config = NULL; /* stays the caller's */
+        server_destroy(s);
+        return rc;
+    }
+    *ret = s;
+    return 0;
+}
+
+/* ---- running ----------------------------------------------------------------------------------
+ */
+
+static void begin_serving(struct server *s)
+{
+    s->state = SERVER_SERVING;
+    notify_ready();
+    /* Scripts wait for this line. */
+    printf("READY\n");
+    fflush(stdout);
+}
+
+static void on_preloaded(void *arg, int result)
+{
+    struct server *s = arg;
+    if (--s->n_preloading == 0 && s->state == SERVER_STARTING) {
+        begin_serving(s);
+    }
+}
+
+int server_run(struct server *s)
+{
+    const struct config_list *models = &s->config->model;
+    /* One more than there are models, so that none of them can be the last before all are asked. */
+    s->n_preloading = (uint32_t)models->count + 1;
+    for (size_t i = 0; i < models->count; i++) {
+        service_preload(s->service, models->items[i], on_preloaded, s);
+    }
+    on_preloaded(s, 0);
+    return uv_run(&s->loop, UV_RUN_DEFAULT) < 0 ? -EIO : 0;
+}
+
+static void close_handle(uv_handle_t *handle, void *arg)
+{
+    if (!uv_is_closing(handle)) {
+        uv_close(handle, NULL);
+    }
+}
+
+void server_destroy(struct server *s)
+{
+    if (!s) {
+        return;
+    }
+    listen_close(s);
+    if (s->service) {
+        peers_close(&s->peers);
+    }
+    /* The registry's thread reports the end of its loads; the pool's tasks end; then nobody is left
+     * who could post. */
+    parts_stop(&s->parts);
+    uv_walk(&s->loop, close_handle, NULL);
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    tasks_deliver(s);
+    uv_loop_close(&s->loop);
+    service_destroy(s->service);
+    parts_destroy(&s->parts);
+    if (s->config) {
+        places_destroy(s);
+    }
+    if (s->reserve_fd >= 0) {
+        close(s->reserve_fd);
+    }
+    if (s->lifetime_fd >= 0) {
+        close(s->lifetime_fd);
+    }
+    free(s->peers.scratch);
+    pthread_mutex_destroy(&s->posted_lock);
+    config_destroy(s->config);
+    free(s);
+}

@@ -1,0 +1,117 @@
+/* daemon/server_internal.h - what the files of the server share. */
+#ifndef DAEMON_SERVER_INTERNAL_H
+#define DAEMON_SERVER_INTERNAL_H
+
+#include "daemon/peer.h"
+#include "daemon/server.h"
+
+#include <pthread.h>
+#include <sys/stat.h>
+#include <uv.h>
+
+#define SERVER_LISTENERS_MAX 8
+#define SERVER_BACKLOG       1024
+#define SERVER_TICK_MS       1000u
+#define SERVER_END_MS        1000u /* for the last answers to leave */
+#define SERVER_CUT_MS        5000u /* for cancelled requests to end */
+
+enum server_state {
+    SERVER_STARTING, /* preloading; connections are served already */
+    SERVER_SERVING,
+    SERVER_DRAINING, /* no new work; waits for the open calls */
+    SERVER_CUTTING,  /* the time is up: they are being cancelled */
+    SERVER_ENDING,   /* the last answers leave */
+    SERVER_STOPPED
+};
+
+struct listener {
+    struct server *server;
+    uv_poll_t poll;
+    int fd; /* -1: closed */
+};
+
+struct user { /* connections per uid */
+    LIST_ENTRY(user) entry;
+    uid_t uid;
+    uint32_t n_connections;
+};
+
+/* What computes: made before the service, destroyed after it. */
+struct parts {
+    struct pool *pool;
+    struct io *io;
+    struct backend_catalogue *catalogue;
+    struct registry *registry;
+    struct engine *engine;
+};
+
+struct server {
+    struct peer_host peers; /* on_closed finds the server through it */
+    struct config *config;
+    const struct config_source *source;
+    uv_loop_t loop;
+    enum server_state state;
+    struct parts parts;
+    struct service *service;
+    bool temporary_cache;
+
+    /* Sockets. */
+    struct listener listeners[SERVER_LISTENERS_MAX];
+    uint32_t n_listeners;
+    bool owns_socket; /* we made it: socket_stat tells whether the file is still ours */
+    struct stat socket_stat;
+    int reserve_fd; /* given up to refuse a connection when descriptors have run out */
+    LIST_HEAD(, user) users;
+    gid_t admin_gid;
+    bool has_admin_gid;
+    bool only_client; /* serves one passed connection: ends with it */
+
+    /* Handles of the loop. */
+    uv_async_t engine_news, task_news;
+    uv_prepare_t before_sleep;
+    uv_timer_t tick, deadline;
+    uv_signal_t on_hup, on_term, on_int;
+    uv_poll_t lifetime;
+    int lifetime_fd;
+    uint32_t n_signals; /* that asked for the end */
+    uint64_t watchdog_usec, watchdog_sent_ns;
+    uint32_t n_preloading;
+
+    /* Tasks posted by other threads. */
+    pthread_mutex_t posted_lock;
+    struct task *posted_first, **posted_last;
+};
+
+static inline struct server *server_of_peers(struct peer_host *host)
+{
+    return (struct server *)((char *)host - offsetof(struct server, peers));
+}
+
+/* server_parts.c */
+int parts_create(struct parts *p, const struct config *c, void (*notify)(void *), void *notify_arg);
+/* registry first: its loader thread reports into the service. */
+void parts_stop(struct parts *p);
+void parts_destroy(struct parts *p);
+int places_create(struct server *s);   /* the cache folder */
+void places_destroy(struct server *s); /* when it is temporary */
+
+/* server_listen.c */
+int listen_open(struct server *s, const struct server_options *options);
+void listen_close(struct server *s); /* also removes our own socket's file */
+void listen_user_left(struct server *s, uid_t uid);
+int listen_adopt(struct server *s, int fd); /* a connection that is already open */
+
+/* server_tasks.c */
+int tasks_run(void *data, struct task *t);
+void tasks_post(void *data, struct task *t);
+void tasks_deliver(struct server *s);
+
+/* server_end.c */
+void server_drain(struct server *s, uint32_t timeout_ms);
+void server_check_end(struct server *s);
+
+/* server_reload.c */
+int server_reload(struct server *s, struct config_error *err);
+int server_apply_limits(struct server *s);
+
+#endif

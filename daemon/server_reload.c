@@ -1,0 +1,58 @@
+/* SIGHUP and server.reload: what may change while requests run, changes; the rest is reported. */
+#include "daemon/server_internal.h"
+
+#include "daemon/log.h"
+#include "daemon/notify.h"
+
+#include <stdio.h>
+
+int server_apply_limits(struct server *s)
+{
+    const struct config *c = s->config;
+    const struct service_limits limits = {.allow_autoload = c->allow_autoload,
+                                          .allow_models =
+                                              (const char *const *)c->allow_models.items,
+                                          .n_allow_models = c->allow_models.count,
+                                          .calls_per_connection = c->max_calls_per_connection,
+                                          .calls_per_user = c->max_calls_per_user};
+    s->peers.handshake_ns = (uint64_t)c->handshake_timeout_ms * 1000000u;
+    s->peers.reader_timeout_ns = (uint64_t)c->reader_timeout_ms * 1000000u;
+    return service_set_limits(s->service, &limits);
+}
+
+struct change {
+    struct config *current, *fresh;
+    unsigned n_live;
+};
+
+static void on_changed(void *arg, const struct config_setting *setting)
+{
+    struct change *change = arg;
+    if (setting->when == CONFIG_LIVE) {
+        config_move(change->current, change->fresh, setting);
+        change->n_live++;
+        log_info("%s has changed", setting->key);
+    } else {
+        log_warning("%s has changed: it needs a restart", setting->key);
+    }
+}
+
+int server_reload(struct server *s, struct config_error *err)
+{
+    struct config *fresh;
+    notify_reloading();
+    int rc = config_create(s->source, &fresh, err);
+    if (rc == 0) {
+        struct change change = {.current = s->config, .fresh = fresh};
+        config_compare(s->config, fresh, on_changed, &change);
+        config_destroy(fresh);
+        log_init((enum log_level)s->config->log_level);
+        log_info("the configuration was read again: %u settings changed", change.n_live);
+        rc = server_apply_limits(s);
+        if (rc < 0) {
+            snprintf(err->text, sizeof(err->text), "no memory for the new limits");
+        }
+    }
+    notify_ready();
+    return rc;
+}
