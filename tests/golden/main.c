@@ -1,0 +1,274 @@
+/* tests/golden/main.c - golden models hold their bounds, whatever the level, cache, chunks, batch.
+ *
+ *   golden [NAME...]
+ *
+ * For every model: logits within the golden bounds with f32 and f16 caches; greedy continuation
+ * equal; the same bits for every chunking, with one and two threads, alone and among others; the
+ * same bounds with attention from examples/minimal_plugin. Prints one line per model and run. */
+#include "tests/golden/golden.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static unsigned n_passed, n_failed;
+
+static void verdict(bool ok, const struct golden *g, const char *run, const char *what)
+{
+    if (ok) {
+        n_passed++;
+    } else {
+        n_failed++;
+        printf("FAILED  %s, %s: %s\n", g->name, run, what);
+    }
+}
+
+/* Bounds on the mean KL from the golden data's own README. */
+static double bound_of(const struct golden *g, size_t seq, uint32_t kv_type)
+{
+    bool gemma = strncmp(g->name, "gemma", 5) == 0;
+    if (g->quantised) {
+        return 1.2 * g->engine_kl[seq];
+    }
+    if (g->bf16) {
+        return 2e-4;
+    }
+    return kv_type == GQA_TYPE_F32 ? (gemma ? 1e-6 : 1e-8) : 3e-6;
+}
+
+/* phi3-longrope's sequence "long" is for contexts beyond the original one, "a" for shorter ones. */
+static uint32_t ctx_of(const struct golden *g, size_t seq)
+{
+    bool longrope = strcmp(g->name, "phi3-longrope") == 0;
+    return longrope ? (strcmp(g->seqs[seq].name, "long") == 0 ? 4096 : 256) : 0;
+}
+
+static void check_logits(struct rig *r, const struct golden *g, const struct run_options *o,
+                         const char *run)
+{
+    for (size_t i = 0; i < g->n_seqs; i++) {
+        const struct golden_seq *s = &g->seqs[i];
+        struct run_options with_ctx = *o;
+        struct model *m;
+        with_ctx.n_ctx = ctx_of(g, i);
+        if (rig_load(r, g, &with_ctx, &m) < 0) {
+            verdict(false, g, run, "does not load");
+            continue;
+        }
+        float *logits = calloc(s->n_ids * g->n_vocab, sizeof(float));
+        int rc = run_chunked(r, m, s->ids, s->n_ids, 48, logits);
+        double kl = rc == 0 ? mean_kl(s->truth, logits, s->n_ids, g->n_vocab) : INFINITY;
+        double bound = bound_of(g, i, o->kv_type);
+        char what[128];
+        snprintf(what, sizeof(what), "sequence %s: mean KL %.3g, bound %.3g", s->name, kl, bound);
+        printf("        %-16s %-34s %s\n", g->name, run, what);
+        verdict(kl <= bound, g, run, what);
+        free(logits);
+        model_unref(m);
+    }
+}
+
+static int32_t argmax(const float *logits, uint32_t n)
+{
+    int32_t best = 0;
+    for (uint32_t i = 1; i < n; i++) {
+        best = logits[i] > logits[best] ? (int32_t)i : best;
+    }
+    return best;
+}
+
+/* Quantised models are compared by logits only: 8-bit activations may turn a small margin. */
+static void check_greedy(struct rig *r, const struct golden *g, struct model *m, const char *run)
+{
+    const struct golden_seq *s = &g->seqs[0];
+    if (g->quantised) {
+        return;
+    }
+    size_t n = s->n_ids + g->n_greedy;
+    int32_t *tokens = calloc(n + 1, sizeof(*tokens));
+    float *logits = calloc(s->n_ids * g->n_vocab, sizeof(float));
+    memcpy(tokens, s->ids, s->n_ids * sizeof(*tokens));
+    struct feed feed = {.model = m, .tokens = tokens};
+    struct feed *feeds[] = {&feed};
+    float *out[] = {logits};
+    kv_sequence_init(&feed.kv, model_kv_layout(m), r->arena);
+    size_t equal = 0;
+    int rc = feed_step(feeds, 1, (uint32_t)s->n_ids, out);
+    const float *last = logits + (s->n_ids - 1) * g->n_vocab;
+    for (size_t i = 0; rc == 0 && i < g->n_greedy; i++) {
+        tokens[s->n_ids + i] = argmax(last, g->n_vocab);
+        equal += tokens[s->n_ids + i] == g->greedy[i];
+        rc = feed_step(feeds, 1, 1, out);
+        last = logits;
+    }
+    char what[96];
+    snprintf(what, sizeof(what), "%zu of %zu greedy tokens equal", equal, g->n_greedy);
+    verdict(g->n_greedy > 0 && equal == g->n_greedy, g, run, what);
+    kv_sequence_finish(&feed.kv);
+    free(tokens);
+    free(logits);
+}
+
+/* Every chunk size gives the very same bits as one chunk. */
+static void check_chunks(struct rig *r, const struct golden *g, struct model *m, const char *run)
+{
+    const struct golden_seq *s = &g->seqs[0];
+    size_t n = s->n_ids * g->n_vocab;
+    float *whole = calloc(n, sizeof(float)), *parts = calloc(n, sizeof(float));
+    int rc = run_chunked(r, m, s->ids, s->n_ids, (uint32_t)s->n_ids, whole);
+    for (uint32_t chunk = 1; rc == 0 && chunk < s->n_ids; chunk++) {
+        char what[64];
+        rc = run_chunked(r, m, s->ids, s->n_ids, chunk, parts);
+        snprintf(what, sizeof(what), "chunks of %u give other bits", chunk);
+        verdict(rc == 0 && memcmp(whole, parts, n * sizeof(float)) == 0, g, run, what);
+    }
+    verdict(rc == 0, g, run, "a step fails");
+    free(whole);
+    free(parts);
+}
+
+/* n sequences in one step, each shifted against the others, give the bits that each gives alone. */
+static void check_batch(struct rig *r, const struct golden *g, struct model *m, uint32_t n,
+                        const char *run)
+{
+    const struct golden_seq *s = &g->seqs[0];
+    uint32_t length = (uint32_t)s->n_ids / 2;
+    struct feed *feeds[48], storage[48];
+    float *together[48];
+    float *alone = calloc((size_t)length * g->n_vocab, sizeof(float));
+    int rc = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        storage[i] = (struct feed){.model = m, .tokens = s->ids + i % (s->n_ids - length)};
+        kv_sequence_init(&storage[i].kv, model_kv_layout(m), r->arena);
+        feeds[i] = &storage[i];
+        together[i] = calloc((size_t)length * g->n_vocab, sizeof(float));
+    }
+    for (uint32_t done = 0; rc == 0 && done < length; done++) {
+        float *out[48];
+        for (uint32_t i = 0; i < n; i++) {
+            out[i] = together[i] + (size_t)done * g->n_vocab;
+        }
+        rc = feed_step(feeds, n, 1, out);
+    }
+    for (uint32_t i = 0; rc == 0 && i < n; i++) {
+        char what[64];
+        rc = run_chunked(r, m, feeds[i]->tokens, length, length, alone);
+        snprintf(what, sizeof(what), "sequence %u of %u gives other bits in a batch", i, n);
+        verdict(rc == 0 &&
+                    memcmp(alone, together[i], (size_t)length * g->n_vocab * sizeof(float)) == 0,
+                g, run, what);
+    }
+    verdict(rc == 0, g, run, "a step fails");
+    for (uint32_t i = 0; i < n; i++) {
+        kv_sequence_finish(&storage[i].kv);
+        free(together[i]);
+    }
+    free(alone);
+}
+
+static void check_model(struct rig *one, struct rig *two, const struct golden *g, const char *isa)
+{
+    char backend[32], run[64];
+    snprintf(backend, sizeof(backend), "cpu:isa=%s", isa);
+    for (int f16 = 0; f16 < 2; f16++) {
+        struct run_options o = {
+            .backend = backend,
+            .kv_type = f16 ? GQA_TYPE_F16 : GQA_TYPE_F32,
+            .n_ctx = ctx_of(g, 0),
+        };
+        snprintf(run, sizeof(run), "%s, kv %s", isa, f16 ? "f16" : "f32");
+        check_logits(two, g, &o, run);
+        if (getenv("GQAD_TEST_MINIMAL") != NULL) {
+            o.attention = "minimal";
+            snprintf(run, sizeof(run), "%s, kv %s, minimal attention", isa, f16 ? "f16" : "f32");
+            check_logits(two, g, &o, run);
+            o.attention = NULL;
+        }
+        struct model *m, *m1;
+        if (rig_load(two, g, &o, &m) < 0) {
+            continue;
+        }
+        snprintf(run, sizeof(run), "%s, kv %s", isa, f16 ? "f16" : "f32");
+        if (!f16 || g->bf16) {
+            check_greedy(two, g, m, run);
+        }
+        check_chunks(two, g, m, run);
+        check_batch(two, g, m, 3, run);
+        check_batch(two, g, m, 48, run);
+        if (rig_load(one, g, &o, &m1) == 0) {
+            const struct golden_seq *s = &g->seqs[0];
+            size_t n = s->n_ids * g->n_vocab;
+            float *a = calloc(n, sizeof(float)), *b = calloc(n, sizeof(float));
+            int rc = run_chunked(one, m1, s->ids, s->n_ids, 7, a);
+            rc = rc < 0 ? rc : run_chunked(two, m, s->ids, s->n_ids, 48, b);
+            verdict(rc == 0 && memcmp(a, b, n * sizeof(float)) == 0, g, run,
+                    "one thread gives other bits than two");
+            free(a);
+            free(b);
+            model_unref(m1);
+        }
+        model_unref(m);
+    }
+}
+
+/* What the table of architectures and the cpu backend support. */
+static const char *const default_models[] = {
+    "llama-mha",    "llama-gqa",     "llama-mqa",      "llama-rope3",    "llama-linear",
+    "llama-yarn",   "qwen2",         "qwen3",          "gemma2",         "gemma3",
+    "phi3",         "phi3-longrope", "granite",        "llama-q-F16",    "llama-q-BF16",
+    "llama-q-Q8_0", "llama-q-Q4_0",  "llama-q-Q4_K_S", "llama-q-Q4_K_M", "llama-q-Q5_K_M",
+    "llama-q-Q6_K",
+};
+
+int main(int argc, char **argv)
+{
+    const char *root = getenv("GQAD_TEST_GOLDEN");
+    const char *plugins = getenv("GQAD_TEST_PLUGINS");
+    const char *minimal = getenv("GQAD_TEST_MINIMAL");
+    const char *check = getenv("GQAD_TEST_CHECK");
+    char probe[4096];
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    snprintf(probe, sizeof(probe), "%s/models/llama-gqa/model.gguf", root != NULL ? root : "");
+    FILE *f = fopen(probe, "rb");
+    if (f == NULL) {
+        printf("SKIPPED: no golden data (GQAD_TEST_GOLDEN is %s)\n", root != NULL ? root : "unset");
+        return 77;
+    }
+    fclose(f);
+    struct rig one, two;
+    if (rig_init(&one, 1, plugins, minimal, check) < 0 ||
+        rig_init(&two, 2, plugins, minimal, check) < 0) {
+        fprintf(stderr, "the rig cannot be set up\n");
+        return 1;
+    }
+    static const char *const levels[] = {"c", "avx2", "avx512"};
+    struct backend_info info[8];
+    size_t n_info = backend_catalogue_list(two.catalogue, info, 8);
+    size_t n_models =
+        argc > 1 ? (size_t)argc - 1 : sizeof(default_models) / sizeof(*default_models);
+    for (size_t l = 0; l < 3; l++) {
+        bool usable = false;
+        for (size_t i = 0; i < n_info && i < 8; i++) {
+            usable = usable ||
+                     (strcmp(info[i].name, "cpu") == 0 && strstr(info[i].isas, levels[l]) != NULL);
+        }
+        if (!usable) {
+            printf("SKIPPED: level %s cannot run on this machine\n", levels[l]);
+            continue;
+        }
+        for (size_t i = 0; i < n_models; i++) {
+            struct golden g;
+            if (golden_open(root, argc > 1 ? argv[i + 1] : default_models[i], &g) < 0) {
+                n_failed++;
+                continue;
+            }
+            check_model(&one, &two, &g, levels[l]);
+            golden_close(&g);
+        }
+    }
+    rig_finish(&one);
+    rig_finish(&two);
+    printf("%u checks passed, %u failed\n", n_passed, n_failed);
+    return n_failed == 0 && n_passed > 0 ? 0 : 1;
+}
