@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define THREADS_MAX 64u
@@ -67,6 +68,7 @@ static void *hand_main(void *arg)
             if (atomic_load(&hand.crew->stop)) {
                 return NULL;
             }
+            sched_yield(); /* the machine may have fewer cores to spare than threads */
         }
         seen++;
         take_tasks(hand.crew, hand.worker);
@@ -85,6 +87,7 @@ static void crew_parallel(void *data, gqa_task_fn fn, void *arg, uint32_t n_task
     atomic_fetch_add(&c->generation, 1);
     take_tasks(c, 0);
     while (atomic_load(&c->left) != 0) {
+        sched_yield();
     }
 }
 
@@ -167,7 +170,11 @@ static void model_init(struct model *m, uint32_t group_size, uint32_t n_past, ui
     }
     cpu_attention_destroy(a);
     do {
-        char *copy = aligned_alloc(1u << 21, ((s->n_pages * page_bytes) | ((1u << 21) - 1)) + 1);
+        size_t bytes = ((s->n_pages * page_bytes) | ((1u << 21) - 1)) + 1;
+        char *copy = aligned_alloc(1u << 21, bytes); /* huge pages, as the daemon's arena has */
+        if (copy == NULL || madvise(copy, bytes, MADV_HUGEPAGE) != 0) {
+            fprintf(stderr, "no huge pages\n");
+        }
         void **pages = calloc(s->n_pages, sizeof(*pages));
         for (uint32_t i = 0; i < s->n_pages; i++) {
             pages[i] = memcpy(copy + i * page_bytes, s->pages[i], page_bytes);
@@ -208,69 +215,91 @@ static size_t layer_bytes(const struct model *m)
 /* ---- measuring --------------------------------------------------------------------------------
  */
 
+#define READ_TASKS 16u /* per layer */
+
 struct reading {
-    const struct model *model;
+    const char *from;
+    size_t task_bytes;
     atomic_ullong sum; /* so that the loads are wanted */
 };
 
-/* Reads one layer's page after page; tasks are quarters of layers. */
 static void read_task(void *arg, uint32_t index, uint32_t worker)
 {
-    typedef unsigned long long vec __attribute__((vector_size(64)));
+    typedef unsigned long long vec __attribute__((vector_size(16)));
     struct reading *r = arg;
-    size_t bytes = layer_bytes(r->model) / 4 / 256 * 256;
-    const char *from = (const char *)r->model->layers[index / 4].pages[0] + index % 4 * bytes;
+    const char *from = r->from + index * r->task_bytes;
     vec a = {0}, b = {0}, c = {0}, d = {0};
 
-    for (const vec *p = (const vec *)(const void *)from; (const char *)p < from + bytes; p += 4) {
-        a += p[0];
-        b += p[1];
-        c += p[2];
-        d += p[3];
+    for (const vec *p = (const void *)from; (const char *)p < from + r->task_bytes; p += 4) {
+        a ^= p[0];
+        b ^= p[1];
+        c ^= p[2];
+        d ^= p[3];
     }
-    a += b + c + d;
-    atomic_fetch_add(&r->sum, a[0] + a[7]);
+    a ^= b ^ c ^ d;
+    atomic_fetch_add(&r->sum, a[0] ^ a[1]);
 }
 
-/* Best of several passes: the machine may be busy with something else. */
+static void read_layer(struct crew *crew, struct model *m, uint32_t layer, void *arg)
+{
+    struct reading *r = arg;
+
+    r->from = m->layers[layer].pages[0];
+    r->task_bytes = layer_bytes(m) / READ_TASKS / 64 * 64;
+    crew_parallel(crew, read_task, r, READ_TASKS);
+}
+
+static void attend_layer(struct crew *crew, struct model *m, uint32_t layer, void *arg)
+{
+    m->seq.tables = &m->layers[layer];
+    if (cpu_attention_attend(arg, &m->problem.layer, &m->batch, &m->io) != 0) {
+        fprintf(stderr, "attend failed\n");
+        exit(1);
+    }
+}
+
+/* Seconds of a pass over all layers, of each layer the best of several: the machine may be busy
+ * with something else, and a waiting crew is lost while one of it does not run. */
+static double pass_seconds(struct crew *crew, struct model *m, double seconds,
+                           void (*run)(struct crew *, struct model *, uint32_t, void *), void *arg)
+{
+    double best[LAYERS_MAX], sum = 0, until = now() + seconds;
+
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        best[l] = 1e9;
+    }
+    do {
+        for (uint32_t l = 0; l < m->n_layers; l++) {
+            double start = now();
+            run(crew, m, l, arg);
+            double took = now() - start;
+            best[l] = took < best[l] ? took : best[l];
+        }
+    } while (now() < until);
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        sum += best[l];
+    }
+    return sum;
+}
+
 static double bandwidth(struct crew *crew, struct model *m, double seconds)
 {
-    struct reading r = {.model = m};
-    double best = 0, until = now() + seconds;
+    struct reading r = {0};
 
-    do {
-        double start = now();
-        crew_parallel(crew, read_task, &r, m->n_layers * 4);
-        double rate = (double)layer_bytes(m) * m->n_layers / (now() - start);
-        best = rate > best ? rate : best;
-    } while (now() < until);
-    return best;
+    return (double)layer_bytes(m) * m->n_layers / pass_seconds(crew, m, seconds, read_layer, &r);
 }
 
-/* Seconds of the best pass over all layers. */
-static double pass_seconds(struct crew *crew, struct model *m, enum cpu_isa isa, double seconds)
+static double attend_seconds(struct crew *crew, struct model *m, enum cpu_isa isa, double seconds)
 {
     struct cpu_attention *a;
-    double best = 1e9, until = now() + seconds;
 
     if (cpu_attention_create(&crew->host, isa, &a) != 0) {
         fprintf(stderr, "cannot create\n");
         exit(1);
     }
-    do {
-        double start = now();
-        for (uint32_t l = 0; l < m->n_layers; l++) {
-            m->seq.tables = &m->layers[l];
-            if (cpu_attention_attend(a, &m->problem.layer, &m->batch, &m->io) != 0) {
-                fprintf(stderr, "attend failed\n");
-                exit(1);
-            }
-        }
-        double took = now() - start;
-        best = took < best ? took : best;
-    } while (now() < until);
+    double took = pass_seconds(crew, m, seconds, attend_layer, a);
     cpu_attention_destroy(a);
-    return best;
+    return took;
 }
 
 static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, double seconds)
@@ -288,7 +317,7 @@ static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, dou
                 continue;
             }
             double bytes = (double)depth * 4 * 128 * (type == GQA_TYPE_F32 ? 4 : 2) * m.n_layers;
-            double rate = bytes / pass_seconds(&crew, &m, (enum cpu_isa)isa, seconds);
+            double rate = bytes / attend_seconds(&crew, &m, (enum cpu_isa)isa, seconds);
 
             printf("| decode r=%-2u d=64 %-4s @%-5u | %-6s | %u | %7.2f GB/s | %7.2f GB/s | %5.1f "
                    "%% |\n",
@@ -317,7 +346,7 @@ static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows,
                 continue;
             }
             double flops = pairs * 4 * group_size * 2 * 128;
-            double rate = flops / pass_seconds(&crew, &m, (enum cpu_isa)isa, seconds);
+            double rate = flops / attend_seconds(&crew, &m, (enum cpu_isa)isa, seconds);
 
             printf("| prefill r=%-2u %u rows @%-5u | %-6s | %u | %7.2f GFLOP/s | | |\n", group_size,
                    n_rows, n_past, cpu_isa_name((enum cpu_isa)isa), n_threads, rate * 1e-9);
