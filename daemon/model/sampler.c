@@ -206,12 +206,14 @@ static int run_chain(struct sampler *s, const float *logits, bool greedy)
         c->item[i] = (struct candidate){logits[i], (int32_t)i};
     }
     size_t r = 0;
+    bool moved = false;
     for (; r < sampler_n_rows && sampler_rows[r].moves_logits; r++) {
         if (sampler_rows[r].enabled(s)) {
             sampler_rows[r].apply(s, c);
+            moved = true;
         }
     }
-    if (!can_draw(c)) {
+    if (moved && !can_draw(c)) {
         return -EDOM;
     }
     for (; r < sampler_n_rows && !greedy; r++) {

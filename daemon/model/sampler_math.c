@@ -6,34 +6,9 @@
 
 #include <errno.h>
 #include <math.h>
-#include <string.h>
 
 #define LANES 16  /* independent sums: one vector of any machine divides it */
 #define CHUNK 512 /* floats are summed this far before they go to a double */
-
-/* Cody-Waite reduction x = n ln 2 + r and the Cephes polynomial for e^r, |r| <= ln 2 / 2. */
-float sampler_exp(float x)
-{
-    const float lowest = -87.0f;     /* e^-87 is still a normal float */
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    float clamped = x > lowest ? x : lowest;
-    float shifted = clamped * 1.44269504088896341f + magic;
-    float n = shifted - magic;
-    float r = clamped - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &p, sizeof(bits));
-    bits += (uint32_t)(int32_t)n << 23;
-    memcpy(&p, &bits, sizeof(p));
-    return x > lowest ? p : 0.0f;
-}
 
 /* The greatest of n logits in *ret; false when one of them is NaN or +inf. */
 static bool find_max(const float *logits, size_t n, float *ret)

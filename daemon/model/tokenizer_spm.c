@@ -146,6 +146,7 @@ static bool words_end_at_spaces(const struct tokenizer *t)
 
 static int spm_load(struct tokenizer *t, const struct gguf *g, struct fmt_error *err)
 {
+    t->add_bos = true;
     t->add_space_prefix = true;
     int rc = gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", &t->add_space_prefix);
     if (rc < 0 && rc != -ENOENT) {

@@ -63,7 +63,8 @@ static void check_ids(const struct vocab *v, const char *text, size_t bytes, boo
     cr_assert_eq(tokenizer_encode(v->t, text, bytes, options, NO_LIMIT, &got, &n), 0);
     bool same = n == n_ids && (n == 0 || memcmp(got, ids, n * sizeof(*ids)) == 0);
     for (size_t i = 0; !same && i < n; i++) {
-        fprintf(stderr, "%s: [%zu] got %d, expected %d\n", what, i, got[i], i < n_ids ? ids[i] : -1);
+        fprintf(stderr, "%s: [%zu] got %d, expected %d\n", what, i, got[i],
+                i < n_ids ? ids[i] : -1);
     }
     cr_expect(same, "%s: '%.*s': %zu ids, expected %zu", what, (int)bytes, text, n, n_ids);
     if (!parse_special) {
@@ -207,6 +208,7 @@ Test(tokenizer_golden, vocabulary_inside_the_models)
         struct vocab v = open_vocab(path);
         cr_expect_eq(tokenizer_bos(v.t), 1);
         cr_expect_eq(tokenizer_eos(v.t), 2);
+        cr_expect(tokenizer_is_eog(v.t, 2));
         cr_expect_geq(check_json(&v, json_object_get(root, "texts"), json_object_get(root, "ids"),
                                  false, models[i]),
                       30);

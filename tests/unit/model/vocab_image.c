@@ -100,8 +100,7 @@ void vocab_image_f32s(struct vocab_image *v, const char *key, const float *value
     append(v, values, count * sizeof(*values));
 }
 
-void vocab_image_i32s(struct vocab_image *v, const char *key, const int32_t *values,
-                      uint64_t count)
+void vocab_image_i32s(struct vocab_image *v, const char *key, const int32_t *values, uint64_t count)
 {
     begin_array(v, key, GGUF_I32, count);
     append(v, values, count * sizeof(*values));
@@ -133,9 +132,10 @@ static void store(struct vocab_image *v, const struct builder *b)
 void vocab_image_spm(struct vocab_image *v)
 {
     static const char *const pieces[] = {
-        "▁t", "he", "▁the", "in", "er", "▁a", "▁w", "or", "ld", "▁wor", "▁world", "ll", "hell",
-        "▁hello", "hello", "o,", "▁▁", "▁▁▁▁", "é", "日本", "▁", "t", "h", "e", "i", "n", "r",
-        "a", "w", "o", "l", "d", "s", ",", ".", "<", ">", "x", "日", "本", "\n",
+        "▁t", "he",   "▁the", "in",     "er",    "▁a", "▁w",   "or", "ld",   "▁wor", "▁world",
+        "ll", "hell", "o,",   "▁hello", "hello", "▁▁", "▁▁▁▁", "é",  "日本", "▁",    "t",
+        "h",  "e",    "i",    "n",      "r",     "a",  "w",    "o",  "l",    "d",    "s",
+        ",",  ".",    "<",    ">",      "x",     "日", "本",   "\n",
     };
     struct builder b = {.n = 0};
     char text[8];
@@ -175,8 +175,8 @@ static void alphabet_text(unsigned byte, char *text, size_t size)
 void vocab_image_bpe(struct vocab_image *v, const char *pre)
 {
     static const char *const lines[] = {
-        "h e", "l l", "he ll", "hell o", "Ġ w", "o r", "l d", "Ġw or", "Ġwor ld", "Ġ t",
-        "Ġt he", "Ġ Ġ", "ĠĠ ĠĠ", "1 2", "Ã ©", "i n", "Ċ Ċ", "no space", "zz y",
+        "h e",   "l l", "he ll", "hell o", "Ġ w", "o r", "l d", "Ġw or",    "Ġwor ld", "Ġ t",
+        "Ġt he", "Ġ Ġ", "ĠĠ ĠĠ", "1 2",    "Ã ©", "i n", "Ċ Ċ", "no space", "zz y",
     };
     enum { N_LINES = sizeof(lines) / sizeof(lines[0]), N_REAL = N_LINES - 2 };
     struct builder b = {.n = 0};

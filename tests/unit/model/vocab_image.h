@@ -25,8 +25,8 @@ void vocab_image_i32s(struct vocab_image *v, const char *key, const int32_t *val
                       uint64_t count);
 
 /* Whole vocabularies. The SentencePiece one: <unk> 0, <s> 1, </s> 2, byte tokens 3..258, then
- * pieces; the byte-level one: the 256 bytes in the alphabet's order, then merged tokens. Both have a
- * control token <|im_end|> and a user-defined <tool>. */
+ * pieces; the byte-level one: the 256 bytes in the alphabet's order, then merged tokens. Both have
+ * a control token <|im_end|> and a user-defined <tool>. */
 void vocab_image_spm(struct vocab_image *v);
 void vocab_image_bpe(struct vocab_image *v, const char *pre);
 
