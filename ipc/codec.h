@@ -16,7 +16,7 @@
 struct ipc_buffer {
     uint8_t *data;
     size_t bytes, capacity;
-    int error; /* 0 or -ENOMEM */
+    int error; /* 0; -ENOMEM; -EMSGSIZE: a string or a count above UINT32_MAX */
 };
 
 void ipc_buffer_init(struct ipc_buffer *b);
@@ -35,7 +35,8 @@ void ipc_pack_bin(struct ipc_buffer *b, const void *data, size_t bytes);
 void ipc_pack_array(struct ipc_buffer *b, size_t count);
 void ipc_pack_map(struct ipc_buffer *b, size_t count);
 void ipc_pack_tokens(struct ipc_buffer *b, const int32_t *ids, size_t count);
-/* {nd: true, type: "<f4", shape: [...], data: bin}, as python's msgpack-numpy reads it. */
+/* {nd: true, type: "<f4", shape: [...], data: bin}, as python's msgpack-numpy reads it: the keys
+ * are binary, because it looks for bytes. ipc_value_get finds them all the same. */
 void ipc_pack_tensor_f32(struct ipc_buffer *b, const float *data, const uint64_t *shape,
                          size_t n_dims);
 /* Raw msgpack bytes of one value, made elsewhere with the same packers. */
@@ -53,6 +54,8 @@ struct ipc_error {
     uint32_t retry_after_ms; /* 0: no hint */
     char message[384];       /* one sentence; names field, value, limit */
 };
+/* Clears the hint. What the arguments bring in of control characters or broken UTF-8 becomes '?'.
+ */
 void ipc_error_set(struct ipc_error *e, enum proto_error_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 /* A whole error response: {code, name, message, retry_after_ms?}. */
@@ -74,14 +77,16 @@ struct ipc_scanner {
 void ipc_scanner_init(struct ipc_scanner *s, uint32_t frame_bytes_max);
 
 /* Consumes input. Returns 1 when a message ended (*ret_used bytes belong to it; the scanner is
- * ready for the next), 0 when all input was used and more is needed, or -EPROTO (bad type byte),
- * -EMSGSIZE (frame or element limit), -ELOOP (depth): the connection is then beyond repair. */
+ * ready for the next), 0 when all input was used and more is needed, or -EPROTO (a type byte that
+ * does not exist, or an extension type: the protocol has none), -EMSGSIZE (frame or element limit),
+ * -ELOOP (depth): the connection is then beyond repair. */
 int ipc_scanner_feed(struct ipc_scanner *s, const uint8_t *data, size_t bytes, size_t *ret_used);
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
 /* A value inside a message, opaque; lives as long as the message. All getters accept NULL (absent)
- * and answer -ENOENT then; -EINVAL for another type; -ERANGE when the number does not fit. */
+ * and answer -ENOENT then; -EINVAL for another type; -ERANGE when the number does not fit. NULL has
+ * the type IPC_NIL and no elements. Keys match whether they came as string or binary. */
 struct ipc_value;
 
 enum ipc_value_type {
@@ -117,22 +122,25 @@ struct ipc_message {
     uint32_t id;                    /* requests and responses */
     struct proto_string method;     /* requests and notifications */
     const struct ipc_value *params; /* a map, or a notification's array; never NULL for these two */
-    const struct ipc_value *error;  /* responses: NULL when the call succeeded */
+    const struct ipc_value *error;  /* responses: a map, or NULL when the call succeeded */
     const struct ipc_value *result; /* responses: NULL when it failed */
     void *arena;                    /* owns all values */
 };
 
 /* Parses one message that the scanner delimited. The bytes must stay until ipc_message_finish:
  * strings point into them. -EPROTO when it is no message of the protocol; -ENOMEM. On -EPROTO,
- * *ret_id tells the id where one could be read (else UINT32_MAX), so that an error can answer it.
- */
+ * *ret_id tells a request's id where one could be read (else UINT32_MAX), so that an error can
+ * answer it; otherwise it is untouched. */
 int ipc_message_parse(const uint8_t *frame, size_t bytes, struct ipc_message *ret,
                       uint32_t *ret_id);
 void ipc_message_finish(struct ipc_message *m);
 
 /* Checks a request's params against the table and fills the method's struct: defaults for absent
- * optional fields, unknown keys ignored, duplicates refused. -EINVAL with e naming field, value and
- * limit; -ENOMEM. Arrays are allocated in the message's arena. NaN is refused everywhere. */
+ * optional fields (their has_ is false; strings and arrays are empty, never with NULL data),
+ * unknown keys ignored, duplicates refused. -EINVAL with e naming field, value and limit; -ENOMEM,
+ * also told in e. Arrays are allocated in the message's arena. NaN is refused everywhere; infinity
+ * too, but for a bias of -inf, for which false may stand. Biases also come as a map {token: bias}.
+ * Token ids are 0 to INT32_MAX here; whether a vocabulary has them is for the model to say. */
 int ipc_params_decode(enum proto_method method, struct ipc_message *m, union proto_params *ret,
                       struct ipc_error *e);
 

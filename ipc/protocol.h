@@ -20,14 +20,16 @@
 /* Limits of the wire, told to clients by gqa.hello. */
 #define PROTO_FRAME_BYTES_MAX (16u << 20) /* of one message, either way */
 #define PROTO_DEPTH_MAX       8u
-#define PROTO_ELEMENTS_MAX    (4u << 20) /* of one message, nested ones counted */
 #define PROTO_TOKENS_MAX      (1u << 20)
-#define PROTO_TEXT_BYTES_MAX  (8u << 20)
-#define PROTO_NAME_BYTES_MAX  255u
-#define PROTO_PATH_BYTES_MAX  4095u
-#define PROTO_STOPS_MAX       16u
-#define PROTO_STOP_BYTES_MAX  256u
-#define PROTO_BIASES_MAX      1024u
+/* Values in one message, nested ones and keys counted. It bounds what parsing may allocate: 24
+ * bytes a value, at most twice that with the allocator's rounding, so 53 MB. */
+#define PROTO_ELEMENTS_MAX   (PROTO_TOKENS_MAX + (1u << 16))
+#define PROTO_TEXT_BYTES_MAX (8u << 20)
+#define PROTO_NAME_BYTES_MAX 255u
+#define PROTO_PATH_BYTES_MAX 4095u
+#define PROTO_STOPS_MAX      16u
+#define PROTO_STOP_BYTES_MAX 256u
+#define PROTO_BIASES_MAX     1024u
 
 /* Who may call a method. OWN acts on the caller's realm only; ADMIN is uid 0, the daemon's own
  * uid and members of admin_group. */
@@ -183,9 +185,9 @@ enum proto_method {
         PROTO_METHOD_COUNT
 };
 
-/* Params structs: one member per field, holding the default where the field was absent, and a bit
- * per field (PROTO_TEXT_GENERATE_seed ...) in present. Pointers are into the message or its arena
- * and live as long as the message. */
+/* Params structs: one member per field, holding the default where the field was absent, and
+ * has_FIELD, which tells whether it was given. Pointers are into the message or its arena and live
+ * as long as the message. */
 #define PROTO_CTYPE_BOOL    bool
 #define PROTO_CTYPE_U32     uint32_t
 #define PROTO_CTYPE_I32     int32_t
@@ -215,12 +217,19 @@ union proto_params {
 #undef M
 };
 
+/* A bound or a default, exact: i for I32, f for F32, u for all others. */
+union proto_bound {
+    uint64_t u;
+    int64_t i;
+    double f;
+};
+
 /* The rows as data. */
 struct proto_field {
     const char *name;
     enum proto_field_type type;
     bool required;
-    double min, max, fallback; /* by type: value, bytes or count */
+    union proto_bound min, max, fallback; /* by type: value, bytes or count */
     const char *doc;
     size_t offset, has_offset; /* in the params struct */
 };
@@ -235,8 +244,11 @@ struct proto_method_info {
 const struct proto_method_info *proto_method_info(enum proto_method method);
 /* 0 and *ret, or -ENOENT. name need not be terminated. */
 int proto_method_by_name(const char *name, size_t bytes, enum proto_method *ret);
-const char *proto_field_type_name(enum proto_field_type type);
-const char *proto_access_name(enum proto_access access);
+const char *proto_field_type_name(enum proto_field_type type);   /* "array of integers" */
+const char *proto_field_type_bounds(enum proto_field_type type); /* "value", "bytes", "count" */
+const char *proto_access_name(enum proto_access access);         /* "any", "own", "admin" */
+/* Whether rows of this type have a default that means something: numbers and booleans do. */
+bool proto_field_type_is_scalar(enum proto_field_type type);
 
 /* ---- errors: E(NAME, code, doc) ------------------------------------------------------------- */
 
@@ -266,7 +278,10 @@ enum proto_error_code {
 #undef E
 };
 
-const char *proto_error_name(enum proto_error_code code); /* "INVALID_PARAMS" */
+const char *proto_error_name(enum proto_error_code code); /* "INVALID_PARAMS"; else "UNKNOWN" */
 const char *proto_error_doc(enum proto_error_code code);
+
+/* All errors in the order of their codes: the index-th code, or PROTO_OK past the end. */
+enum proto_error_code proto_error_at(size_t index);
 
 #endif

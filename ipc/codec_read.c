@@ -1,0 +1,322 @@
+/* ipc/codec_read.c - MessagePack to values and messages, after the scanner.
+ *
+ * A value is a msgpack_object under another name; strings point into the frame. All objects of a
+ * message lie in one msgpack_zone, which is the message's arena. */
+#include "ipc/codec_internal.h"
+
+#include <errno.h>
+#include <msgpack.h>
+#include <string.h>
+
+/* Enough for the objects of an ordinary request; larger arrays get chunks of their own. */
+#define ARENA_CHUNK_BYTES 2048u
+
+static const msgpack_object *object_of(const struct ipc_value *v)
+{
+    return (const msgpack_object *)v;
+}
+
+static const struct ipc_value *value_of(const msgpack_object *o)
+{
+    return (const struct ipc_value *)o;
+}
+
+enum ipc_value_type ipc_value_type(const struct ipc_value *v)
+{
+    if (v == NULL) {
+        return IPC_NIL;
+    }
+    switch (object_of(v)->type) {
+    case MSGPACK_OBJECT_NIL:
+        return IPC_NIL;
+    case MSGPACK_OBJECT_BOOLEAN:
+        return IPC_BOOL;
+    case MSGPACK_OBJECT_POSITIVE_INTEGER:
+        return IPC_UINT;
+    case MSGPACK_OBJECT_NEGATIVE_INTEGER:
+        return IPC_INT;
+    case MSGPACK_OBJECT_FLOAT32:
+    case MSGPACK_OBJECT_FLOAT64:
+        return IPC_FLOAT;
+    case MSGPACK_OBJECT_STR:
+        return IPC_STR;
+    case MSGPACK_OBJECT_BIN:
+        return IPC_BIN;
+    case MSGPACK_OBJECT_ARRAY:
+        return IPC_ARRAY;
+    case MSGPACK_OBJECT_MAP:
+        return IPC_MAP;
+    case MSGPACK_OBJECT_EXT:
+        break;
+    }
+    return IPC_OTHER;
+}
+
+int ipc_value_bool(const struct ipc_value *v, bool *ret)
+{
+    if (v == NULL) {
+        return -ENOENT;
+    }
+    if (ipc_value_type(v) != IPC_BOOL) {
+        return -EINVAL;
+    }
+    *ret = object_of(v)->via.boolean;
+    return 0;
+}
+
+int ipc_value_u64(const struct ipc_value *v, uint64_t *ret)
+{
+    if (v == NULL) {
+        return -ENOENT;
+    }
+    switch (ipc_value_type(v)) {
+    case IPC_UINT:
+        *ret = object_of(v)->via.u64;
+        return 0;
+    case IPC_INT:
+        return -ERANGE; /* negative: positive ones are IPC_UINT however they were written */
+    default:
+        return -EINVAL;
+    }
+}
+
+int ipc_value_i64(const struct ipc_value *v, int64_t *ret)
+{
+    if (v == NULL) {
+        return -ENOENT;
+    }
+    switch (ipc_value_type(v)) {
+    case IPC_UINT:
+        if (object_of(v)->via.u64 > INT64_MAX) {
+            return -ERANGE;
+        }
+        *ret = (int64_t)object_of(v)->via.u64;
+        return 0;
+    case IPC_INT:
+        *ret = object_of(v)->via.i64;
+        return 0;
+    default:
+        return -EINVAL;
+    }
+}
+
+int ipc_value_f64(const struct ipc_value *v, double *ret)
+{
+    if (v == NULL) {
+        return -ENOENT;
+    }
+    switch (ipc_value_type(v)) {
+    case IPC_UINT:
+        *ret = (double)object_of(v)->via.u64;
+        return 0;
+    case IPC_INT:
+        *ret = (double)object_of(v)->via.i64;
+        return 0;
+    case IPC_FLOAT:
+        *ret = object_of(v)->via.f64;
+        return 0;
+    default:
+        return -EINVAL;
+    }
+}
+
+int ipc_value_bytes(const struct ipc_value *v, struct proto_string *ret)
+{
+    if (v == NULL) {
+        return -ENOENT;
+    }
+    const msgpack_object *o = object_of(v);
+    switch (ipc_value_type(v)) {
+    case IPC_STR:
+        *ret = (struct proto_string){o->via.str.ptr, o->via.str.size};
+        return 0;
+    case IPC_BIN:
+        *ret = (struct proto_string){o->via.bin.ptr, o->via.bin.size};
+        return 0;
+    default:
+        return -EINVAL;
+    }
+}
+
+size_t ipc_value_count(const struct ipc_value *v)
+{
+    switch (ipc_value_type(v)) {
+    case IPC_ARRAY:
+        return object_of(v)->via.array.size;
+    case IPC_MAP:
+        return object_of(v)->via.map.size;
+    default:
+        return 0;
+    }
+}
+
+const struct ipc_value *ipc_value_at(const struct ipc_value *array, size_t index)
+{
+    if (ipc_value_type(array) != IPC_ARRAY || index >= object_of(array)->via.array.size) {
+        return NULL;
+    }
+    return value_of(&object_of(array)->via.array.ptr[index]);
+}
+
+bool ipc_value_pair(const struct ipc_value *map, size_t index, const struct ipc_value **ret_key,
+                    const struct ipc_value **ret_value)
+{
+    if (ipc_value_type(map) != IPC_MAP || index >= object_of(map)->via.map.size) {
+        return false;
+    }
+    const msgpack_object_kv *pair = &object_of(map)->via.map.ptr[index];
+    *ret_key = value_of(&pair->key);
+    *ret_value = value_of(&pair->val);
+    return true;
+}
+
+const struct ipc_value *ipc_value_get(const struct ipc_value *map, const char *key)
+{
+    const struct ipc_value *k, *value;
+    struct proto_string name;
+    size_t bytes = strlen(key);
+    for (size_t i = 0; ipc_value_pair(map, i, &k, &value); i++) {
+        if (ipc_value_bytes(k, &name) == 0 && name.bytes == bytes &&
+            memcmp(name.data, key, bytes) == 0) {
+            return value;
+        }
+    }
+    return NULL;
+}
+
+/* ---- messages ------------------------------------------------------------------------------- */
+
+static bool read_id(const struct ipc_value *v, uint32_t *ret)
+{
+    uint64_t id;
+    if (ipc_value_u64(v, &id) < 0 || id > UINT32_MAX) {
+        return false;
+    }
+    *ret = (uint32_t)id;
+    return true;
+}
+
+static bool read_method(const struct ipc_value *v, struct proto_string *ret)
+{
+    return ipc_value_type(v) == IPC_STR && ipc_value_bytes(v, ret) == 0;
+}
+
+/* [0, id, method, params]. *ret_id is set as soon as it is known. */
+static int read_request(const struct ipc_value *array, struct ipc_message *m, uint32_t *ret_id)
+{
+    if (!read_id(ipc_value_at(array, 1), &m->id)) {
+        return -EPROTO;
+    }
+    *ret_id = m->id;
+    m->params = ipc_value_at(array, 3);
+    if (ipc_value_count(array) != 4 || !read_method(ipc_value_at(array, 2), &m->method) ||
+        ipc_value_type(m->params) != IPC_MAP) {
+        return -EPROTO;
+    }
+    return 0;
+}
+
+/* [1, id, error|nil, result]. */
+static int read_response(const struct ipc_value *array, struct ipc_message *m)
+{
+    if (ipc_value_count(array) != 4 || !read_id(ipc_value_at(array, 1), &m->id)) {
+        return -EPROTO;
+    }
+    const struct ipc_value *error = ipc_value_at(array, 2);
+    switch (ipc_value_type(error)) {
+    case IPC_NIL:
+        m->result = ipc_value_at(array, 3);
+        return 0;
+    case IPC_MAP:
+        m->error = error;
+        return 0;
+    default:
+        return -EPROTO;
+    }
+}
+
+/* [2, method, params]. */
+static int read_notification(const struct ipc_value *array, struct ipc_message *m)
+{
+    m->params = ipc_value_at(array, 2);
+    enum ipc_value_type type = ipc_value_type(m->params);
+    if (ipc_value_count(array) != 3 || !read_method(ipc_value_at(array, 1), &m->method) ||
+        (type != IPC_ARRAY && type != IPC_MAP)) {
+        return -EPROTO;
+    }
+    return 0;
+}
+
+static int read_message(const struct ipc_value *array, struct ipc_message *m, uint32_t *ret_id)
+{
+    uint64_t kind;
+    if (ipc_value_u64(ipc_value_at(array, 0), &kind) < 0 || kind > IPC_NOTIFICATION) {
+        return -EPROTO;
+    }
+    m->kind = (enum ipc_message_kind)kind;
+    switch (m->kind) {
+    case IPC_REQUEST:
+        return read_request(array, m, ret_id);
+    case IPC_RESPONSE:
+        return read_response(array, m);
+    case IPC_NOTIFICATION:
+        return read_notification(array, m);
+    }
+    return -EPROTO;
+}
+
+int ipc_message_parse(const uint8_t *frame, size_t bytes, struct ipc_message *ret, uint32_t *ret_id)
+{
+    struct ipc_message m = {.kind = IPC_REQUEST};
+    uint32_t id = UINT32_MAX;
+    msgpack_object *root;
+    size_t used = 0;
+    int rc;
+
+    msgpack_zone *zone = msgpack_zone_new(ARENA_CHUNK_BYTES);
+    if (zone == NULL) {
+        return -ENOMEM;
+    }
+    root = msgpack_zone_malloc(zone, sizeof(*root));
+    if (root == NULL) {
+        rc = -ENOMEM;
+        goto err_free;
+    }
+    switch (msgpack_unpack((const char *)frame, bytes, &used, zone, root)) {
+    case MSGPACK_UNPACK_SUCCESS:
+        rc = read_message(value_of(root), &m, &id);
+        break;
+    case MSGPACK_UNPACK_NOMEM_ERROR:
+        rc = -ENOMEM;
+        break;
+    default: /* cut short, bytes behind its end, or no MessagePack at all */
+        rc = -EPROTO;
+        break;
+    }
+    if (rc < 0) {
+        goto err_free;
+    }
+    m.arena = zone;
+    *ret = m;
+    return 0;
+
+err_free:
+    msgpack_zone_free(zone);
+    if (rc == -EPROTO) {
+        *ret_id = id;
+    }
+    return rc;
+}
+
+void ipc_message_finish(struct ipc_message *m)
+{
+    if (m->arena != NULL) {
+        msgpack_zone_free(m->arena);
+    }
+    memset(m, 0, sizeof(*m));
+}
+
+void *ipc_message_alloc(struct ipc_message *m, size_t bytes)
+{
+    return msgpack_zone_malloc(m->arena, bytes);
+}
