@@ -6,7 +6,9 @@
  *
  * A tokenizer is immutable after creation; all calls are safe from any thread at once (scratch
  * memory is per call). Texts are bytes with a length: NUL and invalid UTF-8 are legal input and
- * round-trip. The gguf object must outlive the tokenizer. */
+ * round-trip. (Two texts do not come back: U+2581, which is a space to every SentencePiece
+ * vocabulary, and what a vocabulary without byte tokens knows only as its UNKNOWN token.) The gguf
+ * object must outlive the tokenizer. */
 #ifndef DAEMON_MODEL_TOKENIZER_H
 #define DAEMON_MODEL_TOKENIZER_H
 
@@ -18,13 +20,14 @@
 
 struct tokenizer;
 
-enum token_kind { /* tokenizer.ggml.token_type */
-                  TOKEN_NORMAL = 1,
-                  TOKEN_UNKNOWN = 2,
-                  TOKEN_CONTROL = 3,
-                  TOKEN_USER_DEFINED = 4,
-                  TOKEN_UNUSED = 5,
-                  TOKEN_BYTE = 6,
+/* As tokenizer.ggml.token_type numbers them. */
+enum token_kind {
+    TOKEN_NORMAL = 1,
+    TOKEN_UNKNOWN = 2,
+    TOKEN_CONTROL = 3,
+    TOKEN_USER_DEFINED = 4,
+    TOKEN_UNUSED = 5,
+    TOKEN_BYTE = 6,
 };
 
 #define TOKEN_NONE (-1)
@@ -50,13 +53,14 @@ bool tokenizer_is_eog(const struct tokenizer *t, int32_t token);
 enum token_kind tokenizer_token_kind(const struct tokenizer *t, int32_t token);
 
 /* Encodes bytes of text. *ret_tokens is malloc'ed (the caller frees it; NULL when count is 0).
- * -E2BIG past max_tokens, -ENOMEM; text is never truncated. */
+ * -E2BIG past max_tokens, -ENOMEM; -EILSEQ when the vocabulary has no token for a byte of the text
+ * and no UNKNOWN token; text is never truncated. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
                      struct tokenize_options options, size_t max_tokens, int32_t **ret_tokens,
                      size_t *ret_count);
 
 /* The bytes one token stands for inside a text (leading space of SPM pieces included). Control
- * tokens give nothing unless special is true. The view lives as long as the tokenizer.
+ * and unknown tokens give nothing unless special is true. The view lives as long as the tokenizer.
  * -ERANGE when the id is outside the vocabulary. */
 int tokenizer_piece(const struct tokenizer *t, int32_t token, bool special,
                     struct gguf_string *ret);

@@ -17,7 +17,7 @@
 
 #define CACHE_MAX_WORD_BYTES 48
 #define CACHE_MIN_SLOTS      64
-#define CACHE_MAX_SLOTS      8192
+#define CACHE_MAX_SLOTS      32768
 #define CACHE_BYTES_PER_SLOT 16 /* of text: shorter texts repeat fewer words */
 #define EXPECTED_TOKEN_BYTES 4
 #define MIN_OUT_TOKENS       16

@@ -5,6 +5,7 @@
 #include <criterion/criterion.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,13 +213,7 @@ Test(tokenizer, spm_without_a_space_in_front)
 /* A piece with a space inside forbids encoding word by word. */
 Test(tokenizer, spm_pieces_across_words)
 {
-    static const char *const pieces[] = {"<unk>",
-                                         "a",
-                                         "b",
-                                         "\xE2\x96\x81",
-                                         "a\xE2\x96\x81",
-                                         "a\xE2\x96\x81"
-                                         "b"};
+    static const char *const pieces[] = {"<unk>", "a", "b", "▁", "a▁", "a▁b"};
     enum { N = sizeof(pieces) / sizeof(pieces[0]) };
     struct gguf_string texts[N];
     float scores[N];
@@ -335,6 +330,45 @@ Test(tokenizer, control_tokens_of_phi3_swallow_spaces)
     finish_vocab(&v);
     expect_pieces(&v, "the<|im_end|> \n\tthe<s> the", parsed, " the|<|im_end|>| the|<s>| | the");
     expect_pieces(&v, "<|im_end|> \n", parsed, "<|im_end|>");
+    close_vocab(&v);
+}
+
+struct encoder {
+    const struct tokenizer *t;
+    const char *text;
+    int32_t *ids;
+    size_t n;
+    int rc;
+};
+
+static void *encode_often(void *arg)
+{
+    struct encoder *e = arg;
+    for (int i = 0; i < 200 && e->rc == 0; i++) {
+        free(e->ids);
+        e->ids = NULL;
+        e->rc = tokenizer_encode(e->t, e->text, strlen(e->text), special, NO_LIMIT, &e->ids, &e->n);
+    }
+    return NULL;
+}
+
+Test(tokenizer, threads_share_one_tokenizer)
+{
+    struct vocab v = bpe("deepseek-llm");
+    struct encoder e[4];
+    pthread_t threads[4];
+    for (size_t i = 0; i < 4; i++) {
+        e[i] = (struct encoder){v.t, "hello hello world the<tool>12 \xC3\xA9  the", NULL, 0, 0};
+        cr_assert_eq(pthread_create(&threads[i], NULL, encode_often, &e[i]), 0);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        cr_assert_eq(pthread_join(threads[i], NULL), 0);
+        cr_assert_eq(e[i].rc, 0);
+        cr_expect(e[i].n == e[0].n && memcmp(e[i].ids, e[0].ids, e[0].n * sizeof(int32_t)) == 0);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        free(e[i].ids);
+    }
     close_vocab(&v);
 }
 
