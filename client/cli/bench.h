@@ -1,0 +1,42 @@
+/* client/cli/bench.h - gqa bench in three parts: what to measure, measuring, reporting. */
+#ifndef CLI_BENCH_H
+#define CLI_BENCH_H
+
+#include "client/cli/cli.h"
+
+#define BENCH_LIST_MAX    16u
+#define BENCH_STREAMS_MAX 256u
+#define BENCH_REPEATS_MAX 100u
+
+/* What the machine and the model say; the same for all rows. */
+struct bench_model {
+    const json_t *info; /* model.info */
+    uint32_t n_vocab;
+    uint32_t n_threads;
+    double weight_bytes_per_token; /* weights that one decode step of one stream reads */
+    double flops_per_token;        /* 2 x active parameters */
+    double bandwidth;              /* bytes per second, measured */
+    double compute;                /* operations per second of the backend's unit, measured; or 0 */
+};
+
+/* One test: n_prompt tokens of prompt, or n_gen generated tokens, after depth tokens of context, in
+ * n_streams requests at once. One of n_prompt and n_gen is 0. */
+struct bench_test {
+    uint32_t n_prompt, n_gen, depth, n_streams;
+};
+
+/* Tokens per second of all streams together, once per repeat. Prints and returns an exit code. */
+int bench_measure(struct cli *c, const char *model, const struct bench_model *m,
+                  const struct bench_test *test, uint64_t *seed, double *ret_tps);
+
+enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON, BENCH_JSONL };
+
+/* A row, with its place under the roofline. The caller's reference. */
+json_t *bench_row(const struct bench_model *m, const struct bench_test *test, const double *tps,
+                  size_t n_repeats);
+/* Before the rows, per row as it is ready, and after them. */
+int bench_print_head(enum bench_format format, const struct bench_model *m);
+int bench_print_row(enum bench_format format, const struct bench_model *m, const json_t *row);
+int bench_print_all(enum bench_format format, json_t *rows);
+
+#endif

@@ -1,0 +1,62 @@
+/* client/cli/main.c - gqa, the command line of gqad: finds the verb and runs it. */
+#include "client/cli/cli.h"
+
+#include <locale.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct cli_verb verbs[] = {
+    {"run", cli_verb_run, "continue a prompt"},
+    {"ps", cli_verb_ps, "models that are loaded"},
+    {"list", cli_verb_list, "models that are there"},
+    {"show", cli_verb_show, "everything about a loaded model"},
+    {"load", cli_verb_load, "load a model"},
+    {"unload", cli_verb_unload, "unload a model"},
+    {"tokenize", cli_verb_tokenize, "text to token ids"},
+    {"detokenize", cli_verb_detokenize, "token ids to text, byte for byte"},
+    {"logits", cli_verb_logits, "write the logits after every token to a file"},
+    {"perplexity", cli_verb_perplexity, "how well a model predicts a text"},
+    {"bench", cli_verb_bench, "measure speed, against the machine's own limits"},
+    {"backend", cli_verb_backend, "backends and what they can do here"},
+    {"ping", cli_verb_ping, "measure the daemon's latency"},
+    {"info", cli_verb_info, "about the daemon"},
+    {"call", cli_verb_call, "any method, with params as JSON"},
+    {"stop", cli_verb_stop, "drain the daemon: running work ends, then it exits"},
+};
+
+#define N_VERBS (sizeof(verbs) / sizeof(verbs[0]))
+
+/* The list of verbs for --help. */
+static const char *make_doc(char *doc, size_t bytes)
+{
+    size_t n = (size_t)snprintf(doc, bytes,
+                                "Talks to gqad, the inference daemon.\v"
+                                "Verbs (gqa VERB --help tells more):\n");
+    for (size_t i = 0; i < N_VERBS && n < bytes; i++) {
+        n += (size_t)snprintf(doc + n, bytes - n, "  %-12s %s\n", verbs[i].name, verbs[i].doc);
+    }
+    return doc;
+}
+
+int main(int argc, char **argv)
+{
+    static struct cli c;
+    char doc[2048];
+    setlocale(LC_CTYPE, "");
+    cli_normalise(argc, argv);
+    int first = cli_parse_common(&c, make_doc(doc, sizeof(doc)), argc, argv);
+    const struct cli_verb *verb = NULL;
+    for (size_t i = 0; i < N_VERBS && verb == NULL; i++) {
+        verb = strcmp(argv[first], verbs[i].name) == 0 ? &verbs[i] : NULL;
+    }
+    if (verb == NULL) {
+        return cli_error(EX_USAGE, "%s: no such verb; gqa --help lists them", argv[first]);
+    }
+    char name[32];
+    snprintf(name, sizeof(name), "gqa %s", verb->name);
+    argv[first] = name;
+    int code = verb->run(&c, argc - first, argv + first);
+    gqa_close(c.g);
+    int flushed = cli_flush();
+    return code != CLI_OK ? code : flushed;
+}

@@ -1,0 +1,193 @@
+/* client/cli/verb_bench.c - gqa bench: speed, beside what the machine could do at best.
+ *
+ * The options are llama-bench's. The machine's limits are measured first, in the same run and with
+ * as many threads, while the daemon is idle; then each test, repeated. */
+#include "client/cli/bench.h"
+
+#include "client/cli/roofline.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Room in the context beside prompt and generated tokens: streams start one after the other, and
+ * early ones generate while the last ones read their prompt. */
+#define CONTEXT_SLACK 64u
+
+enum { KEY_NPL = 0x500 };
+
+struct bench {
+    struct cli_load load;
+    uint32_t prompts[BENCH_LIST_MAX], gens[BENCH_LIST_MAX];
+    uint32_t depths[BENCH_LIST_MAX], streams[BENCH_LIST_MAX];
+    size_t n_prompts, n_gens, n_depths, n_streams;
+    uint32_t n_repeats;
+    enum bench_format format;
+    bool has_format;
+};
+
+static const struct argp_option options[] = {
+    {NULL, 0, NULL, 0, "Tests (lists are separated by commas):", 5},
+    {"n-prompt", 'p', "LIST", 0, "Prompt lengths (512; 0: none)", 5},
+    {"n-gen", 'n', "LIST", 0, "Numbers of generated tokens (128; 0: none)", 5},
+    {"n-depth", 'd', "LIST", 0, "Tokens of context before the test (0)", 5},
+    {"npl", KEY_NPL, "LIST", 0, "Streams at once (also -npl) (1)", 5},
+    {"repetitions", 'r', "N", 0, "Times that each test is run (5)", 5},
+    {"output", 'o', "FORMAT", 0, "md, csv, json or jsonl", 5},
+    {0},
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
+    struct bench *b = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &b->load;
+        return 0;
+    case 'p':
+        b->n_prompts = cli_numbers(state, "n-prompt", arg, 1u << 20, b->prompts, BENCH_LIST_MAX);
+        return 0;
+    case 'n':
+        b->n_gens = cli_numbers(state, "n-gen", arg, 1u << 20, b->gens, BENCH_LIST_MAX);
+        return 0;
+    case 'd':
+        b->n_depths = cli_numbers(state, "n-depth", arg, 1u << 20, b->depths, BENCH_LIST_MAX);
+        return 0;
+    case KEY_NPL:
+        b->n_streams =
+            cli_numbers(state, "npl", arg, BENCH_STREAMS_MAX, b->streams, BENCH_LIST_MAX);
+        return 0;
+    case 'r':
+        b->n_repeats = (uint32_t)cli_number(state, "repetitions", arg, 1, BENCH_REPEATS_MAX);
+        return 0;
+    case 'o':
+        for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
+            if (strcmp(arg, formats[i]) == 0) {
+                b->format = (enum bench_format)i;
+                b->has_format = true;
+                return 0;
+            }
+        }
+        argp_error(state, "--output: '%s' is none of md, csv, json, jsonl", arg);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static uint32_t longest(const uint32_t *list, size_t n)
+{
+    uint32_t most = 0;
+    for (size_t i = 0; i < n; i++) {
+        most = list[i] > most ? list[i] : most;
+    }
+    return most;
+}
+
+/* The context that the longest test needs. */
+static uint32_t context_size(const struct bench *b)
+{
+    uint32_t p = longest(b->prompts, b->n_prompts), n = 2 * longest(b->gens, b->n_gens);
+    return longest(b->depths, b->n_depths) + (p > n ? p : n) + CONTEXT_SLACK;
+}
+
+static void read_model(struct bench_model *m, const json_t *info, const char *threads)
+{
+    const json_t *backend = json_object_get(info, "backend");
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    m->info = info;
+    m->n_vocab = (uint32_t)cli_num(info, "n_vocab", 0);
+    m->weight_bytes_per_token = cli_num(info, "weight_bytes_per_token", 0);
+    m->flops_per_token = cli_num(info, "flops_per_token", 0);
+    m->n_threads = (uint32_t)cli_num(backend, "threads", 0);
+    if (m->n_threads == 0) {
+        m->n_threads = threads != NULL ? (uint32_t)strtoul(threads, NULL, 10)
+                                       : (uint32_t)(online > 0 ? online : 1);
+    }
+    m->bandwidth = roofline_bandwidth(m->n_threads);
+    m->compute = roofline_compute(cli_str(backend, "unit", "f32"), m->n_threads);
+}
+
+static int run_test(struct cli *c, struct bench *b, const struct bench_model *m,
+                    const struct bench_test *test, uint64_t *seed, json_t *rows)
+{
+    double tps[BENCH_REPEATS_MAX];
+    for (uint32_t i = 0; i < b->n_repeats; i++) {
+        int code = bench_measure(c, b->load.model, m, test, seed, &tps[i]);
+        if (code != CLI_OK) {
+            return code;
+        }
+    }
+    json_t *row = bench_row(m, test, tps, b->n_repeats);
+    json_array_append(rows, row);
+    int code = bench_print_row(b->format, m, row);
+    json_decref(row);
+    return code;
+}
+
+/* All tests in llama-bench's order: per depth and number of streams, prompts, then generation. */
+static int run_tests(struct cli *c, struct bench *b, const struct bench_model *m, json_t *rows)
+{
+    uint64_t seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+    int code = bench_print_head(b->format, m);
+    for (size_t d = 0; d < b->n_depths; d++) {
+        for (size_t s = 0; s < b->n_streams; s++) {
+            struct bench_test test = {.depth = b->depths[d], .n_streams = b->streams[s]};
+            for (size_t i = 0; code == CLI_OK && i < b->n_prompts + b->n_gens; i++) {
+                bool prompt = i < b->n_prompts;
+                test.n_prompt = prompt ? b->prompts[i] : 0;
+                test.n_gen = prompt ? 0 : b->gens[i - b->n_prompts];
+                if (test.n_streams > 0 && test.n_prompt + test.n_gen > 0) {
+                    code = run_test(c, b, m, &test, &seed, rows);
+                }
+            }
+        }
+    }
+    return code;
+}
+
+int cli_verb_bench(struct cli *c, int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0}, {0}};
+    static const struct argp argp = {.options = options,
+                                     .parser = parse,
+                                     .doc = "Measures a model's speed, beside the machine's own "
+                                            "limits. 'gqa bench ipc' measures calls.",
+                                     .children = children};
+    if (argc > 1 && strcmp(argv[1], "ipc") == 0) {
+        argv[1] = argv[0];
+        return cli_bench_ipc(c, argc - 1, argv + 1);
+    }
+    struct bench b = {.prompts = {512},
+                      .gens = {128},
+                      .streams = {1},
+                      .n_prompts = 1,
+                      .n_gens = 1,
+                      .n_depths = 1,
+                      .n_streams = 1,
+                      .n_repeats = 5};
+    struct bench_model m = {0};
+    json_t *info = NULL;
+    cli_parse(c, &argp, argc, argv, &b);
+    b.format = !b.has_format && c->json ? BENCH_JSON : b.format;
+    b.load.n_ctx = b.load.n_ctx != 0 ? b.load.n_ctx : context_size(&b);
+    int code = cli_connect(c);
+    if (code == CLI_OK) {
+        code = cli_load(c, &b.load, &info);
+    }
+    json_t *rows = json_array();
+    if (code == CLI_OK) {
+        read_model(&m, info, c->threads);
+        code = m.n_vocab > 0 ? run_tests(c, &b, &m, rows)
+                             : cli_error(CLI_FAILED, "model.info: no n_vocab");
+    }
+    if (code == CLI_OK) {
+        code = bench_print_all(b.format, json_incref(rows));
+    }
+    json_decref(rows);
+    json_decref(info);
+    free(b.load.model);
+    return code;
+}

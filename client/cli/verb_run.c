@@ -1,0 +1,193 @@
+/* client/cli/verb_run.c - gqa run: continues a prompt. */
+#include "client/cli/cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { KEY_TOKENS = 0x500, KEY_STREAM, KEY_NO_SPECIAL, KEY_NO_PARSE_SPECIAL };
+
+struct run {
+    struct cli *c;
+    struct cli_load load;
+    struct cli_prompt prompt;
+    struct cli_sampling sampling;
+    bool stream_json;
+    bool verbose;
+    FILE *text; /* all the text so far */
+    json_t *tokens;
+    json_t *logprobs; /* NULL until some come */
+};
+
+static const struct argp_option options[] = {
+    {NULL, 0, NULL, 0, "Prompt and output:", 5},
+    {"prompt-file", 'f', "FILE", 0, "Read the prompt from a file (- for standard input)", 5},
+    {"tokens", KEY_TOKENS, "FILE", 0, "A JSON array of token ids as the prompt", 5},
+    {"no-special", KEY_NO_SPECIAL, NULL, 0, "Do not add BOS or EOS to the prompt", 5},
+    {"no-parse-special", KEY_NO_PARSE_SPECIAL, NULL, 0,
+     "Control tokens written in the prompt are plain text", 5},
+    {"stream", KEY_STREAM, "json", 0, "One JSON object per step, then the result", 5},
+    {"verbose", 'v', NULL, 0, "Tell speeds on standard error afterwards", 5},
+    {0},
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct run *run = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &run->load;
+        state->child_inputs[1] = &run->sampling;
+        return 0;
+    case 'f':
+        run->prompt.file = arg;
+        return 0;
+    case KEY_TOKENS:
+        run->prompt.tokens_file = arg;
+        return 0;
+    case KEY_NO_SPECIAL:
+        gqa_params_bool(run->sampling.params, "add_special", false);
+        return 0;
+    case KEY_NO_PARSE_SPECIAL:
+        gqa_params_bool(run->sampling.params, "parse_special", false);
+        return 0;
+    case KEY_STREAM:
+        if (strcmp(arg, "json") != 0) {
+            argp_error(state, "--stream: only 'json' is known");
+        }
+        run->stream_json = true;
+        return 0;
+    case 'v':
+        run->verbose = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (run->prompt.text != NULL) {
+            argp_error(state, "more than one prompt; quote it");
+        }
+        run->prompt.text = arg;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp_child children[] = {
+    {&cli_load_argp, 0, NULL, 0}, {&cli_sampling_argp, 0, NULL, 0}, {0}};
+static const struct argp argp = {
+    .options = options,
+    .parser = parse,
+    .args_doc = "[PROMPT]",
+    .doc = "Continues a prompt; without one, standard input's.",
+    .children = children,
+};
+
+static void on_event(void *arg, uint32_t id, const struct gqa_value *event)
+{
+    struct run *run = arg;
+    const char *text = "";
+    size_t bytes = 0;
+    gqa_value_bytes(gqa_value_get(event, "text"), &text, &bytes);
+    fwrite(text, 1, bytes, run->text);
+    json_t *step = cli_json(event);
+    json_array_extend(run->tokens, json_object_get(step, "tokens"));
+    json_t *logprobs = json_object_get(step, "logprobs");
+    if (logprobs != NULL && run->logprobs == NULL) {
+        run->logprobs = json_array();
+    }
+    json_array_extend(run->logprobs, logprobs);
+    if (run->stream_json) {
+        json_object_set_new(step, "text", cli_json_text(text, bytes));
+        cli_print_json_line(json_incref(step));
+        fflush(stdout);
+    } else if (!run->c->json) {
+        fwrite(text, 1, bytes, stdout);
+        fflush(stdout);
+    }
+    json_decref(step);
+}
+
+static void tell_speeds(const json_t *result)
+{
+    const json_t *t = json_object_get(result, "timings");
+    fprintf(stderr,
+            "prompt: %.0f tokens, %.0f cached, %.1f t/s; generated: %.0f tokens, %.1f t/s; first "
+            "after %.0f ms; finish: %s\n",
+            cli_num(result, "n_prompt", 0), cli_num(result, "n_cached", 0),
+            cli_num(t, "prompt_per_second", 0), cli_num(result, "n_generated", 0),
+            cli_num(t, "predicted_per_second", 0), cli_num(t, "first_token_ms", 0),
+            cli_str(result, "finish", "?"));
+}
+
+/* The object that scripts rely on: text and tokens first, then what the daemon told. */
+static int print_result(struct run *run, const char *text, size_t bytes, json_t *result)
+{
+    json_t *object = json_object();
+    json_object_set_new(object, "text", cli_json_text(text, bytes));
+    json_object_set(object, "tokens", run->tokens);
+    if (run->logprobs != NULL) {
+        json_object_set(object, "logprobs", run->logprobs);
+    }
+    json_object_update_missing(object, result);
+    return run->stream_json ? cli_print_json_line(object) : cli_print_json(object);
+}
+
+static int finish(struct run *run, struct cli_call *call, const char *text, size_t bytes)
+{
+    int code = cli_report(call);
+    if (code == CLI_OK && cli_interrupted()) {
+        code = CLI_INTERRUPTED;
+    }
+    if (call->result != NULL && (run->c->json || run->stream_json)) {
+        int printed = print_result(run, text, bytes, call->result);
+        return code != CLI_OK ? code : printed;
+    }
+    bool open_line = bytes > 0 && text[bytes - 1] != '\n';
+    if (cli_fancy(stdout) && open_line) {
+        putchar('\n');
+    }
+    if (call->result != NULL && run->verbose) {
+        fflush(stdout);
+        tell_speeds(call->result);
+    }
+    return code;
+}
+
+int cli_verb_run(struct cli *c, int argc, char **argv)
+{
+    struct run run = {.c = c, .sampling.params = cli_params()};
+    cli_parse(c, &argp, argc, argv, &run);
+    struct gqa_params *p = run.sampling.params;
+    cli_sampling_finish(&run.sampling);
+    char *text = NULL;
+    size_t bytes = 0;
+    int code = cli_prompt_params(&run.prompt, p);
+    if (code == CLI_OK) {
+        code = cli_connect(c);
+    }
+    if (code == CLI_OK) {
+        code = cli_load_if_asked(c, &run.load);
+    }
+    run.text = open_memstream(&text, &bytes);
+    run.tokens = json_array();
+    if (code == CLI_OK && (run.text == NULL || run.tokens == NULL)) {
+        code = cli_error(EX_OSERR, "run: no memory");
+    }
+    if (code == CLI_OK) {
+        struct cli_call call = {.event = on_event, .arg = &run};
+        gqa_params_str(p, "model", run.load.model);
+        cli_start(c, &call, "text.generate", p);
+        p = NULL;
+        cli_finish(c, &call, 1);
+        fflush(run.text);
+        code = finish(&run, &call, text, bytes);
+        json_decref(call.result);
+    }
+    if (run.text != NULL) {
+        fclose(run.text);
+    }
+    free(text);
+    json_decref(run.tokens);
+    json_decref(run.logprobs);
+    gqa_params_destroy(p);
+    free(run.load.model);
+    return code;
+}

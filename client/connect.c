@@ -1,0 +1,178 @@
+/* client/connect.c - finding the daemon's socket, connecting, and hello. */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define SYSTEM_SOCKET "/run/gqad/gqad.sock"
+
+static int set_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    return flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+/* A Unix socket's connect() blocks only while the listener's backlog is full, and SO_SNDTIMEO
+ * bounds that; it cannot be polled for. */
+static int connect_until(int fd, const struct sockaddr_un *address, uint64_t deadline_us)
+{
+    for (;;) {
+        uint64_t now = client_now_us();
+        if (now >= deadline_us) {
+            return -ETIMEDOUT;
+        }
+        uint64_t left = deadline_us - now;
+        struct timeval t = {.tv_sec = (time_t)(left / 1000000u),
+                            .tv_usec = (suseconds_t)(left % 1000000u)};
+        if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t)) < 0) {
+            return -errno;
+        }
+        if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
+            return set_nonblocking(fd);
+        }
+        if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            return -ETIMEDOUT;
+        }
+        if (errno != EINTR) {
+            return -errno;
+        }
+    }
+}
+
+static int open_socket(const char *path, uint64_t deadline_us, int *ret_fd,
+                       struct gqa_error *ret_error)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof(address.sun_path)) {
+        return client_fail(ret_error, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes",
+                           path, sizeof(address.sun_path) - 1);
+    }
+    memcpy(address.sun_path, path, strlen(path));
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        int err = -errno;
+        return client_fail(ret_error, err, "socket: %s", strerror(-err));
+    }
+    int r = connect_until(fd, &address, deadline_us);
+    if (r < 0) {
+        close(fd);
+        return client_fail(ret_error, r, "%s: %s", path, strerror(-r));
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+/* The first socket that answers. One that is absent or dead gives way to the next; one that
+ * refuses us (EACCES) does not: another daemon's answer would only hide that. */
+static int find_socket(const char *given, uint64_t deadline_us, int *ret_fd,
+                       struct gqa_error *ret_error)
+{
+    const char *path = given != NULL ? given : getenv("GQA_SOCKET");
+    if (path != NULL && path[0] != '\0') {
+        return open_socket(path, deadline_us, ret_fd, ret_error);
+    }
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    char user[PATH_MAX];
+    if (runtime == NULL || runtime[0] != '/' ||
+        snprintf(user, sizeof(user), "%s/gqad.sock", runtime) >= (int)sizeof(user)) {
+        return open_socket(SYSTEM_SOCKET, deadline_us, ret_fd, ret_error);
+    }
+    int r = open_socket(user, deadline_us, ret_fd, ret_error);
+    if (r != -ENOENT && r != -ECONNREFUSED && r != -ENAMETOOLONG) {
+        return r;
+    }
+    r = open_socket(SYSTEM_SOCKET, deadline_us, ret_fd, NULL);
+    return r < 0 ? client_fail(ret_error, r, "no daemon answers at %s (nor at %s): %s",
+                               SYSTEM_SOCKET, user, strerror(-r))
+                 : 0;
+}
+
+int client_hello(struct gqa *g, const char *client, uint64_t deadline_us,
+                 struct gqa_error *ret_error)
+{
+    struct gqa_params *p;
+    int r = gqa_params_create(&p);
+    if (r < 0) {
+        return client_fail(ret_error, r, "no memory");
+    }
+    gqa_params_str(p, "client", client != NULL ? client : "libgqa/" GQA_VERSION);
+    gqa_params_u64(p, "version_min", GQA_PROTOCOL_VERSION_MIN);
+    gqa_params_u64(p, "version_max", GQA_PROTOCOL_VERSION);
+    uint64_t now = client_now_us();
+    uint64_t left_ms = now < deadline_us ? (deadline_us - now + 999u) / 1000u : 1;
+    struct gqa_call_options o = {.struct_size = sizeof(o), .timeout_ms = (uint32_t)left_ms};
+    struct gqa_reply *reply;
+    r = gqa_call(g, "gqa.hello", p, &o, &reply, ret_error);
+    gqa_params_destroy(p);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t version;
+    r = gqa_value_u64(gqa_value_get(gqa_reply_value(reply), "protocol"), &version);
+    if (r < 0) {
+        r = client_fail(ret_error, -EPROTO, "gqa.hello: the answer tells no protocol version");
+    } else if (version < GQA_PROTOCOL_VERSION_MIN || version > GQA_PROTOCOL_VERSION) {
+        r = client_fail(ret_error, -EPROTONOSUPPORT,
+                        "gqa.hello: the daemon speaks protocol version %llu, this library %u to %u",
+                        (unsigned long long)version, GQA_PROTOCOL_VERSION_MIN,
+                        GQA_PROTOCOL_VERSION);
+    }
+    if (r < 0) {
+        gqa_reply_destroy(reply);
+        return r;
+    }
+    g->hello = reply;
+    return 0;
+}
+
+int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
+                struct gqa_error *ret_error)
+{
+    struct gqa_connect_options o = {0};
+    if (options != NULL) {
+        memcpy(&o, options, options->struct_size < sizeof(o) ? options->struct_size : sizeof(o));
+    }
+    uint32_t timeout_ms = o.timeout_ms != 0 ? o.timeout_ms : CLIENT_TIMEOUT_MS;
+    uint64_t deadline_us = client_now_us() + (uint64_t)timeout_ms * 1000u;
+    bool adopted = (o.flags & GQA_CONNECT_FD) != 0;
+    int fd = o.fd;
+    int r;
+    if (!adopted) {
+        r = find_socket(o.socket, deadline_us, &fd, ret_error);
+    } else {
+        r = set_nonblocking(fd);
+        if (r < 0) {
+            client_fail(ret_error, r, "file descriptor %d: %s", fd, strerror(-r));
+        }
+    }
+    if (r < 0) {
+        return r;
+    }
+    struct gqa *g;
+    r = client_create(fd, timeout_ms, &g);
+    if (r < 0) {
+        client_fail(ret_error, r, "no memory");
+        goto err_fd;
+    }
+    r = client_hello(g, o.client, deadline_us, ret_error);
+    if (r < 0) {
+        client_unref(g); /* nothing is pending any more, and the fd is closed or given back here */
+        goto err_fd;
+    }
+    *ret = g;
+    return 0;
+
+err_fd:
+    if (!adopted) {
+        close(fd);
+    }
+    return r;
+}

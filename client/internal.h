@@ -1,0 +1,127 @@
+/* client/internal.h - what the files of libgqa share.
+ *
+ * A connection is a socket, an output buffer, an input buffer with a scanner over it, and the list
+ * of pending calls. Everything happens in the thread that calls in; a reference count covers the
+ * one reentrancy that is allowed, gqa_close() inside a callback. */
+#ifndef CLIENT_INTERNAL_H
+#define CLIENT_INTERNAL_H
+
+#include <gqa/client.h>
+
+#include "ipc/codec.h"
+
+#include <sys/types.h>
+
+#define CLIENT_TIMEOUT_MS       30000u
+#define CLIENT_TIMEOUT_LONG_MS  600000u /* of text.* and model.*: they may wait for their turn */
+#define CLIENT_CANCEL_GRACE_MS  5000u
+#define CLIENT_PENDING_MAX      1024u
+#define CLIENT_OUT_BYTES_MAX    (2u * PROTO_FRAME_BYTES_MAX) /* waiting to be sent */
+#define CLIENT_READ_BYTES       (64u << 10)                  /* room made before each recv */
+#define CLIENT_IN_BYTES_KEPT    (1u << 20) /* a larger input buffer is freed when it is empty */
+#define CLIENT_CHILD_EOF_MS     10000u     /* a spawned daemon's time to end by itself */
+#define CLIENT_CHILD_SIGTERM_MS 5000u      /* and after SIGTERM */
+
+/* A call that has not ended. In the list of its connection, oldest first. */
+struct client_pending {
+    struct client_pending *next;
+    uint32_t id;
+    uint32_t next_seq; /* of its events, once one has come */
+    bool has_seq;
+    bool cancelled; /* the deadline is then final and events do not move it */
+    uint64_t silence_us;
+    uint64_t deadline_us; /* CLOCK_MONOTONIC */
+    gqa_event_fn event;
+    gqa_done_fn done;
+    void *arg;
+    char method[]; /* for messages */
+};
+
+/* A daemon that gqa_spawn() started. pid 0: none. */
+struct client_child {
+    pid_t pid;
+    int lifetime_fd; /* write end of the pipe whose end tells the daemon to end */
+};
+
+struct gqa {
+    unsigned n_refs; /* the user's, and one per function on the stack that runs callbacks */
+    int fd;          /* -1 once the connection is lost or closed */
+    int lost;        /* 0, or the -errno with which it was lost */
+    int write_error; /* 0, or the -errno of a failed send: input is still read to its end */
+    bool dispatching;
+    uint32_t timeout_ms;
+    uint32_t next_id;
+
+    struct ipc_buffer out; /* whole messages; the first out_sent bytes are gone */
+    size_t out_sent;
+
+    uint8_t *in; /* unread: [in_first, in_end); scanned without an end: [in_first, in_scanned) */
+    size_t in_first, in_scanned, in_end, in_capacity;
+    struct ipc_scanner scanner;
+
+    /* The frame whose callback runs, for gqa_call()'s copy of a result. */
+    const uint8_t *frame;
+    size_t frame_bytes;
+
+    struct client_pending *pending;
+    uint32_t n_pending;
+
+    gqa_notify_fn notify;
+    void *notify_arg;
+
+    struct gqa_reply *hello;
+    struct client_child child;
+};
+
+struct gqa_params {
+    struct ipc_buffer body; /* keys and values in turn */
+    size_t n_keys;
+    int error;
+};
+
+struct gqa_reply {
+    struct ipc_message message; /* points into frame */
+    uint8_t frame[];
+};
+
+static inline const struct ipc_value *client_to_ipc(const struct gqa_value *v)
+{
+    return (const struct ipc_value *)v;
+}
+
+static inline const struct gqa_value *client_from_ipc(const struct ipc_value *v)
+{
+    return (const struct gqa_value *)v;
+}
+
+/* error.c: fills *e (may be NULL) with a local failure and returns err, a -errno. */
+int client_fail(struct gqa_error *e, int err, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* From a response's error map; -EPROTO where it is none. Returns 0. */
+int client_error_read(const struct ipc_value *map, struct gqa_error *ret);
+
+/* connection.c */
+uint64_t client_now_us(void);
+int client_create(int fd, uint32_t timeout_ms, struct gqa **ret); /* takes fd on success */
+struct gqa *client_ref(struct gqa *g);
+void client_unref(struct gqa *g);
+/* Appends one whole message; what cannot be sent now waits. -EMSGSIZE, -ENOBUFS, -ENOMEM. */
+int client_send(struct gqa *g, const struct ipc_buffer *message);
+
+/* call.c: both run callbacks. client_dispatch returns 0 or -EPROTO. */
+int client_dispatch(struct gqa *g, const uint8_t *frame, size_t bytes);
+void client_end_all(struct gqa *g, int status, const char *why);
+/* Ends calls whose deadline has passed; returns how many. */
+unsigned client_expire(struct gqa *g);
+
+/* connect.c: says hello on a fresh connection. */
+int client_hello(struct gqa *g, const char *client, uint64_t deadline_us,
+                 struct gqa_error *ret_error);
+
+/* value.c: copies the frame; 0, -ENOMEM or -EPROTO. */
+int client_reply_create(const uint8_t *frame, size_t bytes, struct gqa_reply **ret);
+
+/* spawn.c: ends a spawned daemon and waits for it; the connection is closed already. */
+void client_child_finish(struct client_child *child);
+
+#endif
