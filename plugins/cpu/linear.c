@@ -134,15 +134,16 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
     if (n_blocks == 0) {
         return 0;
     }
-    /* Scales and sums take four bytes each; q comes first, so that all stay aligned. */
-    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4);
+    /* Scales, sums and totals take four bytes each; q comes first, so that all stay aligned. */
+    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4 + 4);
     lin->memory = host->allocate(host->data, lin->memory_bytes);
     if (lin->memory == NULL) {
         return -ENOMEM;
     }
     lin->acts.q = lin->memory;
     lin->acts.scale = (float *)(void *)(lin->acts.q + n_blocks * CPU_BLOCK);
-    lin->acts.sum = (int16_t *)(void *)(lin->acts.scale + n_blocks);
+    lin->acts.total = lin->acts.scale + n_blocks;
+    lin->acts.halves = (int16_t *)(void *)(lin->acts.total + n_blocks);
     return 0;
 }
 
@@ -167,7 +168,8 @@ struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
         .n_blocks = acts->n_blocks,
         .q = acts->q + at * CPU_BLOCK,
         .scale = acts->scale + at,
-        .sum = acts->sum + at * 2,
+        .halves = acts->halves + at * 2,
+        .total = acts->total + at,
     };
 }
 
@@ -187,12 +189,18 @@ static void quantise_row(void *arg, uint32_t row, uint32_t worker)
 {
     const struct job *job = arg;
     const struct cpu_acts *acts = &job->lin->acts;
-    struct cpu_act_tile tile = cpu_acts_tile(acts, row / CPU_TILE_ROWS);
-    uint32_t r = row % CPU_TILE_ROWS;
+    uint32_t first = row / CPU_TILE_ROWS * CPU_TILE_ROWS, r = row - first;
+    size_t at = (size_t)first * acts->n_blocks + r;
+    const struct cpu_act_place place = {
+        .n_blocks = acts->n_blocks,
+        .n_tile_rows = cpu_acts_tile(acts, row / CPU_TILE_ROWS).n_rows,
+        .q = acts->q + at * CPU_BLOCK,
+        .scale = acts->scale + at,
+        .halves = acts->halves + at * 2,
+        .total = acts->total + at,
+    };
 
-    job->lin->kernels.quantise(job->x + row * job->x_stride, acts->n_blocks, tile.n_rows,
-                               (int8_t *)tile.q + (size_t)r * CPU_BLOCK, (float *)tile.scale + r,
-                               (int16_t *)tile.sum + (size_t)r * 2);
+    job->lin->kernels.quantise(job->x + row * job->x_stride, &place);
 }
 
 /* Writes a kernel's outputs to their places. out (n_rows, 16) */

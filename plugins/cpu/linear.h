@@ -7,7 +7,7 @@
  * block of 32, and each output adds up its blocks in ascending k:
  *
  *     acc = fma(scale * a_scale, (float)sum(q * a), acc)
- *     acc = fma(minimum * a_scale, (float)sum(a), acc)            types with a minimum
+ *     acc = fma(minimum, a_scale * (float)sum(a), acc)            types with a minimum
  *
  * where scale is the header's f16, or the header's times the block's integer scale, and minimum the
  * header's f16, or -(header's times integer). Q6_K's sum is scale0 * sum0 + scale1 * sum1 in int32.
@@ -33,8 +33,10 @@
 /* Quantised activations: value = scale * q. Tiles of CPU_TILE_ROWS rows follow each other; a tile
  * of t rows (only the last has fewer) holds, block of k by block, its rows side by side:
  *
- *   q     (n_blocks, t, 32) int8        scale (n_blocks, t) float
- *   sum   (n_blocks, t, 2) int16: the sums of q over k 0..15 and 16..31 of the block
+ *   q       (n_blocks, t, 32) int8
+ *   scale   (n_blocks, t) float
+ *   halves  (n_blocks, t, 2) int16: the sums of q over k 0..15 and 16..31 of the block
+ *   total   (n_blocks, t) float: scale times the sum of q
  *
  * A block with a non-finite value gets scale NaN and zeros; one whose peak is below
  * CPU_ACT_PEAK_MIN gets zeros. */
@@ -42,7 +44,8 @@ struct cpu_acts {
     uint32_t n_rows, n_blocks;
     int8_t *q;
     float *scale;
-    int16_t *sum;
+    int16_t *halves;
+    float *total;
 };
 
 /* 127 / peak would overflow below about 3.8e-37. */
@@ -56,7 +59,8 @@ struct cpu_act_tile {
     uint32_t n_blocks;
     const int8_t *q;
     const float *scale;
-    const int16_t *sum;
+    const int16_t *halves;
+    const float *total;
 };
 
 struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile);
@@ -74,9 +78,17 @@ struct cpu_float_strip {
     uint32_t n_rows; /* 1..CPU_TILE_ROWS */
 };
 
-/* Quantises one row of 32 * n_blocks values: row's places in the tile are t_rows rows apart. */
-typedef void (*cpu_quantise_fn)(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t *q,
-                                float *scale, int16_t *sum);
+/* Where one row's quantised values go: its first block's, and the distance to the next block's. */
+struct cpu_act_place {
+    uint32_t n_blocks, n_tile_rows;
+    int8_t *q;
+    float *scale;
+    int16_t *halves;
+    float *total;
+};
+
+/* Quantises one row of 32 * n_blocks values. */
+typedef void (*cpu_quantise_fn)(const float *x, const struct cpu_act_place *place);
 /* out (n_rows, 16) = tile x strip. */
 typedef void (*cpu_quant_strip_fn)(const struct cpu_act_tile *tile, const uint8_t *strip,
                                    float *out);

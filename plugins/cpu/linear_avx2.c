@@ -21,7 +21,7 @@
 /* What the sums of one half of a block's outputs are multiplied with. */
 struct scales {
     __m256 scale, min;
-    __m256i half_scale[2];
+    __m256 half_scale[2];
 };
 
 CPU_SPECIALISE __m256 load_f16(const uint8_t *at)
@@ -81,8 +81,8 @@ CPU_SPECIALISE struct scales unpack_scales(const struct cpu_layout *l, const uin
     __m128i second =
         _mm_loadl_epi64((const __m128i *)(const void *)(block + CPU_STRIP_ROWS + half * 8));
     if (l->two_scales) {
-        s.half_scale[0] = _mm256_cvtepi8_epi32(first);
-        s.half_scale[1] = _mm256_cvtepi8_epi32(second);
+        s.half_scale[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first));
+        s.half_scale[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second));
     } else {
         __m256 min = _mm256_mul_ps(s.min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(second)));
         s.scale = _mm256_mul_ps(s.scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(first)));
@@ -122,10 +122,11 @@ CPU_SPECIALISE void dot(const struct cpu_layout *l, const uint8_t *lines, int ha
     }
 }
 
-/* Adds one block of n_rows rows to one half of their outputs. */
+/* Adds one block of n_rows rows, from row at on, to one half of their outputs. The two halves of
+ * Q6_K stay below 2^24 also when scaled (65,024 x 128, and their sum): float32 adds them exactly.*/
 CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const struct scales *s,
                                    const uint8_t *lines, int half, const int n_rows,
-                                   const int8_t *a, const float *a_scale, const int16_t *a_sum,
+                                   const struct cpu_act_tile *tile, size_t at,
                                    __m256 acc[GROUP_ROWS][2])
 {
     const uint32_t offset = (uint32_t)-l->offset & 0xffff;
@@ -138,25 +139,23 @@ CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const struct scal
             !l->two_scales ? offset << 16 | offset : (part == 0 ? offset : offset << 16);
         CPU_UNROLL
         for (int r = 0; r < n_rows; r++) {
-            dots[part][r] =
-                _mm256_madd_epi16(broadcast_dword(a_sum + 2 * r), _mm256_set1_epi32((int32_t)pair));
+            __m256i halves = broadcast_dword(tile->halves + (at + (size_t)r) * 2);
+            dots[part][r] = _mm256_madd_epi16(halves, _mm256_set1_epi32((int32_t)pair));
         }
-        dot(l, lines, half, part * 4, 8 / parts, n_rows, a, dots[part]);
+        dot(l, lines, half, part * 4, 8 / parts, n_rows, tile->q + at * CPU_BLOCK, dots[part]);
     }
     CPU_UNROLL
     for (int r = 0; r < n_rows; r++) {
-        __m256i products = dots[0][r];
-        __m256 row_scale = _mm256_broadcast_ss(a_scale + r);
+        __m256 products = _mm256_cvtepi32_ps(dots[0][r]);
+        __m256 scale = _mm256_mul_ps(s->scale, _mm256_broadcast_ss(tile->scale + at + r));
         if (l->two_scales) {
-            products = _mm256_add_epi32(_mm256_mullo_epi32(dots[0][r], s->half_scale[0]),
-                                        _mm256_mullo_epi32(dots[1][r], s->half_scale[1]));
+            products = _mm256_mul_ps(products, s->half_scale[0]);
+            products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[1][r]), s->half_scale[1], products);
         }
-        acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->scale, row_scale),
-                                       _mm256_cvtepi32_ps(products), acc[r][half]);
+        acc[r][half] = _mm256_fmadd_ps(scale, products, acc[r][half]);
         if (l->has_min) {
-            __m256i sum = _mm256_madd_epi16(broadcast_dword(a_sum + 2 * r), _mm256_set1_epi16(1));
-            acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->min, row_scale),
-                                           _mm256_cvtepi32_ps(sum), acc[r][half]);
+            __m256 total = _mm256_broadcast_ss(tile->total + at + r);
+            acc[r][half] = _mm256_fmadd_ps(s->min, total, acc[r][half]);
         }
     }
 }
@@ -187,8 +186,7 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
         CPU_UNROLL
         for (int half = 0; half < 2; half++) {
             struct scales s = unpack_scales(l, header, block, half);
-            multiply_block(l, &s, block + l->scale_bytes, half, n_rows, tile->q + at * CPU_BLOCK,
-                           tile->scale + at, tile->sum + at * 2, acc);
+            multiply_block(l, &s, block + l->scale_bytes, half, n_rows, tile, at, acc);
         }
     }
     CPU_UNROLL
@@ -262,10 +260,12 @@ static int16_t quantise_16(__m256 low, __m256 high, __m256 inverse, int8_t *q)
     return (int16_t)_mm_cvtsi128_si32(four);
 }
 
-static void quantise(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t *q, float *scale,
-                     int16_t *sum)
+static void quantise(const float *x, const struct cpu_act_place *place)
 {
-    for (uint32_t b = 0; b < n_blocks; b++) {
+    for (uint32_t b = 0; b < place->n_blocks; b++, x += CPU_BLOCK) {
+        size_t at = (size_t)b * place->n_tile_rows;
+        int8_t *q = place->q + at * CPU_BLOCK;
+        int16_t *halves = place->halves + at * 2;
         __m256 v[4] = {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
                        _mm256_loadu_ps(x + 24)};
         uint32_t peak_bits = peak_bits_of(v);
@@ -274,18 +274,15 @@ static void quantise(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t 
         memcpy(&peak, &peak_bits, sizeof(peak));
         if (peak_bits >= 0x7f800000 || peak < CPU_ACT_PEAK_MIN) {
             memset(q, 0, CPU_BLOCK);
-            memset(sum, 0, 2 * sizeof(*sum));
-            *scale = peak_bits >= 0x7f800000 ? NAN : 0.0f;
+            memset(halves, 0, 2 * sizeof(*halves));
+            place->scale[at] = peak_bits >= 0x7f800000 ? NAN : 0.0f;
         } else {
             __m256 inverse = _mm256_set1_ps(127.0f / peak);
-            sum[0] = quantise_16(v[0], v[1], inverse, q);
-            sum[1] = quantise_16(v[2], v[3], inverse, q + 16);
-            *scale = peak / 127.0f;
+            halves[0] = quantise_16(v[0], v[1], inverse, q);
+            halves[1] = quantise_16(v[2], v[3], inverse, q + 16);
+            place->scale[at] = peak / 127.0f;
         }
-        x += CPU_BLOCK;
-        q += t_rows * CPU_BLOCK;
-        scale += t_rows;
-        sum += t_rows * 2;
+        place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }
 

@@ -18,7 +18,7 @@
 struct block {
     __m512i q[8];
     __m512 scale, min;
-    __m512i half_scale[2];
+    __m512 half_scale[2];
 };
 
 CPU_SPECIALISE __m512 load_f16(const uint8_t *at)
@@ -76,8 +76,8 @@ CPU_SPECIALISE void unpack_block(const struct cpu_layout *l, const uint8_t *at, 
         __m128i first = _mm_loadu_si128((const __m128i *)(const void *)at);
         __m128i second = _mm_loadu_si128((const __m128i *)(const void *)(at + CPU_STRIP_ROWS));
         if (l->two_scales) {
-            w->half_scale[0] = _mm512_cvtepi8_epi32(first);
-            w->half_scale[1] = _mm512_cvtepi8_epi32(second);
+            w->half_scale[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(first));
+            w->half_scale[1] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(second));
         } else {
             __m512 min =
                 _mm512_mul_ps(header_min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(second)));
@@ -112,34 +112,30 @@ CPU_SPECIALISE __m512i dot(const struct block *w, int first, int n, const int8_t
 }
 
 /* Adds one block of one row to its outputs. The pair of 16-bit sums of the activations' halves,
- * times the offset that the stored values have too much, is one VPDPWSSD. */
+ * times the offset that the stored values have too much, is one VPDPWSSD. The two halves of Q6_K
+ * stay below 2^24 also when scaled (65,024 x 128, and their sum): float32 adds them exactly. */
 CPU_SPECIALISE __m512 multiply_block(const struct cpu_layout *l, const struct block *w,
-                                     const int8_t *a, float a_scale, const int16_t *a_sum,
-                                     __m512 acc)
+                                     const int8_t *a, float a_scale, const int16_t *a_halves,
+                                     float a_total, __m512 acc)
 {
     const __m512i zero = _mm512_setzero_si512();
-    const int32_t low = -offset_of(l) & 0xffff;
-    __m512i sums = broadcast_dword(a_sum), products;
+    const uint32_t low = (uint32_t)-offset_of(l) & 0xffff;
+    __m512i halves = broadcast_dword(a_halves);
+    __m512 products;
 
     if (l->two_scales) {
-        __m512i first = _mm512_dpwssd_epi32(zero, sums, _mm512_set1_epi32(low));
-        __m512i second =
-            _mm512_dpwssd_epi32(zero, sums, _mm512_set1_epi32((int32_t)((uint32_t)low << 16)));
-        first = _mm512_mullo_epi32(dot(w, 0, 4, a, first), w->half_scale[0]);
-        second = _mm512_mullo_epi32(dot(w, 4, 4, a, second), w->half_scale[1]);
-        products = _mm512_add_epi32(first, second);
-    } else {
-        __m512i both = _mm512_set1_epi32((int32_t)((uint32_t)low << 16 | (uint32_t)low));
+        __m512i first = _mm512_dpwssd_epi32(zero, halves, _mm512_set1_epi32((int32_t)low));
+        __m512i second = _mm512_dpwssd_epi32(zero, halves, _mm512_set1_epi32((int32_t)(low << 16)));
+        __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot(w, 0, 4, a, first)), w->half_scale[0]);
         products =
-            dot(w, 0, 8, a, offset_of(l) != 0 ? _mm512_dpwssd_epi32(zero, sums, both) : zero);
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(w, 4, 4, a, second)), w->half_scale[1], scaled);
+    } else {
+        __m512i both = _mm512_set1_epi32((int32_t)(low << 16 | low));
+        __m512i start = low != 0 ? _mm512_dpwssd_epi32(zero, halves, both) : zero;
+        products = _mm512_cvtepi32_ps(dot(w, 0, 8, a, start));
     }
-    __m512 row_scale = _mm512_set1_ps(a_scale);
-    acc = _mm512_fmadd_ps(_mm512_mul_ps(w->scale, row_scale), _mm512_cvtepi32_ps(products), acc);
-    if (l->has_min) {
-        __m512i sum = _mm512_madd_epi16(sums, _mm512_set1_epi16(1));
-        acc = _mm512_fmadd_ps(_mm512_mul_ps(w->min, row_scale), _mm512_cvtepi32_ps(sum), acc);
-    }
-    return acc;
+    acc = _mm512_fmadd_ps(_mm512_mul_ps(w->scale, _mm512_set1_ps(a_scale)), products, acc);
+    return l->has_min ? _mm512_fmadd_ps(w->min, _mm512_set1_ps(a_total), acc) : acc;
 }
 
 /* n_rows rows of the tile from first on. out (n_rows, 16) */
@@ -151,7 +147,8 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
     const uint32_t unit_blocks = l->unit / CPU_BLOCK;
     const int8_t *a = tile->q + (size_t)first * CPU_BLOCK;
     const float *a_scale = tile->scale + first;
-    const int16_t *a_sum = tile->sum + (size_t)first * 2;
+    const float *a_total = tile->total + first;
+    const int16_t *a_halves = tile->halves + (size_t)first * 2;
     __m512 acc[CPU_TILE_ROWS];
 
     CPU_UNROLL
@@ -172,13 +169,14 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
             unpack_block(l, strip, scale, min, &w);
             CPU_UNROLL
             for (int r = 0; r < n_rows; r++) {
-                acc[r] =
-                    multiply_block(l, &w, a + r * CPU_BLOCK, a_scale[r], a_sum + r * 2, acc[r]);
+                acc[r] = multiply_block(l, &w, a + r * CPU_BLOCK, a_scale[r], a_halves + r * 2,
+                                        a_total[r], acc[r]);
             }
             strip += cpu_layout_block_bytes(l);
             a += tile->n_tile_rows * CPU_BLOCK;
             a_scale += tile->n_tile_rows;
-            a_sum += tile->n_tile_rows * 2;
+            a_halves += tile->n_tile_rows * 2;
+            a_total += tile->n_tile_rows;
         }
     }
     CPU_UNROLL
@@ -234,12 +232,14 @@ CPU_SPECIALISE int32_t quantise_16(__m512 x, __m512 inverse, int8_t *q)
     return _mm512_reduce_add_epi32(rounded);
 }
 
-static void quantise(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t *q, float *scale,
-                     int16_t *sum)
+static void quantise(const float *x, const struct cpu_act_place *place)
 {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
 
-    for (uint32_t b = 0; b < n_blocks; b++) {
+    for (uint32_t b = 0; b < place->n_blocks; b++, x += CPU_BLOCK) {
+        size_t at = (size_t)b * place->n_tile_rows;
+        int8_t *q = place->q + at * CPU_BLOCK;
+        int16_t *halves = place->halves + at * 2;
         __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
         int32_t peak_bits = _mm512_reduce_max_epi32(
             _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low), magnitude),
@@ -249,18 +249,15 @@ static void quantise(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t 
         memcpy(&peak, &peak_bits, sizeof(peak));
         if (peak_bits >= 0x7f800000 || peak < CPU_ACT_PEAK_MIN) {
             memset(q, 0, CPU_BLOCK);
-            memset(sum, 0, 2 * sizeof(*sum));
-            *scale = peak_bits >= 0x7f800000 ? NAN : 0.0f;
+            memset(halves, 0, 2 * sizeof(*halves));
+            place->scale[at] = peak_bits >= 0x7f800000 ? NAN : 0.0f;
         } else {
             __m512 inverse = _mm512_set1_ps(127.0f / peak);
-            sum[0] = (int16_t)quantise_16(low, inverse, q);
-            sum[1] = (int16_t)quantise_16(high, inverse, q + 16);
-            *scale = peak / 127.0f;
+            halves[0] = (int16_t)quantise_16(low, inverse, q);
+            halves[1] = (int16_t)quantise_16(high, inverse, q + 16);
+            place->scale[at] = peak / 127.0f;
         }
-        x += CPU_BLOCK;
-        q += t_rows * CPU_BLOCK;
-        scale += t_rows;
-        sum += t_rows * 2;
+        place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }
 

@@ -17,7 +17,7 @@ static uint32_t bits_of(float f)
     return bits;
 }
 
-static void quantise_block(const float *x, int8_t *q, float *ret_scale, int16_t *sum)
+static void quantise_block(const float *x, int8_t *q, float *ret_scale, int16_t *halves)
 {
     uint32_t peak_bits = 0;
     float peak;
@@ -27,7 +27,7 @@ static void quantise_block(const float *x, int8_t *q, float *ret_scale, int16_t 
         peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
     }
     memcpy(&peak, &peak_bits, sizeof(peak));
-    memset(sum, 0, 2 * sizeof(*sum));
+    memset(halves, 0, 2 * sizeof(*halves));
     if (peak_bits >= 0x7f800000 || peak < CPU_ACT_PEAK_MIN) {
         memset(q, 0, CPU_BLOCK);
         *ret_scale = peak_bits >= 0x7f800000 ? NAN : 0.0f;
@@ -37,19 +37,19 @@ static void quantise_block(const float *x, int8_t *q, float *ret_scale, int16_t 
     for (uint32_t i = 0; i < CPU_BLOCK; i++) {
         float rounded = (x[i] * inverse + ROUND_MAGIC) - ROUND_MAGIC;
         q[i] = (int8_t)rounded;
-        sum[i / 16] = (int16_t)(sum[i / 16] + q[i]);
+        halves[i / 16] = (int16_t)(halves[i / 16] + q[i]);
     }
     *ret_scale = peak / 127.0f;
 }
 
-static void quantise(const float *x, uint32_t n_blocks, uint32_t t_rows, int8_t *q, float *scale,
-                     int16_t *sum)
+static void quantise(const float *x, const struct cpu_act_place *place)
 {
-    for (uint32_t b = 0; b < n_blocks; b++) {
-        quantise_block(x + b * CPU_BLOCK, q, scale, sum);
-        q += t_rows * CPU_BLOCK;
-        scale += t_rows;
-        sum += t_rows * 2;
+    for (uint32_t b = 0; b < place->n_blocks; b++) {
+        size_t at = (size_t)b * place->n_tile_rows;
+        int16_t *halves = place->halves + at * 2;
+
+        quantise_block(x + b * CPU_BLOCK, place->q + at * CPU_BLOCK, place->scale + at, halves);
+        place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }
 
@@ -120,16 +120,14 @@ static int32_t dot16(const int8_t *a, const int8_t *b)
 
 /* Adds one block of one row to its 16 outputs. */
 static void multiply_block(const struct block *w, uint32_t has_min, const int8_t *a, float a_scale,
-                           const int16_t *a_sum, float *out)
+                           float a_total, float *out)
 {
-    float sum = (float)(a_sum[0] + a_sum[1]);
-
     for (uint32_t o = 0; o < CPU_STRIP_ROWS; o++) {
         int32_t dot = w->half_scale[0][o] * dot16(w->q[o], a) +
                       w->half_scale[1][o] * dot16(w->q[o] + 16, a + 16);
         out[o] = fmaf(w->scale[o] * a_scale, (float)dot, out[o]);
         if (has_min) {
-            out[o] = fmaf(w->min[o] * a_scale, sum, out[o]);
+            out[o] = fmaf(w->min[o], a_total, out[o]);
         }
     }
 }
@@ -151,7 +149,7 @@ static void multiply(enum cpu_layout_id id, const struct cpu_act_tile *tile, con
         for (uint32_t r = 0; r < tile->n_rows; r++) {
             size_t at = (size_t)b * tile->n_tile_rows + r;
             multiply_block(&w, l->has_min, tile->q + at * CPU_BLOCK, tile->scale[at],
-                           tile->sum + at * 2, out + r * CPU_STRIP_ROWS);
+                           tile->total[at], out + r * CPU_STRIP_ROWS);
         }
     }
 }

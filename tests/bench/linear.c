@@ -147,27 +147,41 @@ static double seconds(void)
 
 struct read_job {
     const uint8_t *from;
-    uint64_t sums[THREADS_MAX][8];
+    uint64_t sums[THREADS_MAX];
 };
 
-/* 64-bit adds over every byte: the compiler's vectors are wide enough to wait for memory. */
+/* Adds over every byte, quick enough to wait for memory only; asks for the next page as the kernels
+ * do. */
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t add_all(const uint8_t *from)
+{
+    __m256i a = _mm256_setzero_si256(), b = a;
+
+    for (size_t i = 0; i < READ_PIECE; i += 64) {
+        const __m256i *at = (const __m256i *)(const void *)(from + i);
+        _mm_prefetch((const char *)(from + i + 4096), _MM_HINT_T0);
+        a = _mm256_add_epi64(a, _mm256_loadu_si256(at));
+        b = _mm256_add_epi64(b, _mm256_loadu_si256(at + 1));
+    }
+    return (uint64_t)_mm256_extract_epi64(_mm256_add_epi64(a, b), 0);
+}
+#else
+static uint64_t add_all(const uint8_t *from)
+{
+    const uint64_t *at = (const uint64_t *)(const void *)from;
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < READ_PIECE / sizeof(*at); i++) {
+        sum += at[i];
+    }
+    return sum;
+}
+#endif
+
 static void read_piece(void *arg, uint32_t index, uint32_t worker)
 {
     struct read_job *job = arg;
-    const uint64_t *at = (const uint64_t *)(const void *)(job->from + (size_t)index * READ_PIECE);
-    uint64_t sums[8] = {0};
-
-    for (size_t i = 0; i < READ_PIECE / 8; i += 8) {
-        if (i % 8 == 0) {
-            __builtin_prefetch(at + i + 512);
-        }
-        for (size_t j = 0; j < 8; j++) {
-            sums[j] += at[i + j];
-        }
-    }
-    for (size_t j = 0; j < 8; j++) {
-        job->sums[worker][j] += sums[j];
-    }
+    job->sums[worker] += add_all(job->from + (size_t)index * READ_PIECE);
 }
 
 /* Bytes per second, all threads together. */
@@ -183,39 +197,58 @@ static double read_bandwidth(struct pool *p, const uint8_t *from, size_t bytes)
 
 #define PEAK_STEPS 200000u
 
+struct peak_job {
+    int floats; /* float32 multiply-adds instead of int8 ones */
+    atomic_int sink;
+};
+
 #if defined(__x86_64__)
 /* Twelve independent chains: more than latency times throughput of any core. */
 __attribute__((target("avx512f,avx512vnni"))) static void peak_task(void *arg, uint32_t index,
                                                                     uint32_t worker)
 {
-    __m512i sums[12], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
+    struct peak_job *job = arg;
+    __m512i ints[12], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
+    __m512 floats[12], x = _mm512_set1_ps(0.5f);
 
     for (int i = 0; i < 12; i++) {
-        sums[i] = _mm512_set1_epi32(i);
+        ints[i] = _mm512_set1_epi32(i);
+        floats[i] = _mm512_set1_ps((float)i);
     }
-    for (uint32_t step = 0; step < PEAK_STEPS; step++) {
+    for (uint32_t step = 0; !job->floats && step < PEAK_STEPS; step++) {
 #pragma GCC unroll 12
         for (int i = 0; i < 12; i++) {
-            sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+            ints[i] = _mm512_dpbusd_epi32(ints[i], a, b);
         }
         __asm__ volatile("" : "+v"(a), "+v"(b));
     }
-    for (int i = 1; i < 12; i++) {
-        sums[0] = _mm512_add_epi32(sums[0], sums[i]);
+    for (uint32_t step = 0; job->floats && step < PEAK_STEPS; step++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++) {
+            floats[i] = _mm512_fmadd_ps(floats[i], x, x);
+        }
+        __asm__ volatile("" : "+v"(x));
     }
-    ((atomic_int *)arg)[0] += _mm512_reduce_add_epi32(sums[0]);
+    for (int i = 1; i < 12; i++) {
+        ints[0] = _mm512_add_epi32(ints[0], ints[i]);
+        floats[0] = _mm512_add_ps(floats[0], floats[i]);
+    }
+    ints[0] = _mm512_add_epi32(ints[0], _mm512_cvtps_epi32(floats[0]));
+    atomic_fetch_add(&job->sink, _mm512_reduce_add_epi32(ints[0]));
 }
 #endif
 
-/* int8 multiply-adds per second, two operations each; 0 where there is no VNNI to measure. */
-static double peak_ops(struct pool *p)
+/* Multiply-adds per second, two operations each, on int8 or float32 with AVX-512; 0 where it is
+ * lacking. */
+static double peak_ops(struct pool *p, int floats)
 {
 #if defined(__x86_64__)
-    static atomic_int sink;
+    static struct peak_job job;
     if (cpu_isa_usable(CPU_ISA_AVX512)) {
         double start = seconds();
-        pool_parallel(p, peak_task, &sink, p->n_threads);
-        return 2.0 * 64 * 12 * PEAK_STEPS * p->n_threads / (seconds() - start);
+        job.floats = floats;
+        pool_parallel(p, peak_task, &job, p->n_threads);
+        return 2.0 * (floats ? 16 : 64) * 12 * PEAK_STEPS * p->n_threads / (seconds() - start);
     }
 #endif
     return 0.0;
@@ -343,7 +376,8 @@ static int bench_shape(struct pool *p, enum cpu_isa isa, uint32_t type, struct s
     time_products(&lin, &c, x, n_rows, y);
     for (uint32_t i = 0; i < rounds; i++) {
         size_t read_bytes = c.n * c.bytes_each / READ_PIECE * READ_PIECE;
-        double limit = compute ? peak_ops(p) : read_bandwidth(p, c.memory, read_bytes);
+        double limit = compute ? peak_ops(p, c.matrix.layout == CPU_LAYOUT_COUNT)
+                               : read_bandwidth(p, c.memory, read_bytes);
         double t = time_products(&lin, &c, x, n_rows, y);
         double rate = compute ? 2.0 * shape.n * shape.k * n_rows / t : (double)c.bytes_each / t;
         best = rate > best ? rate : best;
