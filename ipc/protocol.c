@@ -5,52 +5,23 @@
 #include <string.h>
 
 /* Which member of a bound a type uses. */
-#define BOUND_BOOL(x) \
-    {                 \
-        .u = (x)      \
-    }
-#define BOUND_U32(x) \
-    {                \
-        .u = (x)     \
-    }
-#define BOUND_I32(x) \
-    {                \
-        .i = (x)     \
-    }
-#define BOUND_U64(x) \
-    {                \
-        .u = (x)     \
-    }
-#define BOUND_F32(x) \
-    {                \
-        .f = (x)     \
-    }
-#define BOUND_NAME(x) \
-    {                 \
-        .u = (x)      \
-    }
-#define BOUND_TEXT(x) \
-    {                 \
-        .u = (x)      \
-    }
-#define BOUND_TOKENS(x) \
-    {                   \
-        .u = (x)        \
-    }
-#define BOUND_STRINGS(x) \
-    {                    \
-        .u = (x)         \
-    }
-#define BOUND_BIASES(x) \
-    {                   \
-        .u = (x)        \
-    }
+#define MEMBER_BOOL    u
+#define MEMBER_U32     u
+#define MEMBER_I32     i
+#define MEMBER_U64     u
+#define MEMBER_F32     f
+#define MEMBER_NAME    u
+#define MEMBER_TEXT    u
+#define MEMBER_TOKENS  u
+#define MEMBER_STRINGS u
+#define MEMBER_BIASES  u
+
+/* Holds every bound, signed or not. */
+#define WIDE(x) ((__int128)(x))
 
 /* A row whose bounds are the wrong way round, or whose default lies outside, does not build. Sizes
  * have no default (absent is empty, which the bounds need not allow); floats are not constants that
  * a static assertion takes, so tests/unit/ipc checks theirs. */
-/* Holds every bound, signed or not. */
-#define WIDE(x) ((__int128)(x))
 #define CHECK_ORDER(name, min, max) \
     _Static_assert(WIDE(min) <= WIDE(max), #name ": the lower bound is above the upper one");
 #define CHECK_SCALAR(name, min, max, def)                            \
@@ -75,9 +46,9 @@ enum { OPTIONAL = 0, REQUIRED = 1 };
     {#name,                                      \
      PROTO_##TYPE,                               \
      req,                                        \
-     BOUND_##TYPE(min),                          \
-     BOUND_##TYPE(max),                          \
-     BOUND_##TYPE(def),                          \
+     {.MEMBER_##TYPE = (min)},                   \
+     {.MEMBER_##TYPE = (max)},                   \
+     {.MEMBER_##TYPE = (def)},                   \
      doc,                                        \
      offsetof(params, name),                     \
      offsetof(params, has_##name)},
