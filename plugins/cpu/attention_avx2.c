@@ -3,18 +3,15 @@
  * The same scheme as attention_avx512.c: scores with a token per lane, the output with a dimension
  * per lane, and up to 6 queries' sums in the 16 registers. A pack of more goes through a block in
  * two parts, the second of which finds K and V in the first-level cache. */
-#include "plugins/cpu/attention_convert.h"
-#include "plugins/cpu/attention_exp.h"
+#include "plugins/cpu/attention_avx2.h"
 #include "plugins/cpu/attention_segment.h"
 
-#include <immintrin.h>
 #include <math.h>
 
-#define LANES  8u
 #define TOKENS GQA_ATTN_SEGMENT_TOKENS
 
 /* How many of the queries that are left go through the registers next: 6 down to 1. */
-CPU_INLINE uint32_t take(uint32_t left)
+CPU_SPECIALISE uint32_t take(uint32_t left)
 {
     return left >= 12 ? 6 : left > 6 ? (left + 1) / 2 : left;
 }
@@ -42,101 +39,13 @@ CPU_INLINE uint32_t take(uint32_t left)
         break;                \
     }
 
-/* ---- loads ----------------------------------------------------------------------------------- */
-
-CPU_INLINE uint32_t bytes_of(const uint32_t type)
-{
-    return type == GQA_TYPE_F32 ? 4 : 2;
-}
-
-CPU_INLINE __m256 widen(const uint32_t type, __m128i half)
-{
-    if (type == GQA_TYPE_F16) {
-        return _mm256_cvtph_ps(half);
-    }
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-
-/* 8 values of a type that is a constant where this is called. */
-CPU_INLINE __m256 load_all(const uint32_t type, const char *p)
-{
-    if (type == GQA_TYPE_F32) {
-        return _mm256_loadu_ps((const float *)(const void *)p);
-    }
-    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)p));
-}
-
-static __m256i first_lanes(uint32_t n)
-{
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
-/* The first n of 8 values, zeros after them; nothing past them is read. */
-CPU_INLINE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
-{
-    if (n >= LANES) {
-        return load_all(type, p);
-    }
-    if (type == GQA_TYPE_F32) {
-        return _mm256_maskload_ps((const float *)(const void *)p, first_lanes(n));
-    }
-    uint16_t half[LANES] = {0};
-    memcpy(half, p, n * sizeof(*half));
-    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
-}
-
-/* ---- exp and tanh ---------------------------------------------------------------------------- */
-
-/* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
-CPU_INLINE __m256 exp_negative(__m256 x)
-{
-    __m256 normal = _mm256_cmp_ps(x, _mm256_set1_ps(CPU_EXP_LEAST), _CMP_NLT_UQ);
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(CPU_EXP_LOG2E)),
-                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_HI), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_LO), r);
-    __m256 p = _mm256_set1_ps(CPU_EXP_C6);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C5));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C4));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C3));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C2));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    __m256 power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
-    return _mm256_and_ps(normal, _mm256_mul_ps(p, power));
-}
-
-static float exp_one(float x)
-{
-    return _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(x)));
-}
-
-static __m256 tanh_all(__m256 y)
-{
-    __m256 sign_bit = _mm256_set1_ps(-0.0f);
-    __m256 magnitude = _mm256_andnot_ps(sign_bit, y);
-    __m256 small = _mm256_cmp_ps(magnitude, _mm256_set1_ps(CPU_TANH_SMALL), _CMP_LT_OQ);
-    __m256 z = _mm256_mul_ps(y, y);
-    __m256 p = _mm256_set1_ps(CPU_TANH_C11);
-    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C9));
-    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C7));
-    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C5));
-    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C3));
-    p = _mm256_fmadd_ps(_mm256_mul_ps(p, z), y, y);
-    __m256 e = exp_negative(_mm256_mul_ps(magnitude, _mm256_set1_ps(-2.0f)));
-    __m256 one = _mm256_set1_ps(1.0f);
-    __m256 t = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
-    return _mm256_blendv_ps(_mm256_or_ps(t, _mm256_and_ps(y, sign_bit)), p, small);
-}
-
 /* ---- scores ---------------------------------------------------------------------------------- */
 
 /* Scores of nq queries with 8 nv tokens, two vectors to a tile. q (k_dim, q_stride), s (nq,
  * TOKENS). ahead: what the caller wants next, fetched at the pace at which k is read. */
-CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nv, const uint32_t type,
-                            const char *k, const char *ahead, uint32_t k_dim, const float *q,
-                            uint32_t q_stride, float scale, float *s)
+CPU_SPECIALISE void score_tiles(const uint32_t nq, const uint32_t nv, const uint32_t type,
+                                const char *k, const char *ahead, uint32_t k_dim, const float *q,
+                                uint32_t q_stride, float scale, float *s)
 {
     const uint32_t vector_bytes = LANES * bytes_of(type);
     const size_t tile_bytes = (size_t)k_dim * 2 * vector_bytes;
@@ -182,9 +91,9 @@ CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nv, const uint32_t
 
 /* The same for a whole block: few queries take two tiles at once, more of them one by one, for want
  * of registers. */
-CPU_INLINE void score_tokens(const uint32_t nq, const uint32_t type, const char *k,
-                             const char *ahead, uint32_t k_dim, const float *q, uint32_t q_stride,
-                             float scale, float *s)
+CPU_SPECIALISE void score_tokens(const uint32_t nq, const uint32_t type, const char *k,
+                                 const char *ahead, uint32_t k_dim, const float *q,
+                                 uint32_t q_stride, float scale, float *s)
 {
     const uint32_t nv = nq <= 3 ? 4 : 2;
     const size_t bytes = (size_t)k_dim * nv * LANES * bytes_of(type);
@@ -195,8 +104,8 @@ CPU_INLINE void score_tokens(const uint32_t nq, const uint32_t type, const char 
 }
 
 /* Scores of the pack with tokens [64 block, 64 block + 64) of the segment. */
-CPU_INLINE void score_block(const uint32_t type, const struct cpu_attn_pack *pack, uint32_t block,
-                            const char *ahead)
+CPU_SPECIALISE void score_block(const uint32_t type, const struct cpu_attn_pack *pack,
+                                uint32_t block, const char *ahead)
 {
     const struct gqa_attn_layer *layer = pack->layer;
     const char *k = (const char *)pack->pages[block] + pack->k_offset;
@@ -280,9 +189,9 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
 
 /* o (nq, o_stride) += p (nq, TOKENS) x v over n tokens, for nv vectors of dimensions, of which the
  * last has n_lanes; v, p and ahead are at the first token. */
-CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t type, const char *v,
-                           const char *ahead, size_t row_bytes, uint32_t n, uint32_t n_lanes,
-                           const float *p, float *o, size_t o_stride)
+CPU_SPECIALISE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t type,
+                               const char *v, const char *ahead, size_t row_bytes, uint32_t n,
+                               uint32_t n_lanes, const float *p, float *o, size_t o_stride)
 {
     const uint32_t vector_bytes = LANES * bytes_of(type);
     __m256 sum[6][2];
@@ -321,9 +230,9 @@ CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t 
 }
 
 /* The same for all dimensions of the rows. */
-CPU_INLINE void weigh_tokens(const uint32_t nq, const uint32_t type, const char *v,
-                             const char *ahead, uint32_t v_dim, uint32_t n, const float *p,
-                             float *o)
+CPU_SPECIALISE void weigh_tokens(const uint32_t nq, const uint32_t type, const char *v,
+                                 const char *ahead, uint32_t v_dim, uint32_t n, const float *p,
+                                 float *o)
 {
     const uint32_t bytes = bytes_of(type);
     const size_t row_bytes = (size_t)v_dim * bytes, o_stride = cpu_attn_part_floats(v_dim);
@@ -340,8 +249,9 @@ CPU_INLINE void weigh_tokens(const uint32_t nq, const uint32_t type, const char 
 }
 
 /* Adds tokens [from, to) of one block, all of which queries [query, query + n_queries) see. */
-CPU_INLINE void weigh_block(const uint32_t type, const struct cpu_attn_pack *pack, uint32_t query,
-                            uint32_t n_queries, uint32_t from, uint32_t to, const char *ahead)
+CPU_SPECIALISE void weigh_block(const uint32_t type, const struct cpu_attn_pack *pack,
+                                uint32_t query, uint32_t n_queries, uint32_t from, uint32_t to,
+                                const char *ahead)
 {
     const uint32_t v_dim = pack->layer->v_dim;
     const size_t skip = (size_t)(from % GQA_KV_BLOCK_TOKENS) * v_dim * bytes_of(type);

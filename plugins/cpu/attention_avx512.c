@@ -8,18 +8,15 @@
  *
  * Every lane's sum is a chain of its own (dimensions or tokens ascending), so a query's bits do not
  * depend on how many others share its registers. */
-#include "plugins/cpu/attention_convert.h"
-#include "plugins/cpu/attention_exp.h"
+#include "plugins/cpu/attention_avx512.h"
 #include "plugins/cpu/attention_segment.h"
 
-#include <immintrin.h>
 #include <math.h>
 
-#define LANES  16u
 #define TOKENS GQA_ATTN_SEGMENT_TOKENS
 
 /* How many of the queries that are left go through the registers next: 12, or 8 down to 1. */
-CPU_INLINE uint32_t take(uint32_t left)
+CPU_SPECIALISE uint32_t take(uint32_t left)
 {
     return left >= 12 ? 12 : left > 8 ? (left + 1) / 2 : left;
 }
@@ -56,93 +53,13 @@ CPU_INLINE uint32_t take(uint32_t left)
         break;                \
     }
 
-/* ---- loads ----------------------------------------------------------------------------------- */
-
-CPU_INLINE uint32_t bytes_of(const uint32_t type)
-{
-    return type == GQA_TYPE_F32 ? 4 : 2;
-}
-
-/* 16 values of a type that is a constant where this is called; lanes outside mask are not read. */
-CPU_INLINE __m512 load_some(const uint32_t type, const char *p, __mmask16 mask)
-{
-    if (type == GQA_TYPE_F32) {
-        return _mm512_maskz_loadu_ps(mask, p);
-    }
-    __m256i half = _mm256_maskz_loadu_epi16(mask, p);
-    if (type == GQA_TYPE_F16) {
-        return _mm512_cvtph_ps(half);
-    }
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-CPU_INLINE __m512 load_all(const uint32_t type, const char *p)
-{
-    if (type == GQA_TYPE_F32) {
-        return _mm512_loadu_ps(p);
-    }
-    __m256i half = _mm256_loadu_si256((const __m256i *)p);
-    if (type == GQA_TYPE_F16) {
-        return _mm512_cvtph_ps(half);
-    }
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-CPU_INLINE __mmask16 first_lanes(uint32_t n)
-{
-    return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1);
-}
-
-/* ---- exp and tanh ---------------------------------------------------------------------------- */
-
-/* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
-CPU_INLINE __m512 exp_negative(__m512 x)
-{
-    __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CPU_EXP_LEAST), _CMP_NLT_UQ);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(CPU_EXP_LOG2E)),
-                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(CPU_EXP_LN2_HI), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(CPU_EXP_LN2_LO), r);
-    __m512 p = _mm512_set1_ps(CPU_EXP_C6);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C5));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C4));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C3));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C2));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(normal, p, n);
-}
-
-static float exp_one(float x)
-{
-    return _mm512_cvtss_f32(exp_negative(_mm512_set1_ps(x)));
-}
-
-static __m512 tanh_all(__m512 y)
-{
-    __m512 magnitude = _mm512_abs_ps(y);
-    __mmask16 small = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(CPU_TANH_SMALL), _CMP_LT_OQ);
-    __m512 z = _mm512_mul_ps(y, y);
-    __m512 p = _mm512_set1_ps(CPU_TANH_C11);
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(CPU_TANH_C9));
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(CPU_TANH_C7));
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(CPU_TANH_C5));
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(CPU_TANH_C3));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, z), y, y);
-    __m512 e = exp_negative(_mm512_mul_ps(magnitude, _mm512_set1_ps(-2.0f)));
-    __m512 one = _mm512_set1_ps(1.0f);
-    __m512 t = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
-    __m512 sign = _mm512_and_ps(y, _mm512_set1_ps(-0.0f));
-    return _mm512_mask_mov_ps(_mm512_or_ps(t, sign), small, p);
-}
-
 /* ---- scores ---------------------------------------------------------------------------------- */
 
 /* Scores of nq queries and nt tiles of tokens. q (k_dim, q_stride), s (nq, TOKENS). ahead: what the
  * caller wants next, fetched at the pace at which k is read. */
-CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nt, const uint32_t type,
-                            const char *k, const char *ahead, uint32_t k_dim, const float *q,
-                            uint32_t q_stride, float scale, float *s)
+CPU_SPECIALISE void score_tiles(const uint32_t nq, const uint32_t nt, const uint32_t type,
+                                const char *k, const char *ahead, uint32_t k_dim, const float *q,
+                                uint32_t q_stride, float scale, float *s)
 {
     const uint32_t row_bytes = LANES * bytes_of(type);
     const size_t tile_bytes = (size_t)k_dim * row_bytes;
@@ -187,9 +104,9 @@ CPU_INLINE void score_tiles(const uint32_t nq, const uint32_t nt, const uint32_t
 
 /* The same for a whole block: few queries take all four tiles at once, more of them two and two,
  * for want of registers. */
-CPU_INLINE void score_tokens(const uint32_t nq, const uint32_t type, const char *k,
-                             const char *ahead, uint32_t k_dim, const float *q, uint32_t q_stride,
-                             float scale, float *s)
+CPU_SPECIALISE void score_tokens(const uint32_t nq, const uint32_t type, const char *k,
+                                 const char *ahead, uint32_t k_dim, const float *q,
+                                 uint32_t q_stride, float scale, float *s)
 {
     const uint32_t nt = nq <= 4 ? 4 : 2;
     const size_t bytes = (size_t)k_dim * nt * LANES * bytes_of(type);
@@ -200,8 +117,8 @@ CPU_INLINE void score_tokens(const uint32_t nq, const uint32_t type, const char 
 }
 
 /* Scores of the pack with tokens [64 block, 64 block + 64) of the segment. */
-CPU_INLINE void score_block(const uint32_t type, const struct cpu_attn_pack *pack, uint32_t block,
-                            const char *ahead)
+CPU_SPECIALISE void score_block(const uint32_t type, const struct cpu_attn_pack *pack,
+                                uint32_t block, const char *ahead)
 {
     const struct gqa_attn_layer *layer = pack->layer;
     const char *k = (const char *)pack->pages[block] + pack->k_offset;
@@ -289,9 +206,9 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
 
 /* o (nq, o_stride) += p (nq, TOKENS) x v over n tokens, for nv vectors of dimensions; v, p and
  * ahead are at the first token. With nv == 1, lanes outside mask are neither read nor kept. */
-CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t type, const char *v,
-                           const char *ahead, size_t row_bytes, uint32_t n, __mmask16 mask,
-                           const float *p, float *o, size_t o_stride)
+CPU_SPECIALISE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t type,
+                               const char *v, const char *ahead, size_t row_bytes, uint32_t n,
+                               __mmask16 mask, const float *p, float *o, size_t o_stride)
 {
     const uint32_t vector_bytes = LANES * bytes_of(type);
     __m512 sum[12][2];
@@ -333,9 +250,9 @@ CPU_INLINE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint32_t 
 }
 
 /* The same for all dimensions of the rows. */
-CPU_INLINE void weigh_tokens(const uint32_t nq, const uint32_t type, const char *v,
-                             const char *ahead, uint32_t v_dim, uint32_t n, const float *p,
-                             float *o)
+CPU_SPECIALISE void weigh_tokens(const uint32_t nq, const uint32_t type, const char *v,
+                                 const char *ahead, uint32_t v_dim, uint32_t n, const float *p,
+                                 float *o)
 {
     const uint32_t bytes = bytes_of(type);
     const size_t row_bytes = (size_t)v_dim * bytes, o_stride = cpu_attn_part_floats(v_dim);
@@ -352,8 +269,9 @@ CPU_INLINE void weigh_tokens(const uint32_t nq, const uint32_t type, const char 
 }
 
 /* Adds tokens [from, to) of one block, all of which queries [query, query + n_queries) see. */
-CPU_INLINE void weigh_block(const uint32_t type, const struct cpu_attn_pack *pack, uint32_t query,
-                            uint32_t n_queries, uint32_t from, uint32_t to, const char *ahead)
+CPU_SPECIALISE void weigh_block(const uint32_t type, const struct cpu_attn_pack *pack,
+                                uint32_t query, uint32_t n_queries, uint32_t from, uint32_t to,
+                                const char *ahead)
 {
     const uint32_t v_dim = pack->layer->v_dim;
     const size_t skip = (size_t)(from % GQA_KV_BLOCK_TOKENS) * v_dim * bytes_of(type);

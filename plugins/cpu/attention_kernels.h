@@ -22,14 +22,6 @@
 #define CPU_ATTN_SEGMENT_BLOCKS (GQA_ATTN_SEGMENT_TOKENS / GQA_KV_BLOCK_TOKENS)
 #define CPU_ATTN_PACK_MAX       12u /* queries; what fits 32 vector registers twice over */
 
-/* Compiler extensions, by name. */
-#define CPU_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define CPU_UNROLL _Pragma("unroll")
-#else
-#define CPU_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /* Floats before a part's maximum, and of the whole part. */
 static inline uint32_t cpu_attn_v_pad(uint32_t v_dim)
 {

@@ -1,0 +1,206 @@
+/* plugins/cpu/attention_attend.c - runs a batch's plan on the host's workers. */
+#include "plugins/cpu/attention.h"
+
+#include "plugins/cpu/attention_job.h"
+
+#include <math.h>
+#include <string.h>
+
+/* A piece with what its packs need; query i is row i / group_size, head i % group_size. */
+struct span {
+    const struct cpu_attn_job *job;
+    const struct cpu_attn_piece *piece;
+    const struct gqa_attn_seq *seq;
+    uint32_t n_queries;
+    size_t part_floats;
+    struct cpu_attn_worker w;
+};
+
+static struct span span_of(const struct cpu_attn_job *job, const struct cpu_attn_piece *piece,
+                           uint32_t worker)
+{
+    return (struct span){
+        .job = job,
+        .piece = piece,
+        .seq = &job->batch->seqs[piece->seq],
+        .n_queries = piece->n_rows * job->group_size,
+        .part_floats = cpu_attn_part_floats(job->layer->v_dim),
+        .w = cpu_attn_worker_of(job, worker),
+    };
+}
+
+static uint32_t pack_size(uint32_t n_left)
+{
+    return n_left < CPU_ATTN_PACK_MAX ? n_left : CPU_ATTN_PACK_MAX;
+}
+
+/* Lays the queries out pack by pack, each (k_dim, n): one dimension's values side by side. */
+static void pack_queries(const struct span *span)
+{
+    const struct cpu_attn_job *job = span->job;
+    uint32_t k_dim = job->layer->k_dim;
+    size_t first_row = (size_t)span->seq->first_row + span->piece->first_row;
+    uint32_t first_head = span->piece->group * job->group_size;
+
+    for (uint32_t first = 0, n; first < span->n_queries; first += n) {
+        float *pack = span->w.q + (size_t)first * k_dim;
+
+        n = pack_size(span->n_queries - first);
+        for (uint32_t i = 0; i < n; i++) {
+            size_t row = first_row + (first + i) / job->group_size;
+            uint32_t head = first_head + (first + i) % job->group_size;
+            const float *q = job->io->q + row * job->io->q_stride + (size_t)head * k_dim;
+
+            for (uint32_t d = 0; d < k_dim; d++) {
+                pack[(size_t)d * n + i] = q[d];
+            }
+        }
+    }
+}
+
+/* Fills begin and end (n): what queries [first, first + n) see of the segment. Whether any does. */
+static int visible_ranges(const struct span *span, uint32_t segment, uint32_t first, uint32_t n,
+                          uint16_t *begin, uint16_t *end)
+{
+    int64_t segment_first = (int64_t)segment * GQA_ATTN_SEGMENT_TOKENS;
+    int any = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t row = span->piece->first_row + (first + i) / span->job->group_size;
+        uint32_t position = span->seq->n_past + row;
+        int64_t from = cpu_attn_first_visible(span->job->layer, position) - segment_first;
+        int64_t to = (int64_t)position + 1 - segment_first;
+
+        from = from < 0 ? 0 : from;
+        to = to > GQA_ATTN_SEGMENT_TOKENS ? GQA_ATTN_SEGMENT_TOKENS : to;
+        begin[i] = from < to ? (uint16_t)from : 0;
+        end[i] = from < to ? (uint16_t)to : 0;
+        any |= from < to;
+    }
+    return any;
+}
+
+static void set_empty(float *parts, uint32_t n, uint32_t v_dim)
+{
+    size_t part_floats = cpu_attn_part_floats(v_dim);
+
+    memset(parts, 0, n * part_floats * sizeof(*parts));
+    for (uint32_t i = 0; i < n; i++) {
+        parts[i * part_floats + cpu_attn_v_pad(v_dim)] = -INFINITY;
+    }
+}
+
+/* All packs of the span over one segment. parts (n_queries): where each one's part goes; NULL: into
+ * the worker's memory, and at once into its states. */
+static void run_segment(const struct span *span, uint32_t segment, int is_last, float *parts)
+{
+    const struct cpu_attn_job *job = span->job;
+    const struct gqa_attn_layer *layer = job->layer;
+    const struct gqa_page_table *table = &span->seq->tables[layer->layer_class];
+    void *const *pages = table->pages + (size_t)segment * CPU_ATTN_SEGMENT_BLOCKS;
+    uint16_t begin[CPU_ATTN_PACK_MAX], end[CPU_ATTN_PACK_MAX];
+    struct cpu_attn_pack pack = {
+        .layer = layer,
+        .pages = pages,
+        .k_offset = layer->k_offset + span->piece->group * layer->k_head_bytes,
+        .v_offset = layer->v_offset + span->piece->group * layer->v_head_bytes,
+        .next_page = is_last ? NULL : pages[CPU_ATTN_SEGMENT_BLOCKS],
+        .begin = begin,
+        .end = end,
+        .scores = span->w.scores,
+    };
+
+    for (uint32_t first = 0; first < span->n_queries; first += pack.n_queries) {
+        pack.n_queries = pack_size(span->n_queries - first);
+        pack.q = span->w.q + (size_t)first * layer->k_dim;
+        pack.parts = parts != NULL ? parts + first * span->part_floats : span->w.parts;
+        if (visible_ranges(span, segment, first, pack.n_queries, begin, end)) {
+            job->a->kernels->segment(&pack);
+        } else {
+            set_empty(pack.parts, pack.n_queries, layer->v_dim);
+        }
+        for (uint32_t i = 0; parts == NULL && i < pack.n_queries; i++) {
+            job->a->kernels->merge(span->w.states + (first + i) * span->part_floats,
+                                   pack.parts + i * span->part_floats, layer->v_dim);
+        }
+    }
+}
+
+static void write_out(const struct span *span)
+{
+    const struct cpu_attn_job *job = span->job;
+    const struct gqa_attn_layer *layer = job->layer;
+
+    for (uint32_t i = 0; i < span->n_queries; i++) {
+        size_t row = (size_t)span->seq->first_row + span->piece->first_row + i / job->group_size;
+        uint32_t head = span->piece->group * job->group_size + i % job->group_size;
+
+        job->a->kernels->finish(span->w.states + i * span->part_floats,
+                                layer->sinks != NULL ? &layer->sinks[head] : NULL, layer->v_dim,
+                                job->io->out + row * job->io->out_stride +
+                                    (size_t)head * layer->v_dim);
+    }
+}
+
+/* Merges what the items of a cut piece have left, in ascending order of segments. */
+static void merge_piece(const struct span *span)
+{
+    const struct cpu_attn_job *job = span->job;
+    const float *part = job->a->plan.parts + span->piece->parts;
+
+    for (uint32_t s = 0; s < span->piece->n_segments; s++) {
+        for (uint32_t i = 0; i < span->n_queries; i++, part += span->part_floats) {
+            job->a->kernels->merge(span->w.states + i * span->part_floats, part, job->layer->v_dim);
+        }
+    }
+}
+
+static void attend_task(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct cpu_attn_job *job = arg;
+    const struct cpu_attn_item *item = &job->a->plan.items[index];
+    struct cpu_attn_piece *piece = &job->a->plan.pieces[item->piece];
+    struct span span = span_of(job, piece, worker);
+    size_t segment_floats = span.n_queries * span.part_floats;
+    float *parts = NULL;
+
+    pack_queries(&span);
+    set_empty(span.w.states, span.n_queries, job->layer->v_dim);
+    if (piece->n_items > 1) {
+        parts = job->a->plan.parts + piece->parts +
+                (item->first_segment - piece->first_segment) * segment_floats;
+    }
+    for (uint32_t s = 0; s < item->n_segments; s++) {
+        run_segment(&span, item->first_segment + s, s + 1 == item->n_segments, parts);
+        parts = parts != NULL ? parts + segment_floats : NULL;
+    }
+    if (piece->n_items > 1) {
+        /* Releases this item's parts; the last one to come acquires all of the others'. */
+        if (atomic_fetch_sub_explicit(&piece->items_left, 1, memory_order_acq_rel) != 1) {
+            return;
+        }
+        merge_piece(&span);
+    }
+    write_out(&span);
+}
+
+int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *layer,
+                         const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
+{
+    struct cpu_attn_job job;
+    int rc = cpu_attn_job_init(&job, a, layer, batch, io);
+
+    if (rc < 0 || batch->n_rows == 0) {
+        return rc;
+    }
+    rc = cpu_attn_plan_make(&a->plan, layer, batch);
+    if (rc < 0) {
+        return rc;
+    }
+    if (a->plan.n_items == 1) {
+        attend_task(&job, 0, 0);
+    } else {
+        a->host->parallel(a->host->data, attend_task, &job, a->plan.n_items);
+    }
+    return 0;
+}

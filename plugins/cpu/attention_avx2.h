@@ -1,0 +1,101 @@
+/* plugins/cpu/attention_avx2.h - loads of KV elements, exp and tanh for attention_avx2.c. */
+#ifndef PLUGINS_CPU_ATTENTION_AVX2_H
+#define PLUGINS_CPU_ATTENTION_AVX2_H
+
+#include "plugins/cpu/attention_convert.h"
+#include "plugins/cpu/attention_exp.h"
+#include "plugins/cpu/unroll.h"
+
+#include <immintrin.h>
+
+#define LANES 8u
+
+/* ---- loads ----------------------------------------------------------------------------------- */
+
+CPU_SPECIALISE uint32_t bytes_of(const uint32_t type)
+{
+    return type == GQA_TYPE_F32 ? 4 : 2;
+}
+
+CPU_SPECIALISE __m256 widen(const uint32_t type, __m128i half)
+{
+    if (type == GQA_TYPE_F16) {
+        return _mm256_cvtph_ps(half);
+    }
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* 8 values of a type that is a constant where this is called. */
+CPU_SPECIALISE __m256 load_all(const uint32_t type, const char *p)
+{
+    if (type == GQA_TYPE_F32) {
+        return _mm256_loadu_ps((const float *)(const void *)p);
+    }
+    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+static inline __m256i first_lanes(uint32_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* The first n of 8 values, zeros after them; nothing past them is read. */
+CPU_SPECIALISE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
+{
+    if (n >= LANES) {
+        return load_all(type, p);
+    }
+    if (type == GQA_TYPE_F32) {
+        return _mm256_maskload_ps((const float *)(const void *)p, first_lanes(n));
+    }
+    uint16_t half[LANES] = {0};
+    memcpy(half, p, n * sizeof(*half));
+    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
+}
+
+/* ---- exp and tanh ---------------------------------------------------------------------------- */
+
+/* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
+CPU_SPECIALISE __m256 exp_negative(__m256 x)
+{
+    __m256 normal = _mm256_cmp_ps(x, _mm256_set1_ps(CPU_EXP_LEAST), _CMP_NLT_UQ);
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(CPU_EXP_LOG2E)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_HI), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_LO), r);
+    __m256 p = _mm256_set1_ps(CPU_EXP_C6);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    __m256 power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return _mm256_and_ps(normal, _mm256_mul_ps(p, power));
+}
+
+static inline float exp_one(float x)
+{
+    return _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(x)));
+}
+
+static inline __m256 tanh_all(__m256 y)
+{
+    __m256 sign_bit = _mm256_set1_ps(-0.0f);
+    __m256 magnitude = _mm256_andnot_ps(sign_bit, y);
+    __m256 small = _mm256_cmp_ps(magnitude, _mm256_set1_ps(CPU_TANH_SMALL), _CMP_LT_OQ);
+    __m256 z = _mm256_mul_ps(y, y);
+    __m256 p = _mm256_set1_ps(CPU_TANH_C11);
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C9));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C7));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C5));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(CPU_TANH_C3));
+    p = _mm256_fmadd_ps(_mm256_mul_ps(p, z), y, y);
+    __m256 e = exp_negative(_mm256_mul_ps(magnitude, _mm256_set1_ps(-2.0f)));
+    __m256 one = _mm256_set1_ps(1.0f);
+    __m256 t = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
+    return _mm256_blendv_ps(_mm256_or_ps(t, _mm256_and_ps(y, sign_bit)), p, small);
+}
+
+#endif
