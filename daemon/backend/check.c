@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,29 @@ static int spawn_check(const char *program, int image_fd, int output_fd, pid_t *
     return rc != 0 ? reason_fail(reason, -rc, "%s cannot be run: %s", program, strerror(rc)) : 0;
 }
 
+/* Waits for the child until the deadline, then ends it. -ETIMEDOUT; -errno where somebody else took
+ * its status (a SIGCHLD that is ignored). */
+static int wait_child(pid_t child, uint64_t deadline_ms, int *ret_status)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    bool killed = false;
+    for (;;) {
+        pid_t n = waitpid(child, ret_status, killed ? 0 : WNOHANG);
+        if (n == child) {
+            return killed ? -ETIMEDOUT : 0;
+        }
+        if (n < 0 && errno != EINTR) {
+            return -errno;
+        }
+        if (n == 0 && now_ms() >= deadline_ms) {
+            kill(child, SIGKILL);
+            killed = true;
+        } else if (n == 0) {
+            nanosleep(&pause, NULL);
+        }
+    }
+}
+
 /* Reads all output until its end or the deadline. -ETIMEDOUT. */
 static int read_report(int fd, uint64_t deadline_ms, char *text)
 {
@@ -85,8 +109,14 @@ static void copy_text(char *dst, size_t bytes, const char *src)
     snprintf(dst, bytes, "%s", src);
 }
 
-static void take_line(struct plugin_report *r, const char *key, const char *value)
+struct report {
+    struct plugin_report plugin;
+    bool complete; /* the last line came: nothing in the plugin ended the process early */
+};
+
+static void take_line(struct report *report, const char *key, const char *value)
 {
+    struct plugin_report *r = &report->plugin;
     const struct {
         const char *key;
         char *dst;
@@ -112,10 +142,12 @@ static void take_line(struct plugin_report *r, const char *key, const char *valu
         r->probe.score = (uint32_t)strtoul(value, NULL, 10);
     } else if (strcmp(key, "devices") == 0) {
         r->probe.n_devices = (uint32_t)strtoul(value, NULL, 10);
+    } else if (strcmp(key, "verdict") == 0) {
+        report->complete = true;
     }
 }
 
-static void parse_report(char *text, struct plugin_report *ret)
+static void parse_report(char *text, struct report *ret)
 {
     char *rest = text;
     for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
@@ -127,25 +159,39 @@ static void parse_report(char *text, struct plugin_report *ret)
     }
 }
 
+/* Names stand in specs, logs and lists. */
+static bool is_name(const char *name)
+{
+    size_t bytes = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_-");
+    return bytes > 0 && name[bytes] == '\0';
+}
+
 /* What became of the child, in words. */
-static int judge(int status, int read_rc, const struct plugin_report *report, unsigned timeout_ms,
+static int judge(int status, int rc, const struct report *report, unsigned timeout_ms,
                  struct gqa_reason *reason)
 {
-    if (read_rc == -ETIMEDOUT) {
-        return reason_fail(reason, -ETIMEDOUT, "probe and self-test did not end within %u ms",
-                           timeout_ms);
+    if (rc == -ETIMEDOUT) {
+        return reason_fail(reason, rc, "probe and self-test did not end within %u ms", timeout_ms);
+    }
+    if (rc < 0) {
+        return reason_fail(reason, rc, "its report cannot be read: %s", strerror(-rc));
     }
     if (WIFSIGNALED(status)) {
         return reason_fail(reason, -EFAULT, "crashed with signal %d in probe or self-test",
                            WTERMSIG(status));
     }
-    if (read_rc < 0) {
-        return reason_fail(reason, read_rc, "its report cannot be read: %s", strerror(-read_rc));
+    if (!report->complete) {
+        return reason_fail(reason, -EBADMSG, "its check ended early, with status %d",
+                           WEXITSTATUS(status));
     }
     if (WEXITSTATUS(status) != 0) {
         return reason_fail(reason, -EBADMSG, "%s",
-                           report->probe.reason[0] != '\0' ? report->probe.reason
-                                                           : "its check failed without a word");
+                           report->plugin.probe.reason[0] != '\0'
+                               ? report->plugin.probe.reason
+                               : "its check failed without a word");
+    }
+    if (!is_name(report->plugin.name)) {
+        return reason_fail(reason, -EINVAL, "its name is not made of a-z, 0-9, '_' and '-'");
     }
     return 0;
 }
@@ -164,20 +210,17 @@ int plugin_check(const char *program, int image_fd, unsigned timeout_ms, struct 
         close(output[0]);
         return rc;
     }
+    uint64_t deadline_ms = now_ms() + timeout_ms;
     char text[REPORT_BYTES_MAX] = "";
-    int read_rc = read_report(output[0], now_ms() + timeout_ms, text);
+    int read_rc = read_report(output[0], deadline_ms, text);
     close(output[0]);
-    if (read_rc < 0) {
-        kill(child, SIGKILL);
-    }
     int status = 0;
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-    }
-    struct plugin_report report = {.probe.struct_size = sizeof(report.probe)};
+    rc = wait_child(child, read_rc < 0 ? 0 : deadline_ms, &status);
+    struct report report = {.plugin.probe.struct_size = sizeof(report.plugin.probe)};
     parse_report(text, &report);
-    rc = judge(status, read_rc, &report, timeout_ms, reason);
+    rc = judge(status, read_rc < 0 ? read_rc : rc, &report, timeout_ms, reason);
     if (rc == 0) {
-        *ret = report;
+        *ret = report.plugin;
     }
     return rc;
 }

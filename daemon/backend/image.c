@@ -22,9 +22,7 @@ int reason_fail(struct gqa_reason *reason, int rc, const char *format, ...)
     return rc;
 }
 
-/* ---- the ELF note
- * -------------------------------------------------------------------------------- Read with pread
- * from the sealed copy; every offset and size is checked against the file's. */
+/* ---- the ELF note: read with pread from the sealed copy, every offset checked --------------- */
 
 static bool read_at(int fd, uint64_t file_bytes, uint64_t offset, void *data, size_t bytes)
 {
@@ -133,6 +131,9 @@ static int copy_sealed(int from, off_t bytes, int *ret_fd, struct gqa_reason *re
     off_t done = 0;
     while (done < bytes) {
         ssize_t n = sendfile(fd, from, &done, (size_t)(bytes - done));
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
         if (n <= 0) {
             int rc = n < 0 ? -errno : -EIO;
             close(fd);

@@ -64,9 +64,11 @@ static void run_pieces(struct pool *p, uint32_t worker)
         /* Pairs with the release in pool_parallel: the job's fields are visible. */
         uint64_t ticket = atomic_load_explicit(&p->ticket, memory_order_acquire);
         uint32_t index = (uint32_t)ticket;
-        gqa_task_fn fn = atomic_load_explicit(&p->fn, memory_order_relaxed);
-        void *arg = atomic_load_explicit(&p->arg, memory_order_relaxed);
-        if (index >= atomic_load_explicit(&p->n_tasks, memory_order_relaxed)) {
+        /* Each pairs with its release in pool_parallel: who sees a field of the next job sees its
+         * ticket too, so that the exchange below fails. */
+        gqa_task_fn fn = atomic_load_explicit(&p->fn, memory_order_acquire);
+        void *arg = atomic_load_explicit(&p->arg, memory_order_acquire);
+        if (index >= atomic_load_explicit(&p->n_tasks, memory_order_acquire)) {
             return;
         }
         if (atomic_compare_exchange_weak_explicit(&p->ticket, &ticket, ticket + 1,
@@ -129,13 +131,13 @@ void pool_parallel(struct pool *p, gqa_task_fn fn, void *arg, uint32_t n_tasks)
         }
         return;
     }
-    /* Until the ticket names the new job, no worker can claim a piece of it: the old job's ticket
-     * is past its end, whatever n_tasks says, because only equal tickets are exchanged. */
+    /* Until the ticket names the new job, no worker can claim a piece of it: its index lies past
+     * any end, and only equal tickets are exchanged. */
     uint64_t job = (atomic_load_explicit(&p->ticket, memory_order_relaxed) >> 32) + 1;
-    atomic_store_explicit(&p->ticket, job << 32 | UINT32_MAX, memory_order_release);
-    atomic_store_explicit(&p->fn, fn, memory_order_relaxed);
-    atomic_store_explicit(&p->arg, arg, memory_order_relaxed);
-    atomic_store_explicit(&p->n_tasks, n_tasks, memory_order_relaxed);
+    atomic_store_explicit(&p->ticket, job << 32 | UINT32_MAX, memory_order_relaxed);
+    atomic_store_explicit(&p->fn, fn, memory_order_release);
+    atomic_store_explicit(&p->arg, arg, memory_order_release);
+    atomic_store_explicit(&p->n_tasks, n_tasks, memory_order_release);
     atomic_store_explicit(&p->n_done, 0, memory_order_relaxed);
     atomic_store_explicit(&p->ticket, (job + 1) << 32, memory_order_release);
     announce(p);

@@ -24,9 +24,10 @@ struct io {
     pthread_cond_t wake;
     struct io_read_job *queue, **queue_end;
     bool stop;
+    atomic_bool has_ring; /* written by the io thread */
 
     /* The io thread's own. */
-    bool has_ring, fixed_buffers;
+    bool fixed_buffers;
     struct io_uring ring;
     uint8_t *buffers; /* N_BUFFERS of BUFFER_BYTES */
 };
@@ -86,6 +87,7 @@ static int submit_piece(struct io *io, const struct io_read_job *job, struct pie
     struct piece *p = &pieces[slot];
     struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
     if (sqe == NULL) {
+        atomic_store(&io->has_ring, false);
         return -EBUSY;
     }
     uint8_t *data = io->buffers + (size_t)slot * BUFFER_BYTES + p->got;
@@ -96,8 +98,13 @@ static int submit_piece(struct io *io, const struct io_read_job *job, struct pie
         io_uring_prep_read(sqe, job->fd, data, p->wanted - p->got, p->offset + p->got);
     }
     io_uring_sqe_set_data64(sqe, slot);
+    /* A read that was not taken stays in the ring's queue: the ring cannot be used further. */
     int n = io_uring_submit(&io->ring);
-    return n < 0 ? n : 0;
+    if (n == 1) {
+        return 0;
+    }
+    atomic_store(&io->has_ring, false);
+    return n < 0 ? n : -EBUSY;
 }
 
 /* Takes one completion. *ret_rc gets the read's own failure. */
@@ -193,21 +200,32 @@ static struct io_read_job *next_job(struct io *io, bool *ret_stop)
     return job;
 }
 
+static int run_job(struct io *io, struct io_read_job *job)
+{
+    if (!io->has_ring) {
+        return read_plain(io, job);
+    }
+    int rc = read_ring(io, job);
+    if (!io->has_ring) {
+        io_uring_queue_exit(&io->ring);
+    }
+    return rc;
+}
+
 static void *io_main(void *arg)
 {
     struct io *io = arg;
     struct io_read_job *job;
     bool stop = false;
     while ((job = next_job(io, &stop)) != NULL) {
-        int rc = stop ? -ECANCELED : io->has_ring ? read_ring(io, job) : read_plain(io, job);
-        job->done(job->arg, rc);
+        job->done(job->arg, stop ? -ECANCELED : run_job(io, job));
     }
     return NULL;
 }
 
 static void ring_init(struct io *io)
 {
-    io->has_ring = io_uring_queue_init(2 * N_BUFFERS, &io->ring, 0) == 0;
+    atomic_init(&io->has_ring, io_uring_queue_init(2 * N_BUFFERS, &io->ring, 0) == 0);
     if (!io->has_ring) {
         return;
     }

@@ -7,22 +7,24 @@
 #include <sys/mman.h>
 
 #define SLAB_BYTES  (2u << 20) /* a huge page; larger blocks get slabs of their own size */
-#define MAX_SIZES   64         /* different block sizes at once: models times layer classes */
+#define PAGE_BYTES  4096u
+#define MAX_SIZES   64 /* different block sizes at once: models times layer classes */
 #define BLOCK_ALIGN 64u
 
 /* A slab is one mapping cut into blocks of one size. */
-struct slab {
-    struct slab *next;
+struct kv_slab {
+    struct kv_slab *next;
     char *memory;
     size_t bytes;
+    uint32_t size_index; /* the list it belongs to */
     uint32_t n_blocks, n_used;
-    struct kv_block *free_list;
     struct kv_block blocks[];
 };
 
 struct size_list { /* all slabs of one block size */
     uint64_t block_bytes;
-    struct slab *slabs;
+    struct kv_slab *slabs;
+    struct kv_block *free_list; /* of all slabs */
 };
 
 struct kv_arena {
@@ -45,7 +47,7 @@ int kv_arena_create(uint64_t bytes_max, struct kv_arena **ret)
     return 0;
 }
 
-static void slab_destroy(struct kv_arena *a, struct slab *s)
+static void slab_destroy(struct kv_arena *a, struct kv_slab *s)
 {
     munmap(s->memory, s->bytes);
     a->bytes_mapped -= s->bytes;
@@ -59,7 +61,7 @@ void kv_arena_destroy(struct kv_arena *a)
     }
     for (uint32_t i = 0; i < a->n_sizes; i++) {
         while (a->sizes[i].slabs != NULL) {
-            struct slab *s = a->sizes[i].slabs;
+            struct kv_slab *s = a->sizes[i].slabs;
             a->sizes[i].slabs = s->next;
             slab_destroy(a, s);
         }
@@ -91,9 +93,12 @@ static int find_size(struct kv_arena *a, uint64_t block_bytes, uint32_t *ret)
     return 0;
 }
 
+/* Small blocks share a huge page; a larger one gets whole pages of its own. */
 static uint64_t slab_bytes_of(uint64_t block_bytes)
 {
-    return block_bytes <= SLAB_BYTES / 2 ? SLAB_BYTES : block_bytes;
+    return block_bytes <= SLAB_BYTES / 2
+               ? SLAB_BYTES
+               : (block_bytes + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1);
 }
 
 static int slab_create(struct kv_arena *a, uint32_t size_index)
@@ -104,7 +109,7 @@ static int slab_create(struct kv_arena *a, uint32_t size_index)
         return -ENOMEM;
     }
     uint32_t n_blocks = (uint32_t)(bytes / list->block_bytes);
-    struct slab *s = calloc(1, sizeof(*s) + n_blocks * sizeof(s->blocks[0]));
+    struct kv_slab *s = calloc(1, sizeof(*s) + n_blocks * sizeof(s->blocks[0]));
     if (s == NULL) {
         return -ENOMEM;
     }
@@ -119,14 +124,15 @@ static int slab_create(struct kv_arena *a, uint32_t size_index)
     madvise(memory, bytes, MADV_DONTDUMP);
     s->memory = memory;
     s->bytes = bytes;
+    s->size_index = size_index;
     s->n_blocks = n_blocks;
     for (uint32_t i = n_blocks; i-- > 0;) {
         s->blocks[i] = (struct kv_block){
             .data = s->memory + i * list->block_bytes,
-            .size_index = size_index,
-            .next_free = s->free_list,
+            .slab = s,
+            .next_free = list->free_list,
         };
-        s->free_list = &s->blocks[i];
+        list->free_list = &s->blocks[i];
     }
     s->next = list->slabs;
     list->slabs = s;
@@ -144,11 +150,7 @@ int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **r
     if (rc < 0) {
         return rc;
     }
-    struct slab *s = a->sizes[index].slabs;
-    while (s != NULL && s->free_list == NULL) {
-        s = s->next;
-    }
-    if (s == NULL) {
+    if (a->sizes[index].free_list == NULL) {
         rc = slab_create(a, index);
         if (rc == -ENOMEM) {
             kv_arena_trim(a);
@@ -158,11 +160,10 @@ int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **r
         if (rc < 0) {
             return rc;
         }
-        s = a->sizes[index].slabs;
     }
-    struct kv_block *b = s->free_list;
-    s->free_list = b->next_free;
-    s->n_used++;
+    struct kv_block *b = a->sizes[index].free_list;
+    a->sizes[index].free_list = b->next_free;
+    b->slab->n_used++;
     b->next_free = NULL;
     b->refs = 1;
     a->bytes_used += block_bytes;
@@ -177,25 +178,16 @@ struct kv_block *kv_block_ref(struct kv_block *b)
     return b;
 }
 
-static struct slab *slab_of(struct kv_arena *a, const struct kv_block *b)
-{
-    struct slab *s = a->sizes[b->size_index].slabs;
-    while (b < s->blocks || b >= s->blocks + s->n_blocks) {
-        s = s->next;
-    }
-    return s;
-}
-
 void kv_block_unref(struct kv_arena *a, struct kv_block *b)
 {
     if (b == NULL || --b->refs > 0) {
         return;
     }
-    struct slab *s = slab_of(a, b);
-    b->next_free = s->free_list;
-    s->free_list = b;
-    s->n_used--;
-    a->bytes_used -= a->sizes[b->size_index].block_bytes;
+    struct size_list *list = &a->sizes[b->slab->size_index];
+    b->next_free = list->free_list;
+    list->free_list = b;
+    b->slab->n_used--;
+    a->bytes_used -= list->block_bytes;
     a->blocks_used--;
 }
 
@@ -203,15 +195,31 @@ uint64_t kv_arena_bytes_for(uint64_t block_bytes, uint64_t n_blocks)
 {
     uint64_t slab_bytes = slab_bytes_of(block_bytes);
     uint64_t per_slab = slab_bytes / block_bytes;
-    return (n_blocks + per_slab - 1) / per_slab * slab_bytes;
+    uint64_t n_slabs = n_blocks / per_slab + (n_blocks % per_slab != 0);
+    return n_slabs > UINT64_MAX / slab_bytes ? UINT64_MAX : n_slabs * slab_bytes;
+}
+
+/* Takes the blocks of slabs without blocks in use off the free list. */
+static void forget_free_blocks(struct size_list *list)
+{
+    struct kv_block **link = &list->free_list;
+    while (*link != NULL) {
+        struct kv_block *b = *link;
+        if (b->slab->n_used == 0) {
+            *link = b->next_free;
+        } else {
+            link = &b->next_free;
+        }
+    }
 }
 
 void kv_arena_trim(struct kv_arena *a)
 {
     for (uint32_t i = 0; i < a->n_sizes; i++) {
-        struct slab **link = &a->sizes[i].slabs;
+        forget_free_blocks(&a->sizes[i]);
+        struct kv_slab **link = &a->sizes[i].slabs;
         while (*link != NULL) {
-            struct slab *s = *link;
+            struct kv_slab *s = *link;
             if (s->n_used == 0) {
                 *link = s->next;
                 slab_destroy(a, s);

@@ -10,11 +10,12 @@
 #include <stdint.h>
 
 struct kv_arena;
+struct kv_slab;
 
 struct kv_block { /* one block of one layer class */
     void *data;
     uint32_t refs;
-    uint32_t size_index; /* the arena's list it returns to */
+    struct kv_slab *slab; /* the mapping that it is a part of; the arena's own */
     struct kv_block *next_free;
 };
 
@@ -27,7 +28,8 @@ int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **r
 struct kv_block *kv_block_ref(struct kv_block *b);
 void kv_block_unref(struct kv_arena *a, struct kv_block *b); /* NULL is legal */
 
-/* Bytes of the bound that so many blocks of that size can take, whole slabs counted. */
+/* Bytes of the bound that so many blocks of that size can take, whole slabs counted; UINT64_MAX
+ * where 64 bits do not hold them. */
 uint64_t kv_arena_bytes_for(uint64_t block_bytes, uint64_t n_blocks);
 
 /* Gives slabs without blocks in use back to the system. */

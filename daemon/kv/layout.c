@@ -58,8 +58,7 @@ static uint64_t align_up(uint64_t bytes)
     return (bytes + KV_ALIGN_BYTES - 1) & ~(uint64_t)(KV_ALIGN_BYTES - 1);
 }
 
-/* The dimensions were checked against the limits of a model's shape (below 2^20 each), so that no
- * product here can overflow 64 bits. */
+/* Below 2^16 each, so that no product here can overflow 64 bits. */
 static int class_init(struct kv_class *c, const struct kv_layer_desc *desc)
 {
     uint32_t k_bytes = kv_type_bytes(desc->k_type);
@@ -97,6 +96,9 @@ static int find_or_add_class(struct kv_layout *l, const struct kv_layer_desc *de
 int kv_layout_init(struct kv_layout *l, const struct kv_layer_desc *layers, uint32_t n_layers)
 {
     struct kv_layout made = {.n_layers = n_layers};
+    if (n_layers == 0) {
+        return -EINVAL;
+    }
     made.layer_class = calloc(n_layers, sizeof(*made.layer_class));
     made.layer_offset = calloc(n_layers, sizeof(*made.layer_offset));
     if (made.layer_class == NULL || made.layer_offset == NULL) {
@@ -112,7 +114,10 @@ int kv_layout_init(struct kv_layout *l, const struct kv_layer_desc *layers, uint
         struct kv_class *c = &made.classes[index];
         made.layer_class[i] = (uint32_t)index;
         made.layer_offset[i] = c->block_bytes;
-        c->block_bytes += c->layer_bytes;
+        if (__builtin_add_overflow(c->block_bytes, c->layer_bytes, &c->block_bytes)) {
+            kv_layout_finish(&made);
+            return -EOVERFLOW;
+        }
         c->n_layers++;
     }
     *l = made;

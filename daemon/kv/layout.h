@@ -35,7 +35,8 @@ struct kv_layout {
     uint64_t *layer_offset; /* (n_layers) bytes from the block's start to the layer's part */
 };
 
-/* -ENOTSUP: a type that has no layout; -E2BIG: too many classes; -EOVERFLOW; -ENOMEM. */
+/* -EINVAL: no layer, or dimensions out of range; -ENOTSUP: a type that has no layout; -E2BIG: too
+ * many classes; -EOVERFLOW; -ENOMEM. */
 int kv_layout_init(struct kv_layout *l, const struct kv_layer_desc *layers, uint32_t n_layers);
 void kv_layout_finish(struct kv_layout *l);
 

@@ -24,9 +24,9 @@ void kv_sequence_finish(struct kv_sequence *s)
     memset(s, 0, sizeof(*s));
 }
 
-static uint32_t blocks_for(uint64_t n_tokens)
+static uint64_t blocks_for(uint64_t n_tokens)
 {
-    return (uint32_t)((n_tokens + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS);
+    return n_tokens / GQA_KV_BLOCK_TOKENS + (n_tokens % GQA_KV_BLOCK_TOKENS != 0);
 }
 
 static int list_grow(struct kv_block_list *list, uint32_t n)
@@ -51,7 +51,7 @@ static int list_grow(struct kv_block_list *list, uint32_t n)
 
 int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new)
 {
-    uint32_t n_blocks = blocks_for((uint64_t)s->n_tokens + n_new);
+    uint32_t n_blocks = (uint32_t)blocks_for((uint64_t)s->n_tokens + n_new);
     int rc = 0;
     for (uint32_t c = 0; rc == 0 && c < s->layout->n_classes; c++) {
         struct kv_block_list *list = &s->lists[c];
@@ -94,7 +94,11 @@ uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens
 {
     uint64_t bytes = 0;
     for (uint32_t c = 0; c < layout->n_classes; c++) {
-        bytes += kv_arena_bytes_for(layout->classes[c].block_bytes, blocks_for(n_tokens));
+        uint64_t of_class =
+            kv_arena_bytes_for(layout->classes[c].block_bytes, blocks_for(n_tokens));
+        if (__builtin_add_overflow(bytes, of_class, &bytes)) {
+            return UINT64_MAX;
+        }
     }
     return bytes;
 }

@@ -34,7 +34,8 @@ int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new);
 /* The tokens were written: they count from now on, and blocks before a class's window go back. */
 void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new);
 
-/* Bytes of an arena's bound that a sequence of so many tokens can take. */
+/* Bytes of an arena's bound that a sequence of so many tokens can take; UINT64_MAX where 64 bits do
+ * not hold them. */
 uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens);
 
 #endif

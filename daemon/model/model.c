@@ -1,7 +1,4 @@
-#include "daemon/model/model.h"
-
-#include "daemon/model/pack.h"
-#include "daemon/model/program.h"
+#include "daemon/model/model_internal.h"
 #include "format/types.h"
 
 #include <errno.h>
@@ -12,25 +9,6 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
-
-struct model {
-    atomic_uint refs;
-    char *name, *path;
-    struct gguf *gguf;
-    struct tokenizer *tokenizer;
-    struct model_shape shape;
-    struct kv_layout layout;
-    struct model_program program;
-    struct packed_weights packed;
-    struct backend *backend;   /* owns the program's context */
-    struct backend *attention; /* another one for attention alone, or NULL */
-    void *prepared;            /* the backend's program */
-    uint32_t n_ctx, n_threads;
-    uint64_t n_params;
-    double load_ms;
-    char description[96];
-    char type_name[16];
-};
 
 /* What a load carries along. */
 struct loading {
@@ -56,112 +34,6 @@ static void report(struct loading *l, const char *stage, uint64_t done, uint64_t
     if (l->progress != NULL) {
         l->progress(l->progress_arg, stage, done, total);
     }
-}
-
-/* ---- facts ------------------------------------------------------------------------------------
- */
-
-/* The type that most bytes of the file have, and a sentence for people. */
-static void describe(struct model *m)
-{
-    uint64_t best = 0;
-    const char *best_name = "";
-    for (size_t i = 0; i < gguf_n_tensors(m->gguf); i++) {
-        const struct gguf_tensor *t = gguf_tensor_at(m->gguf, i);
-        uint64_t bytes = 0;
-        for (size_t j = 0; j < gguf_n_tensors(m->gguf); j++) {
-            const struct gguf_tensor *u = gguf_tensor_at(m->gguf, j);
-            bytes += u->type == t->type ? u->bytes : 0;
-        }
-        if (bytes > best) {
-            best = bytes;
-            best_name = fmt_type_info(t->type)->name;
-        }
-        m->n_params += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
-    }
-    snprintf(m->type_name, sizeof(m->type_name), "%s", best_name);
-    double params = (double)m->n_params;
-    bool billions = params >= 1e9;
-    snprintf(m->description, sizeof(m->description), "%s %.2f%s %s", m->shape.arch->name,
-             billions ? params / 1e9 : params / 1e6, billions ? "B" : "M", best_name);
-}
-
-/* Bytes that one decode step reads: packed ones for products, one row of the embeddings. */
-static uint64_t weight_bytes_per_token(const struct model *m)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < m->program.n_weights; i++) {
-        const struct gqa_weight *w = &m->program.weights[i];
-        uint64_t values = w->ne[0] * w->ne[1] * w->ne[2] * w->ne[3];
-        uint64_t as_stored = fmt_type_bytes(fmt_type_info(w->type), values);
-        bool vector = w->n_dims == 1;
-        if (m->program.weight_is_linear[i] || vector) {
-            bytes += w->packed_bytes > 0 ? w->packed_bytes : as_stored;
-        } else {
-            bytes += as_stored / w->ne[1];
-        }
-    }
-    return bytes;
-}
-
-static const char *unit_name(const struct model *m)
-{
-    const char *isa = backend_isa(m->backend);
-    bool quantised = m->packed.bytes > 0;
-    if (strcmp(isa, "avx512") == 0) {
-        return quantised ? "int8-vnni512" : "f32-avx512";
-    }
-    if (strcmp(isa, "avx2") == 0) {
-        return quantised ? "int8-avx2" : "f32-avx2";
-    }
-    return "f32";
-}
-
-void model_facts(const struct model *m, struct model_facts *ret)
-{
-    *ret = (struct model_facts){
-        .path = m->path,
-        .description = m->description,
-        .type_name = m->type_name,
-        .file_bytes = gguf_file_bytes(m->gguf),
-        .n_params = m->n_params,
-        .packed_bytes = m->packed.bytes,
-        .mapped_bytes = gguf_file_bytes(m->gguf),
-        .weight_bytes_per_token = weight_bytes_per_token(m),
-        .flops_per_token = m->program.flops_per_row,
-        .n_ctx = m->n_ctx,
-        .load_ms = m->load_ms,
-        .program_backend = backend_spec(m->backend),
-        .attention_backend = backend_spec(m->attention != NULL ? m->attention : m->backend),
-        .isa = backend_isa(m->backend),
-        .unit = unit_name(m),
-        .n_threads = m->n_threads,
-    };
-}
-
-const char *model_name(const struct model *m)
-{
-    return m->name;
-}
-
-const struct gguf *model_gguf(const struct model *m)
-{
-    return m->gguf;
-}
-
-const struct tokenizer *model_tokenizer(const struct model *m)
-{
-    return m->tokenizer;
-}
-
-const struct model_shape *model_shape(const struct model *m)
-{
-    return &m->shape;
-}
-
-const struct kv_layout *model_kv_layout(const struct model *m)
-{
-    return &m->layout;
 }
 
 /* ---- loading ----------------------------------------------------------------------------------
@@ -352,7 +224,7 @@ int model_load(const struct model_options *options, struct backend_catalogue *ca
         model_unref(m);
         return rc;
     }
-    describe(m);
+    model_facts_init(m);
     m->load_ms = now_ms() - start;
     report(&l, "ready", gguf_file_bytes(m->gguf), gguf_file_bytes(m->gguf));
     *ret = m;
@@ -370,6 +242,21 @@ void model_unref(struct model *m)
     if (m == NULL || atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) > 1) {
         return;
     }
+    if (m->retire != NULL) {
+        m->retire(m->retire_arg, m);
+    } else {
+        model_destroy(m);
+    }
+}
+
+void model_on_last_unref(struct model *m, void (*retire)(void *arg, struct model *m), void *arg)
+{
+    m->retire = retire;
+    m->retire_arg = arg;
+}
+
+void model_destroy(struct model *m)
+{
     if (m->prepared != NULL) {
         backend_program(m->backend)->release(backend_context(m->backend), m->prepared);
     }

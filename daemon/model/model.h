@@ -39,11 +39,18 @@ int model_load(const struct model_options *options, struct backend_catalogue *ca
 struct model *model_ref(struct model *m);
 void model_unref(struct model *m); /* NULL is legal */
 
+/* Who gets the model with its last reference, in the thread that drops it: giving back gigabytes
+ * takes long, and the loop drops references too. It must call model_destroy() in the end. Set once,
+ * by the owner, before the model is shared. */
+void model_on_last_unref(struct model *m, void (*retire)(void *arg, struct model *m), void *arg);
+void model_destroy(struct model *m);
+
 const char *model_name(const struct model *m);
 const struct gguf *model_gguf(const struct model *m);
 const struct tokenizer *model_tokenizer(const struct model *m);
 const struct model_shape *model_shape(const struct model *m);
 const struct kv_layout *model_kv_layout(const struct model *m);
+uint32_t model_n_ctx(const struct model *m);
 
 struct model_facts { /* what model.info tells beyond the shape */
     const char *path, *description, *type_name;

@@ -114,16 +114,21 @@ static int run_job(struct job *job, uint32_t n_threads, uint64_t total,
 }
 
 /* Sums what the backend wants and places every weight in the one mapping to come (as offsets). */
-static uint64_t plan(const struct gqa_program *iface, void *context, struct model_program *program)
+static int plan(const struct gqa_program *iface, void *context, struct model_program *program,
+                uint64_t *ret)
 {
     uint64_t total = 0;
     for (uint32_t i = 0; i < program->n_weights; i++) {
         struct gqa_weight *w = &program->weights[i];
         w->packed_bytes = program->weight_is_linear[i] ? iface->pack_bytes(context, w) : 0;
         w->packed = NULL;
-        total += align_up(w->packed_bytes);
+        if (w->packed_bytes > UINT64_MAX - ALIGN_BYTES ||
+            __builtin_add_overflow(total, align_up(w->packed_bytes), &total)) {
+            return -EOVERFLOW;
+        }
     }
-    return total;
+    *ret = total;
+    return 0;
 }
 
 int packed_weights_init(struct packed_weights *w, struct backend *backend,
@@ -133,7 +138,10 @@ int packed_weights_init(struct packed_weights *w, struct backend *backend,
 {
     const struct gqa_program *iface = backend_program(backend);
     struct packed_weights made = {0};
-    made.bytes = plan(iface, backend_context(backend), program);
+    int rc = plan(iface, backend_context(backend), program, &made.bytes);
+    if (rc < 0) {
+        return rc;
+    }
     if (made.bytes == 0) {
         *w = made;
         return 0;
@@ -156,7 +164,7 @@ int packed_weights_init(struct packed_weights *w, struct backend *backend,
     struct job job = {.iface = iface, .context = backend_context(backend), .cancel = cancel};
     job.n_pieces = cut_pieces(iface, program, NULL, 0);
     job.pieces = calloc(job.n_pieces, sizeof(*job.pieces));
-    int rc = -ENOMEM;
+    rc = -ENOMEM;
     if (job.pieces != NULL) {
         cut_pieces(iface, program, job.pieces, job.n_pieces);
         rc = run_job(&job, n_threads, made.bytes, progress, arg);

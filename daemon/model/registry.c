@@ -12,12 +12,15 @@
 
 #define SUFFIX ".gguf"
 
-/* A model that is loaded or being loaded. Entries are linked in the order of their creation. */
+/* A model that is loaded or being loaded. Entries are linked in the order of their creation. One
+ * whose model was taken out lives until the model's last reference goes; then the loader thread
+ * destroys both, since unmapping and closing may take long. */
 struct entry {
     struct entry *next;
+    struct registry *registry;
     char *name, *path;
     struct model *model;          /* NULL while loading */
-    atomic_bool cancel;         /* set by registry_destroy, read by the loader */
+    atomic_bool cancel;           /* set by registry_destroy, read by the loader */
     struct model_options options; /* strings owned: see copy_options() */
     char *strings[2];             /* backend, attention_backend */
     struct waiter *waiters;
@@ -29,7 +32,7 @@ struct waiter {
     struct registry_load callbacks;
 };
 
-/* The lock guards entries, their waiters and the queue; models are immutable once published. */
+/* The lock guards everything below it; models are immutable once published. */
 struct registry {
     struct registry_options options;
     char **dirs;
@@ -37,8 +40,10 @@ struct registry {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t loader;
-    bool stop;
-    struct entry *entries; /* those with model == NULL and not failed form the loader's queue */
+    bool stop, stopped;    /* the loader shall end; has ended */
+    uint32_t refs;         /* the owner's, and one of every model that is not destroyed yet */
+    struct entry *entries; /* those with model == NULL form the loader's queue */
+    struct entry *retired; /* their models wait for the loader to destroy them */
 };
 
 /* ---- names ------------------------------------------------------------------------------------
@@ -50,7 +55,14 @@ static bool has_suffix(const char *name)
     return bytes > strlen(SUFFIX) && strcmp(name + bytes - strlen(SUFFIX), SUFFIX) == 0;
 }
 
-/* A path is absolute; a plain name has no slash and does not start with a dot. */
+/* A plain name has no slash and does not start with a dot. */
+static bool is_plain_name(const char *name)
+{
+    return name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL &&
+           strlen(name) < sizeof(((struct registry_entry *)NULL)->name);
+}
+
+/* Paths are absolute and become canonical. */
 static int resolve(struct registry *r, const char *name, char path[PATH_MAX], struct fmt_error *err)
 {
     if (name[0] == '/') {
@@ -63,7 +75,7 @@ static int resolve(struct registry *r, const char *name, char path[PATH_MAX], st
         }
         return 0;
     }
-    if (strchr(name, '/') != NULL || name[0] == '.' || name[0] == '\0') {
+    if (!is_plain_name(name)) {
         return fmt_fail(err, -EINVAL, "'%s' is neither a model's name nor an absolute path", name);
     }
     for (size_t i = 0; i < r->n_dirs; i++) {
@@ -106,6 +118,7 @@ static struct entry *find(struct registry *r, const char *name)
 /* ---- entries ----------------------------------------------------------------------------------
  */
 
+/* Its model has been destroyed, or never was. */
 static void entry_destroy(struct entry *e)
 {
     if (e == NULL) {
@@ -116,7 +129,6 @@ static void entry_destroy(struct entry *e)
         e->waiters = w->next;
         free(w);
     }
-    model_unref(e->model);
     free(e->name);
     free(e->path);
     free(e->strings[0]);
@@ -159,6 +171,7 @@ static struct entry *entry_create(struct registry *r, const char *path, const ch
     if (e == NULL) {
         return NULL;
     }
+    e->registry = r;
     e->path = strdup(path);
     e->name = serve_as != NULL ? strdup(serve_as) : base_name(path);
     if (e->path == NULL || e->name == NULL || copy_options(r, options, e) < 0) {
@@ -166,21 +179,6 @@ static struct entry *entry_create(struct registry *r, const char *path, const ch
         return NULL;
     }
     return e;
-}
-
-static int add_waiter(struct entry *e, const struct registry_load *callbacks)
-{
-    struct waiter *w = calloc(1, sizeof(*w));
-    if (w == NULL) {
-        return -ENOMEM;
-    }
-    w->callbacks = *callbacks;
-    struct waiter **end = &e->waiters;
-    while (*end != NULL) {
-        end = &(*end)->next;
-    }
-    *end = w;
-    return 0;
 }
 
 /* ---- the loader thread ------------------------------------------------------------------------
@@ -212,10 +210,55 @@ static void unlink_entry(struct registry *r, struct entry *e)
     *link = e->next;
 }
 
+static void registry_free(struct registry *r)
+{
+    for (size_t i = 0; r->dirs != NULL && i < r->n_dirs; i++) {
+        free(r->dirs[i]);
+    }
+    free(r->dirs);
+    pthread_mutex_destroy(&r->lock);
+    pthread_cond_destroy(&r->wake);
+    free(r);
+}
+
+/* Locked by the caller; unlocks. */
+static void unlock_and_drop(struct registry *r)
+{
+    bool last = --r->refs == 0;
+    pthread_mutex_unlock(&r->lock);
+    if (last) {
+        registry_free(r);
+    }
+}
+
+/* The last reference of a model went, in any thread: the loader takes it from here, or the caller
+ * where the registry has ended. */
+static void on_retired(void *arg, struct model *m)
+{
+    struct entry *e = arg;
+    struct registry *r = e->registry;
+    pthread_mutex_lock(&r->lock);
+    if (!r->stopped) {
+        e->next = r->retired;
+        r->retired = e;
+        pthread_cond_signal(&r->wake);
+        pthread_mutex_unlock(&r->lock);
+        return;
+    }
+    pthread_mutex_unlock(&r->lock);
+    model_destroy(m);
+    entry_destroy(e);
+    pthread_mutex_lock(&r->lock);
+    unlock_and_drop(r);
+}
+
 /* Tells all who waited. Locked: nobody can join the entry in between. */
 static void finish_load(struct registry *r, struct entry *e, struct model *m, int rc,
                         const char *message)
 {
+    if (m != NULL) {
+        model_on_last_unref(m, on_retired, e);
+    }
     while (e->waiters != NULL) {
         struct waiter *w = e->waiters;
         e->waiters = w->next;
@@ -227,6 +270,7 @@ static void finish_load(struct registry *r, struct entry *e, struct model *m, in
         entry_destroy(e);
     } else {
         e->model = m;
+        r->refs++;
     }
 }
 
@@ -239,46 +283,55 @@ static struct entry *next_load(struct registry *r)
     return e;
 }
 
+/* Locked by the caller, and unlocked while it works. */
+static void load_one(struct registry *r, struct entry *e)
+{
+    pthread_mutex_unlock(&r->lock);
+    struct fmt_error err = {""};
+    struct model *m = NULL;
+    struct progress p = {r, e};
+    int rc = model_load(&e->options, r->options.catalogue, r->options.pool, r->options.io,
+                        &e->cancel, on_progress, &p, &m, &err);
+    pthread_mutex_lock(&r->lock);
+    finish_load(r, e, m, rc, err.text);
+}
+
+/* The same. */
+static void destroy_one_retired(struct registry *r)
+{
+    struct entry *e = r->retired;
+    r->retired = e->next;
+    pthread_mutex_unlock(&r->lock);
+    model_destroy(e->model);
+    entry_destroy(e);
+    pthread_mutex_lock(&r->lock);
+    r->refs--; /* never the last: the owner's stays until this thread has ended */
+}
+
 static void *loader_main(void *arg)
 {
     struct registry *r = arg;
-    pthread_mutex_lock(&r->lock);
-    while (!r->stop) {
-        struct entry *e = next_load(r);
-        if (e == NULL) {
-            pthread_cond_wait(&r->wake, &r->lock);
-            continue;
-        }
-        pthread_mutex_unlock(&r->lock);
-        struct fmt_error err = {""};
-        struct model *m = NULL;
-        struct progress p = {r, e};
-        int rc = model_load(&e->options, r->options.catalogue, r->options.pool, r->options.io,
-                            &e->cancel, on_progress, &p, &m, &err);
-        pthread_mutex_lock(&r->lock);
-        finish_load(r, e, m, rc, err.text);
-    }
     struct entry *e;
+    pthread_mutex_lock(&r->lock);
+    while (!r->stop || r->retired != NULL) {
+        if (r->retired != NULL) {
+            destroy_one_retired(r);
+        } else if ((e = next_load(r)) != NULL) {
+            load_one(r, e);
+        } else {
+            pthread_cond_wait(&r->wake, &r->lock);
+        }
+    }
     while ((e = next_load(r)) != NULL) {
         finish_load(r, e, NULL, -ECANCELED, "the daemon is ending");
     }
+    r->stopped = true;
     pthread_mutex_unlock(&r->lock);
     return NULL;
 }
 
 /* ---- interface --------------------------------------------------------------------------------
  */
-
-static void registry_free(struct registry *r)
-{
-    for (size_t i = 0; r->dirs != NULL && i < r->n_dirs; i++) {
-        free(r->dirs[i]);
-    }
-    free(r->dirs);
-    pthread_mutex_destroy(&r->lock);
-    pthread_cond_destroy(&r->wake);
-    free(r);
-}
 
 int registry_create(const struct registry_options *options, struct registry **ret)
 {
@@ -287,6 +340,7 @@ int registry_create(const struct registry_options *options, struct registry **re
         return -ENOMEM;
     }
     r->options = *options;
+    r->refs = 1;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->wake, NULL);
     r->dirs = calloc(options->n_dirs + 1, sizeof(*r->dirs));
@@ -318,49 +372,80 @@ void registry_destroy(struct registry *r)
     pthread_cond_signal(&r->wake);
     pthread_mutex_unlock(&r->lock);
     pthread_join(r->loader, NULL);
+    /* Models that others still use outlive the registry's entry list, and it waits for them. */
     while (r->entries != NULL) {
         struct entry *e = r->entries;
         r->entries = e->next;
-        entry_destroy(e);
+        model_unref(e->model);
     }
-    registry_free(r);
+    pthread_mutex_lock(&r->lock);
+    unlock_and_drop(r);
+}
+
+/* The entry under that name or path, or a new one at the end of the loader's queue. Locked by the
+ * caller. */
+static int join_or_add(struct registry *r, const char *name_or_path, const char *serve_as,
+                       const struct model_options *options, struct entry **ret,
+                       struct fmt_error *err)
+{
+    char path[PATH_MAX];
+    struct entry *same = find(r, serve_as != NULL ? serve_as : name_or_path);
+    if (same != NULL && same->model != NULL) {
+        return fmt_fail(err, -EEXIST, "a model is loaded under the name '%s'", same->name);
+    }
+    int rc = resolve(r, name_or_path, path, err);
+    if (rc < 0) {
+        return rc;
+    }
+    struct entry *e = entry_create(r, path, serve_as, options);
+    if (e == NULL) {
+        return fmt_fail(err, -ENOMEM, "no memory");
+    }
+    same = find(r, e->name);
+    if (same == NULL) {
+        struct entry **end = &r->entries;
+        while (*end != NULL) {
+            end = &(*end)->next;
+        }
+        *end = e;
+        *ret = e;
+        return 0;
+    }
+    entry_destroy(e);
+    if (same->model != NULL || strcmp(same->path, path) != 0) {
+        return fmt_fail(err, -EEXIST, "the name '%s' is taken by %s", same->name, same->path);
+    }
+    *ret = same;
+    return 0;
 }
 
 int registry_load(struct registry *r, const char *name_or_path, const char *serve_as,
                   const struct model_options *options, const struct registry_load *callbacks,
                   struct fmt_error *err)
 {
-    pthread_mutex_lock(&r->lock);
-    struct entry *e = find(r, serve_as != NULL ? serve_as : name_or_path);
-    int rc = 0;
-    if (e != NULL && e->model != NULL) {
-        rc = fmt_fail(err, -EEXIST, "a model is loaded under the name '%s'", e->name);
-    } else if (e == NULL) {
-        char path[PATH_MAX];
-        rc = resolve(r, name_or_path, path, err);
-        if (rc == 0) {
-            e = entry_create(r, path, serve_as, options);
-            struct entry *same = e != NULL ? find(r, e->name) : NULL;
-            if (e == NULL) {
-                rc = fmt_fail(err, -ENOMEM, "no memory");
-            } else if (same != NULL) {
-                rc = fmt_fail(err, -EEXIST, "the name '%s' is taken by %s", e->name, same->path);
-                entry_destroy(e);
-            }
-        }
-        if (rc == 0) {
-            struct entry **end = &r->entries;
-            while (*end != NULL) {
-                end = &(*end)->next;
-            }
-            *end = e;
-        }
+    if (serve_as != NULL && !is_plain_name(serve_as)) {
+        return fmt_fail(err, -EINVAL, "'%.128s' cannot be a model's name", serve_as);
     }
+    struct waiter *w = calloc(1, sizeof(*w));
+    if (w == NULL) {
+        return fmt_fail(err, -ENOMEM, "no memory");
+    }
+    w->callbacks = *callbacks;
+    struct entry *e = NULL;
+    pthread_mutex_lock(&r->lock);
+    int rc = join_or_add(r, name_or_path, serve_as, options, &e, err);
     if (rc == 0) {
-        rc = add_waiter(e, callbacks);
+        struct waiter **end = &e->waiters;
+        while (*end != NULL) {
+            end = &(*end)->next;
+        }
+        *end = w;
         pthread_cond_signal(&r->wake);
     }
     pthread_mutex_unlock(&r->lock);
+    if (rc < 0) {
+        free(w);
+    }
     return rc;
 }
 
@@ -383,7 +468,7 @@ int registry_unload(struct registry *r, const char *name)
     }
     pthread_mutex_unlock(&r->lock);
     if (rc == 0) {
-        entry_destroy(e);
+        model_unref(e->model); /* with the last reference, the entry goes too */
     }
     return rc;
 }
@@ -418,7 +503,35 @@ static int list_add(struct listing *l, const char *name, const char *path,
     return 0;
 }
 
-/* Files of one folder that no entry has. Later parts of split models are not models. */
+/* "NAME-00002-of-00003.gguf": a later part of a split model is no model of its own. */
+static bool is_later_part(const char *name)
+{
+    static const char form[] = "-NNNNN-of-NNNNN";
+    size_t bytes = strlen(name) - strlen(SUFFIX), n = sizeof(form) - 1;
+    if (bytes < n) {
+        return false;
+    }
+    const char *at = name + bytes - n;
+    for (size_t i = 0; i < n; i++) {
+        bool fits = form[i] == 'N' ? at[i] >= '0' && at[i] <= '9' : at[i] == form[i];
+        if (!fits) {
+            return false;
+        }
+    }
+    return strncmp(at, "-00001", 6) != 0;
+}
+
+static bool is_listed(const struct listing *l, const char *name)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        if (strcmp(l->items[i].name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Models of one folder that no entry has; of one name, the first folder's counts. */
 static int list_folder(struct registry *r, const char *dir, struct listing *l)
 {
     DIR *d = opendir(dir);
@@ -427,18 +540,15 @@ static int list_folder(struct registry *r, const char *dir, struct listing *l)
     }
     int rc = 0;
     for (struct dirent *file; rc == 0 && (file = readdir(d)) != NULL;) {
-        const char *split = strstr(file->d_name, "-of-");
-        bool later_part =
-            split != NULL && split - file->d_name >= 6 && strncmp(split - 6, "-00001", 6) != 0;
         char path[PATH_MAX];
         int n = snprintf(path, sizeof(path), "%s/%s", dir, file->d_name);
-        if (!has_suffix(file->d_name) || file->d_name[0] == '.' || later_part || n < 0 ||
-            n >= (int)sizeof(path)) {
+        if (!has_suffix(file->d_name) || file->d_name[0] == '.' || is_later_part(file->d_name) ||
+            n < 0 || n >= (int)sizeof(path)) {
             continue;
         }
         char *name = base_name(path);
         rc = name == NULL ? -ENOMEM : 0;
-        if (rc == 0 && find(r, name) == NULL && find(r, path) == NULL) {
+        if (rc == 0 && find(r, name) == NULL && find(r, path) == NULL && !is_listed(l, name)) {
             rc = list_add(l, name, path, REGISTRY_AVAILABLE, NULL);
         }
         free(name);

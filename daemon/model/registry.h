@@ -2,7 +2,8 @@
  *
  * A name is a file's name in the models folders without ".gguf", an alias from the configuration,
  * or, where paths are allowed (a per-user daemon), an absolute path. Loading happens on the
- * registry's loader thread, one model at a time, in the order asked for.
+ * registry's loader thread, one model at a time, in the order asked for. The same thread destroys
+ * models whose last reference was dropped, so that nobody else waits for that.
  *
  * All functions are for the loop thread, except that callbacks run on the loader thread: they must
  * only hand the news to the loop. */
@@ -26,7 +27,9 @@ struct registry_options {
 enum registry_state { REGISTRY_AVAILABLE, REGISTRY_LOADING, REGISTRY_LOADED };
 
 int registry_create(const struct registry_options *options, struct registry **ret);
-void registry_destroy(struct registry *r); /* cancels loads; drops its references */
+/* Cancels loads and drops its references. Models that others still hold are destroyed by whoever
+ * drops them last; until then the registry's options (catalogue, pool) must live. */
+void registry_destroy(struct registry *r);
 
 /* One load as the caller asked for it; owned by the registry, valid inside the callbacks only. */
 struct registry_load {

@@ -121,7 +121,8 @@ static void read_f32(struct reader *r, const char *suffix, bool required, float 
 }
 
 /* One number, or an array of equal ones: per-layer head counts that differ are refused. */
-static void read_u32_or_equal(struct reader *r, const char *suffix, uint32_t max, uint32_t *value)
+static void read_u32_or_equal(struct reader *r, const char *suffix, uint32_t n_layers, uint32_t max,
+                              uint32_t *value)
 {
     char key[KEY_BYTES];
     arch_key(r, suffix, key);
@@ -132,9 +133,9 @@ static void read_u32_or_equal(struct reader *r, const char *suffix, uint32_t max
         return;
     }
     int32_t items[MAX_LAYERS];
-    if (count == 0 || count > MAX_LAYERS || gguf_get_i32s(r->g, key, items, count) < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of 1..%u integers",
-                         gguf_path(r->g), key, MAX_LAYERS);
+    if (count != n_layers || gguf_get_i32s(r->g, key, items, count) < 0) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of %u integers",
+                         gguf_path(r->g), key, n_layers);
         return;
     }
     for (uint64_t i = 0; i < count; i++) {
@@ -202,16 +203,16 @@ static void read_rope(struct reader *r, struct model_shape *s)
     s->yarn_beta_fast = 32;
     s->yarn_beta_slow = 1;
     read_u32(r, "rope.dimension_count", false, 2, s->k_dim, &s->n_rot);
-    read_f32(r, "rope.freq_base", false, 1, 1e12f, &s->rope_base);
+    read_f32(r, "rope.freq_base", false, 2, 1e12f, &s->rope_base);
     read_f32(r, "rope.scale_linear", false, 1e-3f, 1e6f, &s->rope_factor);
-    if (s->rope_factor != 1) {
-        s->rope_scaling = ROPE_SCALING_LINEAR;
-    }
     read_f32(r, "rope.scaling.factor", false, 1e-3f, 1e6f, &s->rope_factor);
+    if (s->rope_factor != 1) {
+        s->rope_scaling = ROPE_SCALING_LINEAR; /* a factor without a type */
+    }
     read_f32(r, "rope.scaling.attn_factor", false, 1e-3f, 1e3f, &s->rope_attn_factor);
     read_u32(r, "rope.scaling.original_context_length", false, 1, MAX_CTX, &s->rope_n_ctx_orig);
-    read_f32(r, "rope.scaling.yarn_beta_fast", false, 0, 1e6f, &s->yarn_beta_fast);
-    read_f32(r, "rope.scaling.yarn_beta_slow", false, 0, 1e6f, &s->yarn_beta_slow);
+    read_f32(r, "rope.scaling.yarn_beta_fast", false, 1e-3f, 1e6f, &s->yarn_beta_fast);
+    read_f32(r, "rope.scaling.yarn_beta_slow", false, 1e-3f, 1e6f, &s->yarn_beta_slow);
     if (r->rc == 0 && s->n_rot % 2 != 0) {
         r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.rope.dimension_count is %u, must be even",
                          gguf_path(r->g), r->arch, s->n_rot);
@@ -219,7 +220,12 @@ static void read_rope(struct reader *r, struct model_shape *s)
     char key[KEY_BYTES];
     struct gguf_string type;
     arch_key(r, "rope.scaling.type", key);
-    if (r->rc < 0 || gguf_get_string(r->g, key, &type) < 0) {
+    int rc = r->rc < 0 ? r->rc : gguf_get_string(r->g, key, &type);
+    if (r->rc < 0 || rc == -ENOENT) {
+        return;
+    }
+    if (rc < 0) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a string", gguf_path(r->g), key);
         return;
     }
     static const struct {
@@ -268,8 +274,8 @@ static void read_sizes(struct reader *r, struct model_shape *s)
     read_u32(r, "context_length", true, 1, MAX_CTX, &s->n_ctx_train);
     read_u32(r, "attention.head_count", true, 1, MAX_HEADS, &s->n_heads);
     s->n_kv_heads = s->n_heads;
-    read_u32_or_equal(r, "attention.head_count_kv", MAX_HEADS, &s->n_kv_heads);
-    read_u32_or_equal(r, "feed_forward_length", MAX_FF, &s->n_ff);
+    read_u32_or_equal(r, "attention.head_count_kv", s->n_layers, MAX_HEADS, &s->n_kv_heads);
+    read_u32_or_equal(r, "feed_forward_length", s->n_layers, MAX_FF, &s->n_ff);
     read_f32(r, "attention.layer_norm_rms_epsilon", true, 0, 1, &s->norm_eps);
     if (r->rc < 0) {
         return;
@@ -295,6 +301,22 @@ static void read_sizes(struct reader *r, struct model_shape *s)
     read_u32(r, "attention.sliding_window", false, 0, MAX_CTX, &s->window);
 }
 
+/* Attention looks back only. */
+static void check_causal(struct reader *r)
+{
+    char key[KEY_BYTES];
+    bool causal = true;
+    arch_key(r, "attention.causal", key);
+    int rc = r->rc < 0 ? r->rc : gguf_get_bool(r->g, key, &causal);
+    if (r->rc == 0 && rc < 0 && rc != -ENOENT) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a bool", gguf_path(r->g), key);
+    } else if (r->rc == 0 && !causal) {
+        r->rc = fmt_fail(r->err, -ENOTSUP,
+                         "%s: key %s is false: attention in both directions is not supported",
+                         gguf_path(r->g), key);
+    }
+}
+
 int model_shape_read(const struct gguf *g, struct model_shape *ret, struct fmt_error *err)
 {
     struct model_shape s = {0};
@@ -306,6 +328,7 @@ int model_shape_read(const struct gguf *g, struct model_shape *ret, struct fmt_e
     struct reader r = {.g = g, .arch = s.arch->name, .err = err};
     uint32_t n_experts = 0;
     read_u32(&r, "expert_count", false, 0, UINT32_MAX, &n_experts);
+    check_causal(&r);
     if (r.rc == 0 && n_experts > 0) {
         return fmt_fail(err, -ENOTSUP, "%s: key %s.expert_count is %u: experts are not supported",
                         gguf_path(g), s.arch->name, n_experts);

@@ -23,15 +23,16 @@ struct engine {
 
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    bool stop, draining, kicked;
+    atomic_bool stop; /* written under the lock */
+    bool draining, kicked;
     struct request *queue, **queue_end;
     uint32_t n_waiting, n_running;
     struct sequence *running; /* oldest first */
     struct request_event *events, **events_end;
 
     /* The engine thread's own. */
-    struct model *last_model; /* compared, never followed */
     uint64_t bytes_committed; /* of the arena's bound, by admitted sequences */
+    uint64_t turn;            /* counts steps, for the order of models */
 
     /* Written by the engine thread, read by the loop. */
     _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;
@@ -114,6 +115,7 @@ static void retire(struct engine *e, struct sequence *s)
 {
     struct request *r = s->request;
     if (publish_rest(&e->publisher, s) < 0) {
+        r->finish = FINISH_NONE; /* its text is not whole: whatever ended it, this is an error */
         request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
     }
     fill_timings(s);
@@ -154,6 +156,7 @@ static int start_sequence(struct engine *e, struct request *r, uint64_t bytes)
         return rc;
     }
     s->bytes_committed = bytes;
+    s->last_turn = e->turn;
     s->started_ns = now_ns();
     r->n_prompt = (uint32_t)r->n_tokens;
     e->bytes_committed += bytes;
@@ -178,7 +181,8 @@ static struct request *take_admissible(struct engine *e, uint64_t *ret_bytes)
         uint64_t bytes = sequence_bytes_needed(r);
         uint64_t bytes_max = e->options.kv_bytes_max;
         bool ended = e->stop || atomic_load(&r->cancelled) || bytes > bytes_max;
-        bool fits = e->n_running < e->options.n_parallel && e->bytes_committed + bytes <= bytes_max;
+        bool fits = e->n_running < e->options.n_parallel && bytes <= bytes_max &&
+                    e->bytes_committed <= bytes_max - bytes;
         if (ended || fits) {
             e->queue = r->next;
             e->queue_end = e->queue == NULL ? &e->queue : e->queue_end;
@@ -249,30 +253,57 @@ static void drop_cancelled(struct engine *e)
 /* ---- steps -------------------------------------------------------------------------------------
  */
 
+/* The sequence waits for blocks that others give back. Admission counts what every sequence can
+ * come to need, but a slab that holds blocks of several can be reused for its own size only. */
 static void on_no_memory(void *arg, struct sequence *s)
 {
-    request_fail(s->request, PROTO_E_NO_MEMORY, "no memory for a block of the KV cache");
+    s->starved = true;
 }
 
-/* The model of the next step: they take turns, oldest sequences first. */
-static struct model *choose_model(struct engine *e)
+/* The sequence whose model has waited longest, or NULL when none can run. Models take turns. */
+static struct sequence *choose_sequence(struct engine *e)
 {
-    struct model *first = NULL;
-    bool passed = false;
+    struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        struct model *m = s->request->model;
-        if (sequence_is_paused(s)) {
-            continue;
+        bool can_run = !s->starved && !sequence_is_paused(s);
+        if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
+            chosen = s;
         }
-        if (first == NULL) {
-            first = m;
-        }
-        if (passed && m != e->last_model) {
-            return m;
-        }
-        passed = passed || m == e->last_model;
     }
-    return first;
+    return chosen;
+}
+
+/* Forms the next batch. False when nothing can run; where that is for want of memory alone, the
+ * youngest gives way, so that the others get on. */
+static bool form(struct engine *e, bool *ret_failed_one)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        s->starved = false;
+    }
+    for (struct sequence *s; (s = choose_sequence(e)) != NULL;) {
+        if (batch_form(&e->batch, s->request->model, e->running, on_no_memory, e) > 0) {
+            return true;
+        }
+        s->starved = true; /* as all of its model that could run */
+    }
+    struct sequence *youngest = NULL;
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        youngest = s->starved ? s : youngest;
+    }
+    if (youngest != NULL) {
+        request_fail(youngest->request, PROTO_E_NO_MEMORY, "no memory for a block of the KV cache");
+    }
+    *ret_failed_one = youngest != NULL;
+    return false;
+}
+
+/* The model's next turn comes after every other's. */
+static void count_turn(struct engine *e, const struct model *model)
+{
+    e->turn++;
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        s->last_turn = s->request->model == model ? e->turn : s->last_turn;
+    }
 }
 
 /* What one member makes of its part of the step's logits. */
@@ -304,24 +335,21 @@ static void publish_member(struct engine *e, struct sequence *s, const float *lo
     }
 }
 
-/* One step of one model. False when nothing can run. */
+/* One step of one model. False when there is nothing to do. */
 static bool step(struct engine *e)
 {
-    struct model *model = choose_model(e);
-    if (model == NULL) {
-        return false;
+    bool failed_one = false;
+    if (!form(e, &failed_one)) {
+        return failed_one; /* it is retired, and its blocks may do for another */
     }
     struct batch *b = &e->batch;
-    if (batch_form(b, model, e->running, on_no_memory, e) == 0) {
-        return true; /* sequences without memory have failed: retire them and look again */
-    }
+    count_turn(e, b->model);
     uint64_t start = now_ns();
     atomic_store(&e->step_started_ns, start);
     const float *logits = NULL;
     int rc = batch_run(b, &logits);
     uint64_t end = now_ns();
     atomic_store(&e->step_started_ns, 0);
-    e->last_model = model;
     atomic_fetch_add(&e->n_steps, 1);
     atomic_fetch_add(&e->step_ns_total, end - start);
     for (uint32_t i = 0; i < b->n_seqs; i++) {
@@ -349,10 +377,10 @@ static bool wait_for_work(struct engine *e, bool busy)
     if (published) {
         e->options.notify(e->options.notify_arg);
     }
-    pthread_mutex_lock(&e->lock);
     if (!busy && e->running == NULL) {
-        kv_arena_trim(e->arena);
+        kv_arena_trim(e->arena); /* without the lock: giving back gigabytes takes time */
     }
+    pthread_mutex_lock(&e->lock);
     while (!busy && !e->kicked && !e->stop) {
         pthread_cond_wait(&e->wake, &e->lock);
     }
@@ -389,6 +417,10 @@ int engine_create(const struct engine_options *options, struct engine **ret)
         return -ENOMEM;
     }
     e->options = *options;
+    /* Every sequence that generates has a row in every step of its model. */
+    if (e->options.n_parallel > options->n_batch) {
+        e->options.n_parallel = options->n_batch;
+    }
     e->publisher = (struct publisher){emit, e};
     e->queue_end = &e->queue;
     e->events_end = &e->events;

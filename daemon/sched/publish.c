@@ -49,9 +49,7 @@ static void finish(struct request *r, enum request_finish how)
 static void check_limits(struct sequence *s, uint64_t now_ns)
 {
     struct request *r = s->request;
-    struct model_facts facts;
-    model_facts(r->model, &facts);
-    if (r->n_generated >= r->n_predict || s->n_tokens >= facts.n_ctx) {
+    if (r->n_generated >= r->n_predict || s->n_tokens >= model_n_ctx(r->model)) {
         finish(r, FINISH_LENGTH);
     } else if (r->t_max_predict_ms > 0 &&
                now_ns - s->prompt_done_ns > (uint64_t)r->t_max_predict_ms * 1000000u) {

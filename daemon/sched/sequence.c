@@ -6,13 +6,12 @@
 
 uint64_t sequence_bytes_needed(const struct request *r)
 {
-    struct model_facts facts;
-    model_facts(r->model, &facts);
+    uint32_t n_ctx = model_n_ctx(r->model);
     uint64_t n_tokens = r->n_tokens;
     if (r->kind == REQUEST_GENERATE) {
         n_tokens += r->n_predict;
     }
-    n_tokens = n_tokens < facts.n_ctx ? n_tokens : facts.n_ctx;
+    n_tokens = n_tokens < n_ctx ? n_tokens : n_ctx;
     return kv_sequence_bytes_for(model_kv_layout(r->model), n_tokens);
 }
 

@@ -18,6 +18,8 @@ struct sequence {
     int32_t *tokens;
     size_t n_tokens, capacity;
     uint64_t bytes_committed; /* of the arena's bound */
+    uint64_t last_turn;       /* the step in which its model ran last */
+    bool starved;             /* there was no memory for its next block */
 
     /* Of the step in progress. */
     uint32_t step_rows, step_first_row;

@@ -4,19 +4,24 @@
  *   gqa-plugin-check PLUGIN.so            for people: a line per problem
  *   gqa-plugin-check --report PLUGIN.so   for the daemon: key=value lines
  *
- * Exit status: 0 usable or not (usable=...), 1 wrong results or a broken plugin, 64 usage. */
+ * The report ends with verdict=...: a plugin that ends the process leaves it out. What the plugin
+ * itself prints goes to standard error. Exit status: 0 usable or not (usable=...), 1 wrong results
+ * or a broken plugin, 64 usage. */
 #include "plugins/cpu/attention.h"
 #include "tools/plugin-check/problem.h"
 
 #include <argp.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 /* A plugin may convert or reorder in float32: every output is a weighted mean of values in -1..1,
  * summed over at most 502 tokens with about 1e-7 relative error a step. 5e-4 leaves room for fast
@@ -28,6 +33,9 @@ struct arguments {
     const char *path;
     const char *options;
 };
+
+/* Standard output as it was given; the plugin's own words go elsewhere. */
+static FILE *out;
 
 /* ---- a host of one thread -----------------------------------------------------------------------
  */
@@ -154,11 +162,11 @@ static int run_problems(const struct arguments *a, const struct gqa_attention *a
         worst = error > worst ? error : worst;
         n_right += rc == 1;
         if (!a->report) {
-            printf("%-40s %s  %.3g\n", problem_at(i)->name,
-                   rc < 0    ? "WRONG"
-                   : rc == 0 ? "not supported"
-                             : "ok",
-                   (double)error);
+            fprintf(out, "%-40s %s  %.3g\n", problem_at(i)->name,
+                    rc < 0    ? "WRONG"
+                    : rc == 0 ? "not supported"
+                              : "ok",
+                    (double)error);
         }
     }
     cpu_attention_destroy(truth);
@@ -168,7 +176,7 @@ static int run_problems(const struct arguments *a, const struct gqa_attention *a
         rc = -ENOTSUP;
     }
     if (rc >= 0) {
-        printf("selftest=%u problems, largest difference %.3g\n", n_right, (double)worst);
+        fprintf(out, "selftest=%u problems, largest difference %.3g\n", n_right, (double)worst);
     }
     return rc < 0 ? rc : 0;
 }
@@ -186,11 +194,13 @@ static int check_open(const struct arguments *a, const struct gqa_plugin *plugin
     }
     const struct gqa_attention *attention = plugin->get_interface(context, GQA_ATTENTION_0);
     const struct gqa_program *program = plugin->get_interface(context, GQA_PROGRAM_0);
-    if (attention == NULL || attention->struct_size < sizeof(*attention)) {
+    if (attention == NULL || attention->struct_size < sizeof(*attention) ||
+        attention->supports == NULL || attention->append == NULL || attention->attend == NULL) {
         snprintf(reason->text, sizeof(reason->text), "it has no complete %s", GQA_ATTENTION_0);
         rc = -ENOEXEC;
     } else {
-        printf("interfaces=%s%s\n", GQA_ATTENTION_0, program != NULL ? "," GQA_PROGRAM_0 : "");
+        fprintf(out, "interfaces=%s%s\n", GQA_ATTENTION_0,
+                program != NULL ? "," GQA_PROGRAM_0 : "");
         rc = run_problems(a, attention, context, reason);
     }
     plugin->close(context);
@@ -213,19 +223,19 @@ static int check_plugin(const struct arguments *a, struct gqa_reason *reason)
                  GQA_PLUGIN_SYMBOL, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR);
         return -ENOEXEC;
     }
-    printf("name=%s\nversion=%s\nbuild=%s\n", plugin->name,
-           plugin->version != NULL ? plugin->version : "",
-           plugin->build != NULL ? plugin->build : "");
+    fprintf(out, "name=%s\nversion=%s\nbuild=%s\n", plugin->name,
+            plugin->version != NULL ? plugin->version : "",
+            plugin->build != NULL ? plugin->build : "");
     struct gqa_probe probe = {.struct_size = sizeof(probe)};
     int rc = plugin->probe(&probe);
     if (rc < 0) {
         snprintf(reason->text, sizeof(reason->text), "probe failed: %s", strerror(-rc));
         return rc;
     }
-    printf("usable=%u\nscore=%u\ndevices=%u\nisa=%.63s\nisas=%.191s\ndevice=%.127s\n", probe.usable,
-           probe.score, probe.n_devices, probe.isa, probe.isas, probe.device);
+    fprintf(out, "usable=%u\nscore=%u\ndevices=%u\nisa=%.63s\nisas=%.191s\ndevice=%.127s\n",
+            probe.usable, probe.score, probe.n_devices, probe.isa, probe.isas, probe.device);
     if (!probe.usable) {
-        printf("reason=%.255s\n", probe.reason);
+        fprintf(out, "reason=%.255s\n", probe.reason);
         return 0;
     }
     return check_open(a, plugin, reason);
@@ -260,6 +270,19 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
+/* No core of a plugin's crash, and no line of its own in the report. */
+static int open_output(void)
+{
+    const struct rlimit none = {0, 0};
+    setrlimit(RLIMIT_CORE, &none);
+    int fd = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 10);
+    if (fd < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0) {
+        return -errno;
+    }
+    out = fdopen(fd, "w");
+    return out == NULL ? -errno : 0;
+}
+
 int main(int argc, char **argv)
 {
     static const struct argp_option options[] = {
@@ -277,13 +300,21 @@ int main(int argc, char **argv)
     argp_err_exit_status = EX_USAGE;
     argp_parse(&parser, argc, argv, 0, NULL, &a);
     struct gqa_reason reason = {""};
+    if (open_output() < 0) {
+        fprintf(stderr, "gqa-plugin-check: standard output: %s\n", strerror(errno));
+        return EX_OSERR;
+    }
     int rc = check_plugin(&a, &reason);
     if (rc < 0) {
-        printf("reason=%s\n", reason.text);
+        for (char *c = reason.text; *c != '\0'; c++) {
+            *c = *c == '\n' ? ' ' : *c; /* one line of the report */
+        }
+        fprintf(out, "reason=%s\n", reason.text);
         if (!a.report) {
             fprintf(stderr, "gqa-plugin-check: %s: %s\n", a.path, reason.text);
         }
-        return EXIT_FAILURE;
     }
-    return EXIT_SUCCESS;
+    fprintf(out, "verdict=%s\n", rc < 0 ? "refused" : "done");
+    bool told = fclose(out) == 0;
+    return rc < 0 || !told ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -1,0 +1,129 @@
+/* daemon/model/model_facts.c - what a loaded model tells about itself. */
+#include "daemon/model/model_internal.h"
+#include "format/types.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static uint64_t bytes_of_type(const struct gguf *g, uint32_t type)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        bytes += t->type == type ? t->bytes : 0;
+    }
+    return bytes;
+}
+
+/* The type that most bytes of the file have, and a sentence for people. */
+static void describe(struct model *m)
+{
+    uint64_t best = 0;
+    const char *best_name = "";
+    const struct fmt_type_info *type;
+    for (size_t i = 0; (type = fmt_type_at(i)) != NULL; i++) {
+        uint64_t bytes = bytes_of_type(m->gguf, type->type);
+        if (bytes > best) {
+            best = bytes;
+            best_name = type->name;
+        }
+    }
+    for (size_t i = 0; i < gguf_n_tensors(m->gguf); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(m->gguf, i);
+        m->n_params += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+    }
+    snprintf(m->type_name, sizeof(m->type_name), "%s", best_name);
+    double params = (double)m->n_params;
+    bool billions = params >= 1e9;
+    snprintf(m->description, sizeof(m->description), "%s %.2f%s %s", m->shape.arch->name,
+             billions ? params / 1e9 : params / 1e6, billions ? "B" : "M", best_name);
+}
+
+/* Bytes that one decode step reads: packed ones for products, one row of the embeddings. */
+static uint64_t weight_bytes_per_token(const struct model *m)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < m->program.n_weights; i++) {
+        const struct gqa_weight *w = &m->program.weights[i];
+        uint64_t values = w->ne[0] * w->ne[1] * w->ne[2] * w->ne[3];
+        uint64_t as_stored = fmt_type_bytes(fmt_type_info(w->type), values);
+        bool vector = w->n_dims == 1;
+        if (m->program.weight_is_linear[i] || vector) {
+            bytes += w->packed_bytes > 0 ? w->packed_bytes : as_stored;
+        } else {
+            bytes += as_stored / w->ne[1];
+        }
+    }
+    return bytes;
+}
+
+static const char *unit_name(const struct model *m)
+{
+    const char *isa = backend_isa(m->backend);
+    bool quantised = m->packed.bytes > 0;
+    if (strcmp(isa, "avx512") == 0) {
+        return quantised ? "int8-vnni512" : "f32-avx512";
+    }
+    if (strcmp(isa, "avx2") == 0) {
+        return quantised ? "int8-avx2" : "f32-avx2";
+    }
+    return "f32";
+}
+
+void model_facts_init(struct model *m)
+{
+    describe(m);
+    m->weight_bytes_per_token = weight_bytes_per_token(m);
+}
+
+void model_facts(const struct model *m, struct model_facts *ret)
+{
+    *ret = (struct model_facts){
+        .path = m->path,
+        .description = m->description,
+        .type_name = m->type_name,
+        .file_bytes = gguf_file_bytes(m->gguf),
+        .n_params = m->n_params,
+        .packed_bytes = m->packed.bytes,
+        .mapped_bytes = gguf_file_bytes(m->gguf),
+        .weight_bytes_per_token = m->weight_bytes_per_token,
+        .flops_per_token = m->program.flops_per_row,
+        .n_ctx = m->n_ctx,
+        .load_ms = m->load_ms,
+        .program_backend = backend_spec(m->backend),
+        .attention_backend = backend_spec(m->attention != NULL ? m->attention : m->backend),
+        .isa = backend_isa(m->backend),
+        .unit = unit_name(m),
+        .n_threads = m->n_threads,
+    };
+}
+
+const char *model_name(const struct model *m)
+{
+    return m->name;
+}
+
+const struct gguf *model_gguf(const struct model *m)
+{
+    return m->gguf;
+}
+
+const struct tokenizer *model_tokenizer(const struct model *m)
+{
+    return m->tokenizer;
+}
+
+const struct model_shape *model_shape(const struct model *m)
+{
+    return &m->shape;
+}
+
+const struct kv_layout *model_kv_layout(const struct model *m)
+{
+    return &m->layout;
+}
+
+uint32_t model_n_ctx(const struct model *m)
+{
+    return m->n_ctx;
+}
