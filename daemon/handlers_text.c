@@ -2,7 +2,6 @@
 #include "daemon/handlers_internal.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -36,11 +35,11 @@ static bool check_prompt(struct call *call)
 {
     struct prompt_params p = prompt_of(call);
     if (p.has_prompt == p.has_tokens) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "prompt, tokens: give exactly one of them");
+        call_fail(call, PROTO_E_INVALID_PARAMS, "give exactly one of 'prompt' and 'tokens'");
         return false;
     }
     if (p.has_tokens && p.tokens.count == 0) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "tokens: at least one is needed");
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'tokens' needs at least one");
         return false;
     }
     return true;
@@ -76,7 +75,7 @@ static bool check_context(struct call *call, uint32_t n_more)
     struct model_facts facts;
     model_facts(call->model, &facts);
     if (call->n_tokens == 0) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "prompt: gives no token");
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'prompt' gives no token");
         return false;
     }
     if (call->n_tokens + n_more > facts.n_ctx) {
@@ -141,24 +140,16 @@ static bool check_generate(struct call *call)
     if (p->has_max_tokens) {
         if (p->has_n_predict && p->n_predict != p->max_tokens) {
             call_fail(call, PROTO_E_INVALID_PARAMS,
-                      "max_tokens: another name of n_predict, and they differ: %u and %u",
+                      "'max_tokens' is another name of 'n_predict', and they differ: %u and %u",
                       p->max_tokens, p->n_predict);
             return false;
         }
         p->n_predict = p->max_tokens;
     }
-    for (size_t i = 0; i < p->stop.count; i++) {
-        size_t bytes = p->stop.items[i].bytes;
-        if (bytes == 0 || bytes > PROTO_STOP_BYTES_MAX) {
-            call_fail(call, PROTO_E_INVALID_PARAMS, "stop[%zu]: has %zu bytes, must have 1 to %u",
-                      i, bytes, PROTO_STOP_BYTES_MAX);
-            return false;
-        }
-    }
     uint64_t probs_bytes = (uint64_t)p->n_predict * (p->n_probs + 1) * PACKED_PROB_BYTES;
     if (!p->stream && p->n_probs > 0 && probs_bytes > COLLECTED_BYTES_MAX) {
         call_fail(call, PROTO_E_INVALID_PARAMS,
-                  "n_probs: with n_predict %u the result would not fit a message; use stream",
+                  "'n_probs': with 'n_predict' %u the result would not fit a message; use 'stream'",
                   p->n_predict);
         return false;
     }
@@ -173,13 +164,8 @@ static bool check_biases(struct call *call)
         const struct proto_bias *b = &biases.items[i];
         if (b->token < 0 || (uint32_t)b->token >= n_vocab) {
             call_fail(call, PROTO_E_INVALID_PARAMS,
-                      "logit_bias[%zu]: %d is no token id; the vocabulary has 0 to %u", i, b->token,
-                      n_vocab - 1);
-            return false;
-        }
-        if (isnan(b->bias) || (isinf(b->bias) && b->bias > 0)) {
-            call_fail(call, PROTO_E_INVALID_PARAMS,
-                      "logit_bias[%zu]: the bias must be a number or -inf", i);
+                      "'logit_bias', item %zu: %d is no token id; the vocabulary has 0 to %u", i,
+                      b->token, n_vocab - 1);
             return false;
         }
     }
@@ -289,7 +275,7 @@ static void logits_submit(struct call *call)
         return;
     }
     if (p->first_row >= call->n_tokens) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "first_row: %u, but the prompt has %zu tokens",
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'first_row' is %u; the prompt has %zu tokens",
                   p->first_row, call->n_tokens);
         return;
     }

@@ -31,8 +31,8 @@ static void encode_done(struct task *t)
     if (call_is_stopped(call)) {
         call_fail_cancelled(call);
     } else if (rc == -E2BIG) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "%s: gives more than %u tokens", call->encode.field,
-                  PROTO_TOKENS_MAX);
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'%s' gives more than %u tokens",
+                  call->encode.field, PROTO_TOKENS_MAX);
     } else if (rc == -ENOMEM) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory to encode a text of %zu bytes",
                   call->encode.text.bytes);
@@ -60,7 +60,7 @@ bool call_check_tokens(struct call *call, const char *field, struct proto_tokens
     for (size_t i = 0; i < tokens.count; i++) {
         if (tokens.ids[i] < 0 || (uint32_t)tokens.ids[i] >= n_vocab) {
             call_fail(call, PROTO_E_INVALID_PARAMS,
-                      "%s[%zu]: %d is no token id; the vocabulary has 0 to %u", field, i,
+                      "'%s', item %zu: %d is no token id; the vocabulary has 0 to %u", field, i,
                       tokens.ids[i], n_vocab - 1);
             return false;
         }
@@ -119,7 +119,7 @@ static void decode_done(struct task *t)
                   "the tokens cannot be decoded: %s", strerror(-rc));
     } else if (call->text_bytes > DETOKENIZED_BYTES_MAX) {
         call_fail(call, PROTO_E_INVALID_PARAMS,
-                  "tokens: their text has %zu bytes, and a message %u at most", call->text_bytes,
+                  "'tokens': their text has %zu bytes; a message has %u at most", call->text_bytes,
                   PROTO_FRAME_BYTES_MAX);
     } else {
         struct ipc_buffer *b = call_begin_result(call);

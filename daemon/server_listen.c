@@ -223,24 +223,21 @@ static int clear_stale(const struct sockaddr_un *address)
     return unlink(address->sun_path) < 0 ? -errno : 0;
 }
 
-static int give_to_group(const struct config *c, const char *path)
+/* Whose socket it is: the user's alone, or the group's as well. */
+static int set_mode(const struct config *c, const char *path)
 {
-    if (c->user_mode) {
-        return 0;
-    }
-    const struct group *g = c->group[0] ? getgrnam(c->group) : NULL;
-    if (!g) {
+    const struct group *g = !c->user_mode && c->group[0] ? getgrnam(c->group) : NULL;
+    if (!c->user_mode && !g) {
         log_warning("group '%s' does not exist: only root and the daemon's user may connect",
                     c->group);
-        return 0;
     }
-    if (chown(path, (uid_t)-1, g->gr_gid) < 0 || chmod(path, 0660) < 0) {
+    if (g && chown(path, (uid_t)-1, g->gr_gid) < 0) {
         return -errno;
     }
-    return 0;
+    return chmod(path, g ? 0660 : 0600) < 0 ? -errno : 0;
 }
 
-/* umask is 0077 since main(): the socket is private until it is given to its group. */
+/* umask is 0077 since main(): the socket is private until its mode is set. */
 static int bind_and_listen(struct server *s, const struct sockaddr_un *address, int *ret)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -250,7 +247,7 @@ static int bind_and_listen(struct server *s, const struct sockaddr_un *address, 
     int rc = bind(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 ? -errno : 0;
     if (rc == 0) {
         s->owns_socket = lstat(address->sun_path, &s->socket_stat) == 0;
-        rc = give_to_group(s->config, address->sun_path);
+        rc = set_mode(s->config, address->sun_path);
     }
     if (rc == 0 && listen(fd, SERVER_BACKLOG) < 0) {
         rc = -errno;

@@ -50,6 +50,7 @@ static int make_catalogue(struct parts *p, const struct config *c)
 
 static int make_registry(struct parts *p, const struct config *c)
 {
+    uint32_t max_out_rows = engine_max_out_rows(c->parallel);
     const struct registry_options options = {
         .dirs = (const char *const *)c->models_dir.items,
         .n_dirs = c->models_dir.count,
@@ -61,7 +62,7 @@ static int make_registry(struct parts *p, const struct config *c)
                      .k_type = c->cache_type_k,
                      .v_type = c->cache_type_v,
                      .max_batch_rows = c->batch_size,
-                     .max_out_rows = engine_max_out_rows(c->parallel),
+                     .max_out_rows = max_out_rows < c->batch_size ? max_out_rows : c->batch_size,
                      .backend = c->backend[0] ? c->backend : NULL,
                      .attention_backend = c->attention[0] ? c->attention : NULL}};
     return registry_create(&options, &p->registry);

@@ -1,0 +1,336 @@
+"""Every method of the protocol against the real daemon, as a well-behaved client sees it."""
+import math
+import os
+import struct
+
+import wire
+from harness import DaemonCase, main
+
+PROMPT = [1, 40, 41, 42, 43, 44]
+
+
+class Basics(DaemonCase):
+    def test_hello_agrees_on_the_version_and_tells_who_we_are(self):
+        r = self.client.call("gqa.hello", {"client": "test 1", "version_min": 1, "version_max": 9})
+        self.assertEqual((r["server"], r["protocol"], r["uid"], r["admin"]), ("gqad", 1, os.geteuid(), True))
+        self.assertEqual(r["limits"]["frame_bytes"], 16 << 20)
+        self.assertIn("stream", r["features"])
+
+    def test_hello_refuses_a_future_client(self):
+        self.refused("VERSION", "gqa.hello", {"version_min": 7, "version_max": 9}, "7", "9")
+
+    def test_ping(self):
+        self.assertEqual(self.client.call("gqa.ping"), {})
+
+    def test_api_info_lists_the_table(self):
+        r = self.client.call("gqa.api_info")
+        methods = {m["name"]: m for m in r["methods"]}
+        self.assertEqual(methods["model.load"]["access"], "admin")
+        fields = {f["name"]: f for f in methods["text.generate"]["params"]}
+        self.assertEqual((fields["temperature"]["min"], fields["temperature"]["max"]), (0, 1000))
+        self.assertTrue(fields["model"]["required"])
+        # What the table says is what the daemon does: every listed method is known ...
+        for name in methods:
+            if name not in ("server.drain", "gqa.hello"):
+                try:
+                    self.client.call(name, {"unknown_key": 1})
+                except wire.Refused as e:
+                    self.assertNotEqual(e.name, "METHOD_NOT_FOUND")
+        # ... and every required field is asked for by its name.
+        for name, m in methods.items():
+            for field in m["params"]:
+                if field["required"]:
+                    self.refused("INVALID_PARAMS", name, {}, "")
+                    break
+
+    def test_unknown_methods_are_named(self):
+        self.refused("METHOD_NOT_FOUND", "text.sing", {}, "text.sing")
+
+    def test_unknown_keys_are_ignored(self):
+        self.assertEqual(self.client.call("gqa.ping", {"later": {"version": [1, 2]}}), {})
+
+    def test_backends_are_listed(self):
+        backends = {b["name"]: b for b in self.client.call("backend.list")["backends"]}
+        self.assertTrue(backends["cpu"]["usable"], backends)
+        self.assertIn(backends["cpu"]["isa"], backends["cpu"]["isas"])
+        self.assertIn("gqa.program.0", backends["cpu"]["interfaces"])
+
+    def test_stats_count(self):
+        before = self.client.call("server.stats")
+        self.client.generate(model="tiny", tokens=PROMPT, n_predict=5, temperature=0, ignore_eos=True)
+        after = self.client.call("server.stats")
+        self.assertEqual(after["requests_total"], before["requests_total"] + 1)
+        self.assertEqual(after["tokens_prompt_total"], before["tokens_prompt_total"] + len(PROMPT))
+        self.assertEqual(after["tokens_generated_total"], before["tokens_generated_total"] + 5)
+        self.assertGreaterEqual(after["connections"], 1)
+        self.assertEqual([m["name"] for m in after["models"]], ["tiny"])
+
+    def test_reload_is_answered(self):
+        self.assertEqual(self.client.call("server.reload"), {})
+
+
+class Models(DaemonCase):
+    flags = ("--no-allow-autoload",)
+
+    def state(self):
+        return {m["name"]: m["state"] for m in self.client.call("model.list")["models"]}
+
+    def test_load_list_info_unload(self):
+        self.assertEqual(self.state(), {"tiny": "available"})
+        self.refused("NOT_FOUND", "model.info", {"model": "tiny"}, "tiny")
+        self.refused("NOT_FOUND", "text.tokenize", {"model": "tiny", "text": "x"}, "not loaded")
+
+        id = self.client.send("model.load", {"model": "tiny", "n_ctx": 256, "cache_type_k": "f32",
+                                             "cache_type_v": "f32"})
+        info = self.client.wait(id)
+        self.assertEqual(info["name"], "tiny")
+        self.assertEqual((info["n_ctx"], info["n_heads"], info["n_kv_heads"], info["n_vocab"]), (256, 8, 2, 512))
+        self.assertEqual((info["cache"]["type_k"], info["cache"]["block_tokens"]), ("f32", 64))
+        self.assertEqual(sum(c["n_layers"] for c in info["cache"]["classes"]), info["n_layers"])
+        self.assertEqual(info["tokenizer"]["n_vocab"], 512)
+        self.assertEqual(info["backend"]["program"].split(":")[0], "cpu")
+        stages = {e["stage"] for e in self.client.events.get(id, [])}
+        self.assertIn("ready", stages)
+        self.assertEqual(self.client.call("model.info", {"model": "tiny"}), info)
+
+        self.refused("EXISTS", "model.load", {"model": "tiny"}, "tiny")
+        self.assertEqual(self.state(), {"tiny": "loaded"})
+        self.assertEqual(self.client.call("model.unload", {"model": "tiny"}), {})
+        self.assertEqual(self.state(), {"tiny": "available"})
+        self.refused("NOT_FOUND", "model.unload", {"model": "tiny"}, "tiny")
+
+    def test_unknown_and_broken_models_are_refused_with_reasons(self):
+        self.refused("NOT_FOUND", "model.load", {"model": "nobody"}, "nobody")
+        self.refused("INVALID_PARAMS", "model.load", {"model": "../tiny"}, "../tiny")
+        self.refused("INVALID_PARAMS", "model.load", {"model": "tiny", "cache_type_k": "q9"}, "cache_type_k", "q9")
+        path = os.path.join(self.folder.path, "models", "broken.gguf")
+        with open(path, "wb") as f:
+            f.write(b"GGUF" + b"\xff" * 100)
+        try:
+            self.refused("MODEL_REFUSED", "model.load", {"model": "broken"}, "broken")
+        finally:
+            os.unlink(path)
+
+    def test_a_path_and_another_name(self):
+        path = os.path.join(self.folder.path, "models", "tiny.gguf")
+        info = self.client.call("model.load", {"model": path, "name": "other"})
+        self.assertEqual(info["name"], "other")
+        self.client.call("model.unload", {"model": "other"})
+
+    def test_unload_waits_for_what_runs_and_refuses_what_comes(self):
+        self.client.call("model.load", {"model": "tiny"})
+        running = self.client.send("text.generate", {"model": "tiny", "tokens": PROMPT, "n_predict": 1500,
+                                                     "ignore_eos": True})
+        self.client.wait_events(running, 1)
+        unload = self.client.send("model.unload", {"model": "tiny"})
+        late = self.client.send("text.generate", {"model": "tiny", "tokens": PROMPT})
+        with self.assertRaises(wire.Refused) as caught:
+            self.client.wait(late)
+        self.assertIn(caught.exception.name, ("DRAINING", "NOT_FOUND"))
+        self.assertEqual(self.client.wait(running)["n_generated"], 1500)
+        self.assertEqual(self.client.wait(unload), {})
+
+
+class Texts(DaemonCase):
+    flags = ("-c", "512")
+
+    def test_tokenize_and_back(self):
+        for text in ("", "hello world", "  two  spaces\n", "caf\u00e9 \u4f60\u597d \U0001f600", "tene sasa " * 3000):
+            ids = self.client.call("text.tokenize", {"model": "tiny", "text": text})["tokens"]
+            self.assertEqual(self.client.call("text.detokenize", {"model": "tiny", "tokens": ids})["text"], text)
+
+    def test_any_bytes_come_back(self):
+        data = bytes(range(256)) * 2
+        ids = self.client.call("text.tokenize", {"model": "tiny", "text": data})["tokens"]
+        back = self.client.call("text.detokenize", {"model": "tiny", "tokens": ids})["text"]
+        self.assertEqual(back, data)
+
+    def test_add_special(self):
+        with_bos = self.client.call("text.tokenize", {"model": "tiny", "text": "te"})["tokens"]
+        without = self.client.call("text.tokenize", {"model": "tiny", "text": "te", "add_special": False})["tokens"]
+        self.assertEqual(with_bos, [1] + without)
+
+    def test_token_ids_are_checked_by_place_and_value(self):
+        self.refused("INVALID_PARAMS", "text.detokenize", {"model": "tiny", "tokens": [1, 2, 512]}, "tokens", "item 2", "512")
+        self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny", "tokens": [1, -5]}, "tokens", "item 1")
+        self.refused("INVALID_PARAMS", "text.generate",
+                     {"model": "tiny", "tokens": [1], "logit_bias": [[600, 1.0]]}, "logit_bias", "item 0", "600")
+
+    def test_logits_have_a_row_per_token(self):
+        id = self.client.send("text.logits", {"model": "tiny", "tokens": PROMPT})
+        result = self.client.wait(id)
+        self.assertEqual(result, {"n_tokens": len(PROMPT), "n_vocab": 512})
+        rows = {}
+        for event in self.client.events[id]:
+            tensor = event["logits"]
+            self.assertEqual((tensor["nd"], tensor["type"], tensor["shape"][1]), (True, "<f4", 512))
+            self.assertEqual(len(tensor["data"]), 4 * 512 * tensor["shape"][0])
+            for i in range(tensor["shape"][0]):
+                rows[event["first_row"] + i] = struct.unpack("<512f", tensor["data"][2048 * i:2048 * (i + 1)])
+        self.assertEqual(sorted(rows), list(range(len(PROMPT))))
+
+        # The same position's logits do not depend on what follows, and greedy generation takes their best.
+        greedy = self.client.generate(model="tiny", tokens=PROMPT, n_predict=1, temperature=0, ignore_eos=True)
+        best = max((v, -i) for i, v in enumerate(rows[len(PROMPT) - 1]) if i != 2)
+        self.assertEqual(greedy["tokens"], [-best[1]])
+
+        id = self.client.send("text.logits", {"model": "tiny", "tokens": PROMPT, "logprobs": True})
+        self.client.wait(id)
+        values = [v for e in self.client.events[id]
+                  for v in struct.unpack(f"<{e['logprobs']['shape'][0]}f", e["logprobs"]["data"])]
+        for i, value in enumerate(values[:len(PROMPT) - 1]):
+            row = rows[i]
+            top = max(row)
+            expected = row[PROMPT[i + 1]] - top - math.log(sum(math.exp(v - top) for v in row))
+            self.assertAlmostEqual(value, expected, places=3)
+
+    def test_first_row(self):
+        id = self.client.send("text.logits", {"model": "tiny", "tokens": PROMPT, "first_row": 4})
+        self.client.wait(id)
+        events = self.client.events[id]
+        self.assertEqual(events[0]["first_row"], 4)
+        self.assertEqual(sum(e["logits"]["shape"][0] for e in events), 2)
+        self.refused("INVALID_PARAMS", "text.logits", {"model": "tiny", "tokens": PROMPT, "first_row": 6}, "first_row")
+
+    def test_a_prompt_that_does_not_fit_tells_both_numbers(self):
+        self.refused("CONTEXT_EXCEEDED", "text.generate", {"model": "tiny", "tokens": [5] * 512}, "512")
+        e = self.refused("CONTEXT_EXCEEDED", "text.logits", {"model": "tiny", "tokens": [5] * 700}, "700", "512")
+        self.assertEqual(e.code, 9)
+
+    def test_generation_stops_at_the_context(self):
+        r = self.client.generate(model="tiny", tokens=[5] * 500, n_predict=100, ignore_eos=True)
+        self.assertEqual((r["finish"], r["n_prompt"]), ("length", 500))
+        self.assertLessEqual(r["n_prompt"] + r["n_generated"], 513)
+
+
+class Generate(DaemonCase):
+    def test_streaming_joins_to_the_whole(self):
+        params = {"model": "tiny", "tokens": PROMPT, "n_predict": 40, "seed": 7, "ignore_eos": True}
+        streamed = self.client.generate(**params)
+        whole = self.client.generate(stream=False, **params)
+        self.assertEqual((streamed["text"], streamed["tokens"]), (whole["text"], whole["tokens"]))
+        self.assertEqual((streamed["n_generated"], streamed["finish"], streamed["seed"]), (40, "length", 7))
+        self.assertEqual(len(streamed["tokens"]), 40)
+        self.assertEqual(set(streamed["timings"]), {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms",
+                                                    "prompt_per_second", "predicted_per_second"})
+        self.assertEqual(streamed["cache"]["source"], "none")
+
+    def test_the_same_seed_gives_the_same_text_and_another_does_not(self):
+        params = {"model": "tiny", "prompt": "sa te", "n_predict": 30, "temperature": 1.5, "ignore_eos": True}
+        a, b, c = (self.client.generate(seed=s, **params)["tokens"] for s in (1, 1, 2))
+        self.assertEqual(a, b)
+        self.assertNotEqual(a, c)
+
+    def test_a_seed_that_is_absent_is_drawn_and_reported(self):
+        params = {"model": "tiny", "tokens": PROMPT, "n_predict": 20, "temperature": 1.5, "ignore_eos": True}
+        first, second = self.client.generate(**params), self.client.generate(**params)
+        self.assertNotEqual(first["seed"], second["seed"])
+        self.assertEqual(self.client.generate(seed=first["seed"], **params)["tokens"], first["tokens"])
+
+    def test_results_do_not_depend_on_neighbours(self):
+        params = {"model": "tiny", "n_predict": 60, "temperature": 0, "ignore_eos": True}
+        prompts = [[1] + [20 + i * 7 % 200 + j for j in range(5 + 30 * i)] for i in range(4)]
+        alone = [self.client.generate(tokens=p, **params)["tokens"] for p in prompts]
+        with self.daemon.connect() as other:
+            clients = [self.client, other, self.client, other]
+            ids = [c.send("text.generate", {"tokens": p, **params}) for c, p in zip(clients, prompts)]
+            for c, id in zip(clients, ids):
+                c.wait(id)
+            together = [[t for e in c.events[id] for t in e["tokens"]] for c, id in zip(clients, ids)]
+        self.assertEqual(together, alone)
+
+    def test_a_stop_string_ends_the_text_before_it(self):
+        params = {"model": "tiny", "tokens": PROMPT, "temperature": 0, "n_predict": 60, "ignore_eos": True}
+        text = self.client.generate(**params)["text"]
+        stop = text[12:15]
+        r = self.client.generate(stop=["never in there", stop], **params)
+        self.assertEqual((r["finish"], r["stop"]), ("stop", stop))
+        self.assertEqual(r["text"], text[:text.index(stop)])
+
+    def test_logprobs_are_sorted_and_hold_the_choice(self):
+        r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=4, temperature=0, n_probs=5, ignore_eos=True)
+        self.assertEqual(len(r["logprobs"]), 4)
+        for token, p in zip(r["tokens"], r["logprobs"]):
+            self.assertEqual(p["token"], token)
+            values = [v for _, v in p["top"]]
+            self.assertEqual((len(values), values), (5, sorted(values, reverse=True)))
+            self.assertLess(max(values), 0)
+        whole = self.client.generate(model="tiny", tokens=PROMPT, n_predict=4, temperature=0, n_probs=5,
+                                     ignore_eos=True, stream=False)
+        self.assertEqual(whole["logprobs"], r["logprobs"])
+
+    def test_logit_bias_forbids_and_forces(self):
+        params = {"model": "tiny", "tokens": PROMPT, "temperature": 0, "n_predict": 1, "ignore_eos": True}
+        best = self.client.generate(**params)["tokens"][0]
+        other = self.client.generate(logit_bias=[[best, -math.inf]], **params)["tokens"][0]
+        self.assertNotEqual(other, best)
+        self.assertEqual(self.client.generate(logit_bias=[[77, 1000.0]], **params)["tokens"], [77])
+
+    def test_eos_ends_the_generation(self):
+        r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=10, temperature=0, logit_bias=[[2, 1000.0]])
+        self.assertEqual((r["finish"], r["n_generated"], r["text"]), ("eos", 1, ""))
+
+    def test_characters_are_never_cut(self):
+        # 0xe4 0xbd 0xa0 as byte tokens (byte b is token b + 3); each event must be whole characters.
+        bias = [[0xE4 + 3, 1000.0]]
+        r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=6, temperature=0, logit_bias=bias)
+        self.assertEqual(r["text"], "\ufffd" * 6)
+        self.assertEqual(r["n_generated"], 6)
+
+    def test_cancel_stops_within_a_step(self):
+        id = self.client.send("text.generate", {"model": "tiny", "tokens": PROMPT, "n_predict": 2000,
+                                                "ignore_eos": True})
+        self.client.wait_events(id, 3)
+        self.client.cancel(id)
+        r = self.client.wait(id)
+        self.assertEqual(r["finish"], "cancelled")
+        self.assertLess(r["n_generated"], 2000)
+        self.wait_idle()
+
+    def test_cancel_of_nothing_is_no_fault(self):
+        self.client.cancel(4711)
+        self.assertEqual(self.client.call("gqa.ping"), {})
+
+    def test_t_max_predict_ms(self):
+        r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=2000, t_max_predict_ms=1, ignore_eos=True)
+        self.assertEqual(r["finish"], "time")
+
+    def test_wrong_params_are_refused_by_name(self):
+        good = {"model": "tiny", "tokens": PROMPT}
+        for change, *words in (
+                ({"tokens": None}, "tokens"), ({"tokens": []}, "tokens"), ({"prompt": "x"}, "prompt", "tokens"),
+                ({"temperature": "hot"}, "temperature"), ({"temperature": math.nan}, "temperature"),
+                ({"temperature": -1}, "temperature"), ({"top_p": 1.5}, "top_p"), ({"n_predict": -1}, "n_predict"),
+                ({"n_predict": 1 << 40}, "n_predict"), ({"n_predict": 5, "max_tokens": 6}, "max_tokens"),
+                ({"stop": [""]}, "stop", "item 0"), ({"stop": "x"}, "stop"), ({"stop": ["x"] * 17}, "stop"),
+                ({"stop": ["x" * 257]}, "stop"), ({"seed": -1}, "seed"), ({"n_probs": 33}, "n_probs"),
+                ({"logit_bias": [[1]]}, "logit_bias"), ({"stream": 1}, "stream"), ({"model": ""}, "model"),
+                ({"model": "a\0b"}, "model"), ({"model": 5}, "model"), ({"tokens": [1.5]}, "tokens"),
+                ({"tokens": [1 << 40]}, "tokens")):
+            with self.subTest(change):
+                self.refused("INVALID_PARAMS", "text.generate", {**good, **change}, *words)
+        self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny"}, "prompt", "tokens")
+
+    def test_ids_of_open_calls_are_not_taken_twice(self):
+        id = self.client.send("text.generate", {"model": "tiny", "tokens": PROMPT, "n_predict": 1000,
+                                                "ignore_eos": True})
+        self.client.wait_events(id, 1)
+        self.client.send("gqa.ping", id=id)
+        with self.assertRaises(wire.Refused) as caught:
+            self.client.wait(id)
+        self.assertEqual(caught.exception.name, "INVALID_REQUEST")
+        self.client.close()
+        self.wait_idle()
+
+    def test_first_use_loads_the_model_once_for_all_who_wait(self):
+        if any(m["state"] == "loaded" for m in self.client.call("model.list")["models"]):
+            self.client.call("model.unload", {"model": "tiny"})
+        ids = [self.client.send("text.generate", {"model": "tiny", "tokens": PROMPT, "n_predict": 3,
+                                                  "temperature": 0, "ignore_eos": True}) for _ in range(4)]
+        for id in ids:
+            self.assertEqual(self.client.wait(id)["n_generated"], 3)
+        self.assertEqual(self.daemon.log_text().count("tiny' is unloaded"), 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Clients that are wrong, greedy, slow or gone: nobody else may notice."""
+import array
+import os
+import resource
+import socket
+import sys
+import traceback
+import unittest
+
+import wire
+from harness import DaemonCase, main
+
+PROMPT = [1, 40, 41, 42, 43, 44]
+STRANGER = 65533  # a uid without a name
+
+
+class Frames(DaemonCase):
+    def refused_stream(self, data):
+        """The bytes end the connection, after an INVALID_REQUEST; others are served on."""
+        with self.daemon.connect() as bad:
+            try:
+                bad.sock.sendall(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it did not wait for the rest
+            bad.wait_end()
+            errors = [e for e, _ in bad.answers.values()] + [p[0] for m, p in bad.notifications if m == "gqa.error"]
+            self.assertEqual([e["name"] for e in errors], ["INVALID_REQUEST"])
+        self.assertEqual(self.client.call("gqa.ping"), {})
+        return errors[0]
+
+    def test_an_announced_giant_is_refused_at_once(self):
+        for head in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\x94\x00\x01\xa4ping\xdb\xff\xff\xff\xff",
+                     b"\xc6\x7f\xff\xff\xff"):
+            with self.subTest(head):
+                self.refused_stream(head)
+
+    def test_a_frame_over_the_limit_is_refused(self):
+        text = b"x" * (16 << 20)
+        self.refused_stream(wire.pack([0, 1, "gqa.ping", {"text": text}]))
+
+    def test_nesting_is_bounded(self):
+        self.refused_stream(b"\x91" * 100000)
+        self.refused_stream(b"\x94\x00\x01\xa8gqa.ping" + b"\x81\xa1x" * 20 + b"\xc0")
+
+    def test_no_messagepack_and_no_message(self):
+        self.refused_stream(b"\xc1" * 10)
+        self.refused_stream(b"GET / HTTP/1.1\r\n\r\n")
+        self.refused_stream(wire.pack({"jsonrpc": "2.0"}))
+        self.refused_stream(wire.pack([9, 1, "gqa.ping", {}]))
+
+    def test_a_fault_with_an_id_is_answered_to_that_id(self):
+        with self.daemon.connect() as bad:
+            bad.sock.sendall(wire.pack([0, 77, 5, {}]))
+            bad.wait_end()
+            self.assertEqual(bad.answers[77][0]["name"], "INVALID_REQUEST")
+
+    def test_messages_may_come_byte_by_byte(self):
+        with self.daemon.connect() as slow:
+            for byte in wire.pack([0, 5, "gqa.hello", {"client": "slow"}]):
+                slow.sock.sendall(bytes([byte]))
+            self.assertEqual(slow.wait(5)["server"], "gqad")
+
+    def test_a_long_message_keeps_its_place_in_the_order(self):
+        with self.daemon.connect() as c:
+            long = wire.pack([0, 1, "text.tokenize", {"model": "nobody", "text": b"x" * (4 << 20)}])
+            c.sock.sendall(long + wire.pack([0, 2, "gqa.ping", {}]))
+            with self.assertRaises(wire.Refused):
+                c.wait(1)
+            self.assertEqual(c.wait(2), {})
+
+    def test_a_thousand_requests_in_one_write(self):
+        with self.daemon.connect() as c:
+            c.sock.sendall(b"".join(wire.pack([0, i, "gqa.ping", {}]) for i in range(1000, 2000)))
+            for i in range(1000, 2000):
+                self.assertEqual(c.wait(i), {})
+
+    def test_descriptors_are_refused_with_the_connection(self):
+        before = len(os.listdir(f"/proc/{self.daemon.process.pid}/fd"))
+        for _ in range(5):
+            with self.daemon.connect() as bad:
+                with open(os.devnull) as f:
+                    fds = array.array("i", [f.fileno()] * 20)
+                    bad.sock.sendmsg([wire.pack([0, 1, "gqa.ping", {}])],
+                                     [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+                bad.wait_end()
+                self.assertEqual(bad.answers, {})
+        wire.wait_until(lambda: len(os.listdir(f"/proc/{self.daemon.process.pid}/fd")) <= before,
+                        "no descriptor is left behind")
+
+    def test_binary_fields_with_every_byte(self):
+        self.refused("INVALID_PARAMS", "gqa.hello", {"client": "a\0b"}, "client")
+        self.refused("INVALID_PARAMS", "gqa.hello", {"client": "x" * 256}, "client", "255")
+
+
+class Vanishing(DaemonCase):
+    flags = ("--parallel", "2", "--model", "tiny")
+
+    def test_a_client_that_vanishes_frees_its_sequences(self):
+        for _ in range(3):
+            gone = [self.daemon.connect() for _ in range(4)]
+            ids = [c.send("text.generate", {"model": "tiny", "tokens": PROMPT, "n_predict": 2000,
+                                            "ignore_eos": True}) for c in gone]
+            gone[0].wait_events(ids[0], 1)
+            for c in gone:
+                c.close()
+            self.wait_idle()
+        self.assertEqual(self.client.call("server.stats")["connections"], 1)
+
+    def test_a_client_that_vanishes_while_its_model_loads(self):
+        self.client.call("model.unload", {"model": "tiny"})
+        with self.daemon.connect() as gone:
+            gone.send("text.generate", {"model": "tiny", "tokens": PROMPT})
+        r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=3, ignore_eos=True)
+        self.assertEqual(r["n_generated"], 3)
+
+    def test_a_client_that_vanishes_inside_of_a_message(self):
+        for cut in (1, 3, 10, 100, 70000):
+            with self.daemon.connect() as gone:
+                gone.sock.sendall(wire.pack([0, 1, "text.tokenize", {"model": "tiny", "text": b"x" * 100000}])[:cut])
+        self.assertEqual(self.client.call("gqa.ping"), {})
+
+
+class Slow(DaemonCase):
+    flags = ("--parallel", "4", "--model", "tiny")
+    config = "reader_timeout_ms = 1500\n"
+
+    def test_a_slow_reader_does_not_hold_the_others_and_is_cut(self):
+        with self.daemon.connect() as slow:
+            slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for _ in range(4):
+                slow.send("text.logits", {"model": "tiny", "tokens": [5] * 2000})
+            other = self.client.generate(model="tiny", tokens=PROMPT, n_predict=50, ignore_eos=True)
+            self.assertEqual(other["n_generated"], 50)
+            wire.wait_until(lambda: self.client.call("server.stats")["connections"] == 1, "the slow reader is cut")
+        self.wait_idle()
+
+    def test_a_reader_that_pauses_gets_everything(self):
+        with self.daemon.connect() as c:
+            c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            # One write: a client that only writes while its answers wait is what the timeout is for.
+            c.sock.sendall(b"".join(wire.pack([0, i, "gqa.api_info", {}]) for i in range(1000, 1200)))
+            answers = [c.wait(i) for i in range(1000, 1200)]
+            self.assertEqual(answers, [answers[0]] * 200)
+            id = c.send("text.logits", {"model": "tiny", "tokens": [5] * 2000})
+            c.wait(id)
+            self.assertEqual(sum(e["logits"]["shape"][0] for e in c.events[id]), 2000)
+
+
+class Limits(DaemonCase):
+    config = ("handshake_timeout_ms = 300\nmax_connections_per_user = 20\nmax_calls_per_connection = 5\n"
+              "parallel = 1\nqueue_size = 2\n")
+
+    def setUp(self):
+        super().setUp()
+        self.client.call("gqa.ping")
+
+    def test_silent_connections_are_closed(self):
+        with self.daemon.connect() as silent:
+            self.assertEqual(silent.sock.recv(1), b"")
+
+    def test_one_user_has_so_many_connections(self):
+        held = []
+        try:
+            with self.assertRaises(EOFError):
+                for _ in range(30):
+                    held.append(self.daemon.connect())
+                    held[-1].call("gqa.ping")
+            self.assertEqual(len(held), 20)  # the last is the refused one; self.client is the first
+            self.assertEqual(held[-1].notifications[0][1][0]["name"], "BUSY")
+        finally:
+            for c in held:
+                c.close()
+        wire.wait_until(lambda: self.client.call("server.stats")["connections"] == 1, "all have left")
+
+    def test_full_queues_answer_busy(self):
+        self.client.call("model.load", {"model": "tiny"})
+        params = {"model": "tiny", "tokens": PROMPT, "n_predict": 1500, "ignore_eos": True}
+        with self.daemon.connect() as c:
+            running = c.send("text.generate", params)
+            c.wait_events(running, 1)
+            others = [c.send("text.generate", params) for _ in range(7)]
+            busy = 0
+            for id in others[::-1][:4]:
+                with self.assertRaises(wire.Refused) as caught:
+                    c.wait(id)
+                self.assertEqual(caught.exception.name, "BUSY")
+                self.assertGreater(caught.exception.error["retry_after_ms"], 0)
+                busy += 1
+            self.assertEqual(busy, 4)
+        self.wait_idle()
+
+
+class Descriptors(DaemonCase):
+    """The daemon runs out of descriptors, says so, and recovers."""
+    config = "max_connections_per_user = 5000\n"
+
+    def test_running_out_and_recovering(self):
+        pid = self.daemon.process.pid
+        in_use = len(os.listdir(f"/proc/{pid}/fd"))
+        old = resource.prlimit(pid, resource.RLIMIT_NOFILE, (in_use + 10, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        held = []
+        try:
+            for _ in range(40):
+                held.append(self.daemon.connect())
+            refused = held[-1]
+            refused.wait_end()
+            self.assertEqual(refused.notifications[0][1][0]["name"], "BUSY")
+            self.assertEqual(self.client.call("gqa.ping"), {})
+        finally:
+            for c in held:
+                c.close()
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, old)
+        wire.wait_until(lambda: self.client.call("server.stats")["connections"] == 1, "all have left")
+        with self.daemon.connect() as c:
+            self.assertEqual(c.call("gqa.ping"), {})
+
+
+def as_stranger(folder, action, groups=()):
+    """Runs action() in a child of another uid, and returns its status. Its folder is the current one, so
+    that the path to the socket need not be open to it."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            os.chdir(folder)
+            os.setgroups(groups)
+            os.setresgid(STRANGER, STRANGER, STRANGER)
+            os.setresuid(STRANGER, STRANGER, STRANGER)
+            status = action()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root to become somebody else")
+class Strangers(DaemonCase):
+    def test_a_private_daemon_serves_its_own_user_only(self):
+        folder = self.folder.path
+        os.chmod(os.path.join(folder, "s"), 0o666)  # the mode alone must not be what protects
+        os.chmod(folder, 0o711)
+
+        def action():
+            with wire.Client("s") as c:
+                c.send("gqa.ping")
+                c.wait_end()
+                return 0 if not c.answers and c.notifications[0][1][0]["name"] == "ACCESS_DENIED" else 1
+        self.assertEqual(as_stranger(folder, action), 0)
+
+
+if __name__ == "__main__":
+    main()

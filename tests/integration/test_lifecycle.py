@@ -1,0 +1,323 @@
+"""Starting, reloading, ending; sockets that are passed; configuration that is wrong."""
+import grp
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import unittest
+
+import wire
+from harness import GQAD, Daemon, Folder, main
+from test_hostile import STRANGER, as_stranger
+
+LONG = {"model": "tiny", "tokens": [1, 40, 41], "n_predict": 2000, "ignore_eos": True}
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.folder = Folder()
+        self.daemons = []
+
+    def tearDown(self):
+        for d in self.daemons:
+            d.kill()
+        self.folder.remove()
+
+    def start(self, *flags, **options):
+        d = Daemon(self.folder.path, *flags, **options)
+        self.daemons.append(d)
+        return d
+
+    def ended(self, d, status=0):
+        self.daemons.remove(d)
+        self.assertEqual(d.wait(), status, d.log_text())
+
+
+class Ending(Case):
+    def test_sigterm_lets_requests_end_and_removes_the_socket(self):
+        d = self.start("--model", "tiny")
+        with d.connect() as c, d.connect() as watcher:
+            watcher.call("gqa.ping")
+            id = c.send("text.generate", LONG)
+            c.wait_events(id, 1)
+            d.signal(signal.SIGTERM)
+            self.assertEqual(c.wait(id)["n_generated"], 2000)
+            self.assertIn(("gqa.draining", []), c.notifications)
+            watcher.wait_end()
+            self.assertIn(("gqa.draining", []), watcher.notifications)
+        self.ended(d)
+        self.assertFalse(os.path.exists(d.socket))
+
+    def test_what_takes_too_long_is_cut(self):
+        d = self.start("--model", "tiny", "--drain-timeout-ms", "50", "-c", "32768")
+        with d.connect() as c:
+            id = c.send("text.generate", {**LONG, "n_predict": 30000})
+            c.wait_events(id, 1)
+            d.signal(signal.SIGTERM)
+            with self.assertRaises(wire.Refused) as caught:
+                c.wait(id)
+            self.assertEqual(caught.exception.name, "DRAINING")
+        self.ended(d)
+
+    def test_sigint_ends_as_well(self):
+        d = self.start()
+        d.signal(signal.SIGINT)
+        self.ended(d)
+        self.assertFalse(os.path.exists(d.socket))
+
+    def test_a_second_signal_ends_at_once(self):
+        d = self.start("--model", "tiny", "-c", "32768")
+        with d.connect() as c:
+            id = c.send("text.generate", {**LONG, "n_predict": 30000})
+            c.wait_events(id, 1)
+            d.signal(signal.SIGTERM)
+            while not c.notifications:
+                c.receive()
+            d.signal(signal.SIGTERM)
+            self.ended(d, 128 + signal.SIGTERM)
+        self.assertFalse(os.path.exists(d.socket))
+
+    def test_drain_refuses_new_work_and_answers_at_the_end(self):
+        d = self.start("--model", "tiny")
+        with d.connect() as c, d.connect() as other:
+            id = c.send("text.generate", LONG)
+            c.wait_events(id, 1)
+            drain = other.send("server.drain")
+            while not other.notifications:
+                other.receive()
+            with self.assertRaises(wire.Refused) as caught:
+                c.call("text.generate", LONG)
+            self.assertEqual(caught.exception.name, "DRAINING")
+            self.assertEqual(c.call("gqa.ping"), {})
+            self.assertEqual(c.wait(id)["n_generated"], 2000)
+            self.assertEqual(other.wait(drain), {})
+        self.ended(d)
+
+
+class Places(Case):
+    def test_a_second_daemon_does_not_take_the_socket(self):
+        first = self.start()
+        done = subprocess.run([GQAD, "--user", "--socket", first.socket, "--cache-dir", self.folder.path + "/c2"],
+                              capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 69, done.stderr)
+        self.assertIn(b"another daemon", done.stderr)
+        with first.connect() as c:
+            self.assertEqual(c.call("gqa.ping"), {})
+
+    def test_a_stale_socket_is_replaced(self):
+        first = self.start()
+        first.signal(signal.SIGKILL)
+        self.ended(first, -signal.SIGKILL)
+        self.assertTrue(os.path.exists(first.socket))
+        second = self.start()
+        with second.connect() as c:
+            self.assertEqual(c.call("gqa.ping"), {})
+
+    def test_a_file_that_is_no_socket_stays(self):
+        path = os.path.join(self.folder.path, "s")
+        with open(path, "w") as f:
+            f.write("precious")
+        done = subprocess.run([GQAD, "--user", "--socket", path, "--cache-dir", self.folder.path + "/c"],
+                              capture_output=True, timeout=60)
+        self.assertNotEqual(done.returncode, 0)
+        with open(path) as f:
+            self.assertEqual(f.read(), "precious")
+
+    def test_a_path_that_is_too_long_is_told(self):
+        done = subprocess.run([GQAD, "--user", "--socket", "/tmp/" + "x" * 200, "--cache-dir", self.folder.path + "/c"],
+                              capture_output=True, timeout=60)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn(b"107", done.stderr)
+
+    def test_socket_and_cache_are_private(self):
+        d = self.start()
+        self.assertEqual(os.stat(d.socket).st_mode & 0o777, 0o600)
+        self.assertEqual(os.stat(os.path.join(self.folder.path, "cache")).st_mode & 0o777, 0o700)
+
+
+class Passed(Case):
+    def test_socket_activation(self):
+        tool = shutil.which("systemd-socket-activate")
+        if tool is None:
+            self.skipTest("no systemd-socket-activate here: socket activation was NOT tested")
+        d = self.start(prefix=[tool, "-l", os.path.join(self.folder.path, "activated")], ready=False)
+        path = os.path.join(self.folder.path, "activated")
+        wire.wait_until(lambda: os.path.exists(path), "the socket is there before the daemon")
+        with wire.Client(path) as c:
+            self.assertEqual(c.call("gqa.ping"), {})
+            self.assertFalse(os.path.exists(d.socket))
+            d.signal(signal.SIGTERM)
+            c.wait_end()
+        self.ended(d)
+        self.assertTrue(os.path.exists(path), "the manager's socket is the manager's")
+
+    def test_one_connection_and_a_lifetime(self):
+        ours, theirs = socket.socketpair()
+        read_end, write_end = os.pipe()
+        d = self.start("--serve-fd", str(theirs.fileno()), "--lifetime-fd", str(read_end), listen=False,
+                       fds=(theirs.fileno(), read_end))
+        theirs.close()
+        os.close(read_end)
+        with wire.Client(sock=ours) as c:
+            self.assertEqual(c.generate(model="tiny", tokens=[1, 5], n_predict=2, ignore_eos=True)["n_generated"], 2)
+            os.close(write_end)
+            c.wait_end()
+        self.ended(d)
+
+    def test_the_only_client_leaving_ends_the_daemon(self):
+        ours, theirs = socket.socketpair()
+        d = self.start("--serve-fd", str(theirs.fileno()), listen=False, fds=(theirs.fileno(),))
+        theirs.close()
+        with wire.Client(sock=ours) as c:
+            c.call("gqa.ping")
+        self.ended(d)
+
+    def test_a_temporary_cache_is_removed(self):
+        ours, theirs = socket.socketpair()
+        with tempfile.TemporaryDirectory() as base:
+            process = subprocess.Popen([GQAD, "--user", "--serve-fd", str(theirs.fileno())],
+                                       pass_fds=(theirs.fileno(),), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       env={**os.environ, "TMPDIR": base})
+            theirs.close()
+            self.assertEqual(process.stdout.readline(), b"READY\n")
+            self.assertEqual(len(os.listdir(base)), 1)
+            ours.close()
+            process.communicate(timeout=60)
+            self.assertEqual((process.returncode, os.listdir(base)), (0, []))
+
+
+class Configuration(Case):
+    def check(self, text, *flags, environment=None):
+        path = os.path.join(self.folder.path, "c.conf")
+        with open(path, "w") as f:
+            f.write(text)
+        done = subprocess.run([GQAD, "--user", "--socket", "/nowhere/s", "--check-config", "--config", path, *flags],
+                              capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})})
+        return done.returncode, done.stderr
+
+    def test_errors_name_file_line_and_key(self):
+        for text, line, *words in (
+                ("ctx_size = many\n", 1, "ctx_size", "many"), ("\n\nbatch_size = 0\n", 3, "batch_size"),
+                ("# fine\nlog_level = loud\n", 2, "log_level", "loud"), ("kv_bytes = 8X\n", 1, "kv_bytes"),
+                ("colour = red\n", 1, "colour"), ("io_uring = perhaps\n", 1, "io_uring"),
+                ("cache_type_k = q17\n", 1, "cache_type_k", "q17")):
+            with self.subTest(text):
+                status, err = self.check(text)
+                self.assertEqual(status, 78, err)
+                self.assertIn(f"c.conf:{line}:", err)
+                for word in words:
+                    self.assertIn(word, err)
+
+    def test_errors_of_environment_and_flags_name_those(self):
+        status, err = self.check("", environment={"GQAD_CTX_SIZE": "x"})
+        self.assertEqual(status, 78)
+        self.assertIn("GQAD_CTX_SIZE", err)
+        status, err = self.check("", "-c", "x")
+        self.assertEqual(status, 78)
+        self.assertIn("ctx_size", err)
+        self.assertEqual(self.check("", "--no-such-flag")[0], 64)
+        self.assertEqual(self.check("", "argument")[0], 64)
+
+    def test_good_values_of_every_kind(self):
+        self.assertEqual(self.check('ctx_size = 4096\nkv_bytes = 8GiB\nmodels_dir = {"/a", "/b"}\nio_uring = off\n',
+                                    "-np", "4", "-ctk", "f32", "--ctv", "bf16"), (0, ""))
+
+    def test_a_missing_file_is_an_error_when_it_was_named(self):
+        done = subprocess.run([GQAD, "--user", "--check-config", "--config", "/nowhere/gqad.conf"],
+                              capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 78)
+        self.assertIn("/nowhere/gqad.conf", done.stderr)
+
+    def test_flag_beats_environment_beats_file(self):
+        d = self.start("-c", "192", config="ctx_size = 64\nbatch_size = 32\n",
+                       environment={"GQAD_CTX_SIZE": "128"})
+        with d.connect() as c:
+            self.assertEqual(c.call("model.load", {"model": "tiny"})["n_ctx"], 192)
+
+    def test_environment_beats_file(self):
+        d = self.start(config="ctx_size = 64\n", environment={"GQAD_CTX_SIZE": "128"})
+        with d.connect() as c:
+            self.assertEqual(c.call("model.load", {"model": "tiny"})["n_ctx"], 128)
+
+    def test_reload_changes_what_it_can_and_keeps_the_rest(self):
+        d = self.start(config="max_calls_per_user = 1000\n")
+        path = os.path.join(self.folder.path, "gqad.conf")
+        with d.connect() as c:
+            with open(path, "w") as f:
+                f.write("max_calls_per_user = 77\nctx_size = 99\n")
+            d.signal(signal.SIGHUP)
+            wire.wait_until(lambda: c.call("gqa.hello")["limits"]["calls_per_user"] == 77, "the limit has changed")
+            self.assertIn("ctx_size has changed: it needs a restart", d.log_text())
+
+            with open(path, "w") as f:
+                f.write("max_calls_per_user = 5\nnonsense = 1\n")
+            with self.assertRaises(wire.Refused) as caught:
+                c.call("server.reload")
+            self.assertIn("gqad.conf:2", caught.exception.message)
+            self.assertEqual(c.call("gqa.hello")["limits"]["calls_per_user"], 77)
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root: a system daemon and other users")
+class System(Case):
+    def test_strangers_use_it_but_do_not_govern(self):
+        d = self.start("--group", "", user=False)
+        os.chmod(d.socket, 0o666)
+        os.chmod(self.folder.path, 0o711)
+        os.chmod(os.path.join(self.folder.path, "log"), 0o644)
+
+        def action():
+            with wire.Client("s") as c:
+                return govern(c)
+
+        def govern(c):
+            hello = c.call("gqa.hello")
+            if hello["admin"] or hello["uid"] != STRANGER or hello["realm"] != str(STRANGER):
+                return 1
+            if c.generate(model="tiny", tokens=[1, 5], n_predict=2, ignore_eos=True)["n_generated"] != 2:
+                return 2
+            for method, params in (("model.load", {"model": "tiny"}), ("model.unload", {"model": "tiny"}),
+                                   ("server.drain", {}), ("server.reload", {})):
+                try:
+                    c.call(method, params)
+                    return 3
+                except wire.Refused as e:
+                    if e.name != "ACCESS_DENIED":
+                        return 4
+            if any("path" in m for m in c.call("model.list")["models"]):
+                return 5
+            try:
+                c.call("text.tokenize", {"model": "/etc/passwd", "text": "x"})
+                return 6
+            except wire.Refused as e:
+                return 0 if e.name != "MODEL_REFUSED" else 7
+        self.assertEqual(as_stranger(self.folder.path, action), 0)
+
+    def test_members_of_admin_group_govern(self):
+        group = next((g for g in grp.getgrall() if g.gr_gid not in (0, STRANGER)), None)
+        if group is None:
+            self.skipTest("no group but root's here: admin_group was NOT tested")
+        d = self.start("--group", "", "--admin-group", group.gr_name, user=False)
+        os.chmod(d.socket, 0o666)
+        os.chmod(self.folder.path, 0o711)
+
+        def is_admin():
+            with wire.Client("s") as c:
+                return 0 if c.call("gqa.hello")["admin"] else 1
+        self.assertEqual(as_stranger(self.folder.path, is_admin), 1)
+        self.assertEqual(as_stranger(self.folder.path, is_admin, groups=[group.gr_gid]), 0)
+
+    def test_a_namespace_that_hides_users_is_refused(self):
+        tool = shutil.which("unshare")
+        if tool is None or subprocess.run([tool, "-U", "-r", "true"]).returncode != 0:
+            self.skipTest("no user namespaces here: uid_map was NOT tested")
+        done = subprocess.run([tool, "-U", "-r", GQAD, "--socket", os.path.join(self.folder.path, "s"),
+                               "--cache-dir", os.path.join(self.folder.path, "c"),
+                               "--config", "/dev/null"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 78, done.stderr)
+        self.assertIn("user namespace", done.stderr)
+
+
+if __name__ == "__main__":
+    main()
