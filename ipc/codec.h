@@ -106,8 +106,9 @@ enum ipc_value_type ipc_value_type(const struct ipc_value *v);
 int ipc_value_bool(const struct ipc_value *v, bool *ret);
 int ipc_value_u64(const struct ipc_value *v, uint64_t *ret);
 int ipc_value_i64(const struct ipc_value *v, int64_t *ret);
-int ipc_value_f64(const struct ipc_value *v, double *ret);                /* integers convert */
-int ipc_value_bytes(const struct ipc_value *v, struct proto_string *ret); /* str and bin */
+int ipc_value_f64(const struct ipc_value *v, double *ret); /* integers convert */
+/* str and bin; data is never NULL. */
+int ipc_value_bytes(const struct ipc_value *v, struct proto_string *ret);
 size_t ipc_value_count(const struct ipc_value *v); /* of an array or map; else 0 */
 const struct ipc_value *ipc_value_at(const struct ipc_value *array, size_t index);   /* or NULL */
 const struct ipc_value *ipc_value_get(const struct ipc_value *map, const char *key); /* or NULL */

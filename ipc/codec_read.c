@@ -120,6 +120,12 @@ int ipc_value_f64(const struct ipc_value *v, double *ret)
     }
 }
 
+/* The unpacker leaves NULL where a string is empty; nobody else should have to think of that. */
+static struct proto_string string_of(const char *data, size_t bytes)
+{
+    return (struct proto_string){bytes > 0 ? data : "", bytes};
+}
+
 int ipc_value_bytes(const struct ipc_value *v, struct proto_string *ret)
 {
     if (v == NULL) {
@@ -128,10 +134,10 @@ int ipc_value_bytes(const struct ipc_value *v, struct proto_string *ret)
     const msgpack_object *o = object_of(v);
     switch (ipc_value_type(v)) {
     case IPC_STR:
-        *ret = (struct proto_string){o->via.str.ptr, o->via.str.size};
+        *ret = string_of(o->via.str.ptr, o->via.str.size);
         return 0;
     case IPC_BIN:
-        *ret = (struct proto_string){o->via.bin.ptr, o->via.bin.size};
+        *ret = string_of(o->via.bin.ptr, o->via.bin.size);
         return 0;
     default:
         return -EINVAL;

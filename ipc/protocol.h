@@ -152,7 +152,7 @@ enum proto_field_type {
     M(HELLO, hello, "gqa.hello", PROTO_ANY, GQA_FIELDS_HELLO,                                \
       "agrees on the version; tells features, limits and who the caller is")                 \
     M(PING, ping, "gqa.ping", PROTO_ANY, GQA_FIELDS_NONE, "answers at once")                 \
-    M(API_INFO, api_info, "gqa.api_info", PROTO_ANY, GQA_FIELDS_NONE, "this table")          \
+    M(API_INFO, api_info, "gqa.api_info", PROTO_ANY, GQA_FIELDS_NONE, "tells this table")    \
     M(MODEL_LOAD, model_load, "model.load", PROTO_ADMIN, GQA_FIELDS_MODEL_LOAD,              \
       "loads a model; events tell the progress")                                             \
     M(MODEL_UNLOAD, model_unload, "model.unload", PROTO_ADMIN, GQA_FIELDS_MODEL,             \

@@ -12,10 +12,10 @@ Test(table, every_method_is_found_by_its_name)
         const struct proto_method_info *info = proto_method_info((enum proto_method)m);
         enum proto_method found = PROTO_METHOD_COUNT;
         cr_assert_eq(proto_method_by_name(info->name, strlen(info->name), &found), 0);
-        cr_assert_eq(found, m);
+        cr_assert_eq(found, (enum proto_method)m);
         cr_assert_eq(proto_method_by_name(info->name, strlen(info->name) - 1, &found), -ENOENT);
         cr_assert_eq(proto_method_by_name(info->name, strlen(info->name) + 1, &found), -ENOENT);
-        cr_assert_eq(found, m);
+        cr_assert_eq(found, (enum proto_method)m);
     }
     cr_assert_null(proto_method_info(PROTO_METHOD_COUNT));
 }
