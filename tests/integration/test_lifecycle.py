@@ -21,9 +21,13 @@ class Case(unittest.TestCase):
         self.daemons = []
 
     def tearDown(self):
-        for d in self.daemons:
-            d.kill()
-        self.folder.remove()
+        try:
+            for d in self.daemons:
+                d.stop()
+        finally:
+            for d in self.daemons:
+                d.kill()
+            self.folder.remove()
 
     def start(self, *flags, **options):
         d = Daemon(self.folder.path, *flags, **options)
