@@ -1,0 +1,151 @@
+/* A sequence's blocks: growth, windows, the end. */
+#include "daemon/kv/sequence.h"
+
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+
+#include <errno.h>
+
+#define WINDOW 100u
+
+static struct kv_arena *arena;
+static struct kv_layout layout; /* class 0 sees everything, class 1 a window */
+static struct kv_sequence s;
+
+static void setup(void)
+{
+    const struct kv_layer_desc layers[] = {
+        {0, 2, 16, 16, GQA_TYPE_F32, GQA_TYPE_F32},
+        {WINDOW, 2, 16, 16, GQA_TYPE_F32, GQA_TYPE_F32},
+        {WINDOW, 2, 16, 16, GQA_TYPE_F32, GQA_TYPE_F32},
+    };
+    cr_assert(eq(int, kv_layout_init(&layout, layers, 3), 0));
+    cr_assert(eq(int, kv_arena_create(64u << 20, &arena), 0));
+    kv_sequence_init(&s, &layout, arena);
+}
+
+static void teardown(void)
+{
+    kv_sequence_finish(&s);
+    cr_expect(eq(u64, kv_arena_blocks_used(arena), 0));
+    cr_expect(eq(u64, kv_arena_bytes_used(arena), 0));
+    kv_arena_destroy(arena);
+    kv_layout_finish(&layout);
+}
+
+TestSuite(kv_sequence, .init = setup, .fini = teardown);
+
+static void add(uint32_t n)
+{
+    cr_assert(eq(int, kv_sequence_reserve(&s, n), 0));
+    kv_sequence_commit(&s, n);
+}
+
+Test(kv_sequence, grows_by_whole_blocks)
+{
+    for (uint32_t n = 1; n <= 90; n++) {
+        add(1);
+        uint32_t n_blocks = (n + 63) / 64;
+        cr_assert(eq(u32, s.n_tokens, n));
+        cr_assert(eq(u32, s.tables[0].n_pages, n_blocks));
+        cr_assert(eq(u32, s.tables[1].n_pages, n_blocks));
+        cr_assert(eq(ptr, s.tables[0].pages[n_blocks - 1], s.lists[0].blocks[n_blocks - 1]->data));
+        cr_assert(eq(u64, kv_arena_blocks_used(arena), 2 * n_blocks));
+    }
+}
+
+/* A reservation that is not used is there for the next one. */
+Test(kv_sequence, reserve_twice_takes_once)
+{
+    cr_assert(eq(int, kv_sequence_reserve(&s, 200), 0));
+    void *first = s.tables[0].pages[0];
+    cr_assert(eq(int, kv_sequence_reserve(&s, 200), 0));
+    cr_expect(eq(u64, kv_arena_blocks_used(arena), 8));
+    kv_sequence_commit(&s, 200);
+    add(1000);
+    cr_expect(eq(ptr, s.tables[0].pages[0], first));
+}
+
+/* The next token at p sees p - WINDOW + 1 and later: blocks wholly before that are given back, and
+ * no other. */
+Test(kv_sequence, windows_give_blocks_back)
+{
+    for (uint32_t n = 1; n <= 700; n++) {
+        add(1);
+        uint32_t first_seen = n >= WINDOW ? n - WINDOW + 1 : 0;
+        for (uint32_t i = 0; i < s.tables[1].n_pages; i++) {
+            bool gone = (i + 1) * 64 <= first_seen;
+            cr_assert(eq(int, s.tables[1].pages[i] == NULL, gone), "block %u at %u", i, n);
+            cr_assert(ne(ptr, s.tables[0].pages[i], NULL));
+        }
+    }
+    cr_expect(eq(u64, kv_arena_blocks_used(arena), 11 + 2));
+}
+
+/* A chunk larger than the window: rows of its start still see blocks from before it. */
+Test(kv_sequence, a_chunk_over_a_window)
+{
+    add(150);
+    cr_expect(ne(ptr, s.tables[1].pages[0], NULL)); /* the next token sees from 51 */
+    cr_assert(eq(int, kv_sequence_reserve(&s, 500), 0));
+    cr_expect(ne(ptr, s.tables[1].pages[0], NULL));
+    kv_sequence_commit(&s, 500);
+    for (uint32_t i = 0; i < 8; i++) {
+        cr_expect(eq(ptr, s.tables[1].pages[i], NULL));
+    }
+    cr_expect(ne(ptr, s.tables[1].pages[8], NULL)); /* 551 / 64 */
+    cr_expect(eq(u32, s.tables[1].n_pages, 11));
+}
+
+Test(kv_sequence, finish_releases_everything_and_starts_anew)
+{
+    add(1234);
+    kv_sequence_finish(&s);
+    cr_expect(eq(u64, kv_arena_blocks_used(arena), 0));
+    kv_sequence_init(&s, &layout, arena);
+    cr_expect(eq(u32, s.n_tokens, 0));
+    add(3);
+    cr_expect(eq(u32, s.tables[0].n_pages, 1));
+}
+
+Test(kv_sequence, without_memory_nothing_is_lost_and_the_call_may_be_repeated)
+{
+    struct kv_arena *small;
+    struct kv_sequence a, b;
+    uint64_t block = layout.classes[0].block_bytes;
+    uint64_t per_slab = (2u << 20) / block;
+    cr_assert(eq(int, kv_arena_create(2u << 21, &small), 0)); /* one slab for each class */
+    kv_sequence_init(&a, &layout, small);
+    kv_sequence_init(&b, &layout, small);
+    cr_assert(eq(int, kv_sequence_reserve(&a, 64 * 4), 0));
+    kv_sequence_commit(&a, 64 * 4);
+    uint64_t used = kv_arena_blocks_used(small);
+    cr_expect(eq(int, kv_sequence_reserve(&b, (uint32_t)(64 * per_slab)), -ENOMEM));
+    cr_expect(eq(u32, b.n_tokens, 0));
+    for (uint32_t i = 0; i < 4; i++) {
+        cr_expect(eq(ptr, a.tables[0].pages[i], a.lists[0].blocks[i]->data));
+    }
+    cr_expect(eq(int, kv_sequence_reserve(&b, (uint32_t)(64 * per_slab)), -ENOMEM));
+    kv_sequence_finish(&b);
+    cr_expect(eq(u64, kv_arena_blocks_used(small), used));
+    kv_sequence_finish(&a);
+    kv_sequence_init(&b, &layout, small);
+    cr_expect(eq(int, kv_sequence_reserve(&b, 64 * 16), 0));
+    kv_sequence_finish(&b);
+    kv_arena_destroy(small);
+}
+
+Test(kv_sequence, bytes_for_bounds_what_a_sequence_takes)
+{
+    const uint32_t lengths[] = {0, 1, 64, 65, 1000, 20000};
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+        struct kv_arena *exact;
+        struct kv_sequence alone;
+        cr_assert(eq(int, kv_arena_create(kv_sequence_bytes_for(&layout, lengths[i]), &exact), 0));
+        kv_sequence_init(&alone, &layout, exact);
+        cr_expect(eq(int, kv_sequence_reserve(&alone, lengths[i]), 0));
+        kv_sequence_finish(&alone);
+        kv_arena_destroy(exact);
+    }
+    cr_expect(eq(u64, kv_sequence_bytes_for(&layout, UINT64_MAX), UINT64_MAX));
+}
