@@ -177,10 +177,14 @@ static int prepare(struct model *m, struct loading *l)
         return fmt_fail(l->err, rc, "%s: packing the weights failed: %s", m->path, strerror(-rc));
     }
     drop_packed_sources(m);
+    /* A step has no more output rows than rows. */
+    const struct model_options *o = l->options;
+    uint32_t max_out_rows =
+        o->max_out_rows < o->max_batch_rows ? o->max_out_rows : o->max_batch_rows;
     struct gqa_program_desc desc = {
         .struct_size = sizeof(desc),
-        .max_rows = l->options->max_batch_rows,
-        .max_out_rows = l->options->max_out_rows,
+        .max_rows = o->max_batch_rows,
+        .max_out_rows = max_out_rows,
         .n_ops = m->program.n_ops,
         .n_regs = m->program.n_regs,
         .n_weights = m->program.n_weights,

@@ -1,0 +1,74 @@
+#include "tests/unit/engine/parts.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void need(int rc, const char *what)
+{
+    if (rc < 0) {
+        fprintf(stderr, "%s: %s\n", what, strerror(-rc));
+        exit(99);
+    }
+}
+
+void parts_init(struct parts *p, uint32_t n_threads)
+{
+    folder_init(&p->folder);
+    size_t bytes;
+    unsigned char *plugin = file_read(getenv("GQAD_TEST_CPU"), &bytes);
+    folder_write(&p->folder, "cpu.so", plugin, bytes, 0755);
+    free(plugin);
+    need(pool_create(n_threads, 50, &p->pool), "pool");
+    need(io_create(false, &p->io), "io");
+    const char *dirs[] = {p->folder.path};
+    struct backend_catalogue_options options = {.dirs = dirs,
+                                                .n_dirs = 1,
+                                                .check_program = getenv("GQAD_TEST_CHECK"),
+                                                .check_timeout_ms = 120000};
+    need(backend_catalogue_create(&options, &p->catalogue), "catalogue");
+}
+
+void parts_finish(struct parts *p)
+{
+    backend_catalogue_destroy(p->catalogue);
+    io_destroy(p->io);
+    pool_destroy(p->pool);
+    folder_finish(&p->folder);
+}
+
+struct model_options parts_model_options(void)
+{
+    return (struct model_options){
+        .k_type = GQA_TYPE_F16,
+        .v_type = GQA_TYPE_F16,
+        .max_batch_rows = PARTS_BATCH,
+        .max_out_rows = 128,
+    };
+}
+
+int parts_try_load(struct parts *p, const struct tiny *t, struct model **ret, struct fmt_error *err)
+{
+    char path[128];
+    snprintf(path, sizeof(path), "%s", folder_path(&p->folder, "try.gguf"));
+    tiny_write(t, path);
+    struct model_options options = parts_model_options();
+    options.path = path;
+    options.name = "try";
+    return model_load(&options, p->catalogue, p->pool, p->io, NULL, NULL, NULL, ret, err);
+}
+
+struct model *parts_load(struct parts *p, const struct tiny *t, const char *name)
+{
+    char path[128], file[64];
+    struct fmt_error err = {""};
+    struct model *m = NULL;
+    snprintf(file, sizeof(file), "%s.gguf", name);
+    snprintf(path, sizeof(path), "%s", folder_path(&p->folder, file));
+    tiny_write(t, path);
+    struct model_options options = parts_model_options();
+    options.path = path;
+    options.name = name;
+    need(model_load(&options, p->catalogue, p->pool, p->io, NULL, NULL, NULL, &m, &err), err.text);
+    return m;
+}

@@ -1,0 +1,32 @@
+/* tests/unit/engine/parts.h - pool, io thread, catalogue with the cpu backend, and models over
+ * them.
+ *
+ * Errors end the process: these are the test's own bugs. */
+#ifndef TESTS_UNIT_ENGINE_PARTS_H
+#define TESTS_UNIT_ENGINE_PARTS_H
+
+#include "daemon/model/model.h"
+#include "tests/unit/engine/folder.h"
+#include "tests/unit/engine/tiny.h"
+
+#define PARTS_BATCH 64u /* most rows of a step */
+
+struct parts {
+    struct folder folder; /* models, and cpu.so */
+    struct pool *pool;
+    struct io *io;
+    struct backend_catalogue *catalogue;
+};
+
+void parts_init(struct parts *p, uint32_t n_threads);
+void parts_finish(struct parts *p);
+
+/* What a model is loaded with here. */
+struct model_options parts_model_options(void);
+
+/* Writes the tiny model under that name and loads it; or only tries to. */
+struct model *parts_load(struct parts *p, const struct tiny *t, const char *name);
+int parts_try_load(struct parts *p, const struct tiny *t, struct model **ret,
+                   struct fmt_error *err);
+
+#endif
