@@ -42,20 +42,22 @@ static const struct config_setting *setting_of(const cfg_opt_t *opt)
     return NULL;
 }
 
-/* Called after each value, also after each of a list; returns non-zero to refuse. */
+/* Called when an option has its value, or a list all of its; returns non-zero to refuse. A list
+ * that is given again, or added to, is taken over as it then is. */
 static int on_value(cfg_t *cfg, cfg_opt_t *opt)
 {
     const struct config_setting *s = setting_of(opt);
-    unsigned count = cfg_opt_size(opt);
-    const char *text = s && count > 0 ? cfg_opt_getnstr(opt, count - 1) : NULL;
-    if (!text || reading->failed) {
-        return text ? -1 : 0;
+    if (!s || reading->failed) {
+        return -1;
     }
     char origin[300];
     snprintf(origin, sizeof(origin), "%s:%d", reading->path, cfg->line);
-    if (config_set(reading->config, s, text, origin, reading->err) < 0) {
-        reading->failed = true;
-        return -1;
+    config_clear_list(reading->config, s);
+    for (unsigned i = 0; i < cfg_opt_size(opt); i++) {
+        if (config_set(reading->config, s, cfg_opt_getnstr(opt, i), origin, reading->err) < 0) {
+            reading->failed = true;
+            return -1;
+        }
     }
     return 0;
 }

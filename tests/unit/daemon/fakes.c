@@ -1,0 +1,291 @@
+#include "tests/unit/daemon/fakes.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct fakes fakes;
+
+/* ---- the engine -------------------------------------------------------------------------------
+ */
+
+int engine_submit(struct engine *e, struct request *r)
+{
+    if (fakes.submit_result < 0) {
+        return fakes.submit_result;
+    }
+    fakes.submitted[fakes.n_submitted++] = r;
+    return 0;
+}
+
+void engine_cancel(struct engine *e, struct request *r)
+{
+    fakes.n_cancelled++;
+}
+
+void engine_kick(struct engine *e)
+{
+    fakes.n_kicks++;
+}
+
+struct request_event *engine_take_events(struct engine *e)
+{
+    struct request_event *events = fakes.events;
+    fakes.events = NULL;
+    return events;
+}
+
+void engine_drain(struct engine *e)
+{
+}
+
+void engine_stats(struct engine *e, struct engine_stats *ret)
+{
+    *ret = (struct engine_stats){.n_running = fakes.n_submitted};
+}
+
+uint32_t engine_model_users(struct engine *e, const struct model *m)
+{
+    return fakes.n_submitted;
+}
+
+static void publish(struct request_event *ev)
+{
+    struct request_event **end = &fakes.events;
+    while (*end) {
+        end = &(*end)->next;
+    }
+    *end = ev;
+}
+
+void fake_tokens(struct request *r, const char *text, int32_t token, size_t bytes)
+{
+    struct request_event *ev = calloc(1, sizeof(*ev) + sizeof(struct sampled_token) + strlen(text));
+    struct sampled_token *t = (struct sampled_token *)(ev + 1);
+    t->token = token;
+    char *copy = (char *)(t + 1);
+    memcpy(copy, text, strlen(text));
+    ev->kind = REQUEST_TOKENS;
+    ev->request = r;
+    ev->n_tokens = 1;
+    ev->tokens = t;
+    ev->text = copy;
+    ev->text_bytes = strlen(text);
+    ev->bytes = bytes;
+    atomic_fetch_add(&r->undelivered_bytes, bytes);
+    publish(ev);
+}
+
+void fake_done(struct request *r, enum request_finish finish)
+{
+    struct request_event *ev = calloc(1, sizeof(*ev));
+    ev->kind = REQUEST_DONE;
+    ev->request = r;
+    r->finish = finish;
+    r->n_prompt = (uint32_t)r->n_tokens;
+    for (unsigned i = 0; i < fakes.n_submitted; i++) {
+        if (fakes.submitted[i] == r) {
+            fakes.submitted[i] = fakes.submitted[--fakes.n_submitted];
+        }
+    }
+    publish(ev);
+}
+
+/* ---- models -----------------------------------------------------------------------------------
+ */
+
+static const struct arch arch = {.name = "fake"};
+static const struct model_shape shape = {.arch = &arch, .n_vocab = FAKE_N_VOCAB};
+
+struct model *fake_model(void)
+{
+    return (struct model *)&shape; /* never looked into */
+}
+
+struct model *model_ref(struct model *m)
+{
+    fakes.model_refs++;
+    return m;
+}
+
+void model_unref(struct model *m)
+{
+    if (m) {
+        cr_assert_gt(fakes.model_refs, 0);
+        fakes.model_refs--;
+    }
+}
+
+const char *model_name(const struct model *m)
+{
+    return "fake";
+}
+
+const struct tokenizer *model_tokenizer(const struct model *m)
+{
+    return (const struct tokenizer *)m;
+}
+
+const struct model_shape *model_shape(const struct model *m)
+{
+    return &shape;
+}
+
+const struct kv_layout *model_kv_layout(const struct model *m)
+{
+    static const struct kv_layout layout = {.n_classes = 1};
+    return &layout;
+}
+
+void model_facts(const struct model *m, struct model_facts *ret)
+{
+    *ret = (struct model_facts){.n_ctx = FAKE_N_CTX, .path = "/fake", .type_name = "F32"};
+}
+
+struct model *registry_get(struct registry *r, const char *name)
+{
+    bool known = fakes.model_is_loaded && strcmp(name, "fake") == 0;
+    return known ? model_ref(fake_model()) : NULL;
+}
+
+int registry_load(struct registry *r, const char *name_or_path, const char *serve_as,
+                  const struct model_options *options, const struct registry_load *callbacks,
+                  struct fmt_error *err)
+{
+    if (strcmp(name_or_path, "fake") != 0) {
+        return -ENOENT;
+    }
+    fakes.load = *callbacks;
+    fakes.n_loads++;
+    return 0;
+}
+
+int registry_unload(struct registry *r, const char *name)
+{
+    bool loaded = fakes.model_is_loaded;
+    fakes.model_is_loaded = false;
+    return loaded ? 0 : -ENOENT;
+}
+
+int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count)
+{
+    *ret = NULL;
+    *ret_count = 0;
+    return 0;
+}
+
+size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *ret, size_t max)
+{
+    return 0;
+}
+
+/* ---- the tokenizer: a token per byte ----------------------------------------------------------
+ */
+
+uint32_t tokenizer_n_vocab(const struct tokenizer *t)
+{
+    return FAKE_N_VOCAB;
+}
+
+const char *tokenizer_kind(const struct tokenizer *t)
+{
+    return "fake";
+}
+
+const char *tokenizer_pre(const struct tokenizer *t)
+{
+    return "";
+}
+
+int32_t tokenizer_bos(const struct tokenizer *t)
+{
+    return TOKEN_NONE;
+}
+
+int32_t tokenizer_eos(const struct tokenizer *t)
+{
+    return TOKEN_NONE;
+}
+
+bool tokenizer_adds_bos(const struct tokenizer *t)
+{
+    return false;
+}
+
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
+                     struct tokenize_options options, size_t max_tokens, int32_t **ret_tokens,
+                     size_t *ret_count)
+{
+    int32_t *tokens = bytes ? malloc(bytes * sizeof(*tokens)) : NULL;
+    for (size_t i = 0; i < bytes; i++) {
+        tokens[i] = (unsigned char)text[i] % FAKE_N_VOCAB;
+    }
+    *ret_tokens = tokens;
+    *ret_count = bytes;
+    return 0;
+}
+
+int tokenizer_decode(const struct tokenizer *t, const int32_t *tokens, size_t count, bool special,
+                     char **ret_text, size_t *ret_bytes)
+{
+    *ret_text = strdup("");
+    *ret_bytes = 0;
+    return 0;
+}
+
+/* ---- the host ---------------------------------------------------------------------------------
+ */
+
+static int run(void *data, struct task *t)
+{
+    t->next = fakes.tasks;
+    fakes.tasks = t;
+    return 0;
+}
+
+static void post(void *data, struct task *t)
+{
+    run(data, t);
+}
+
+static void drain(void *data, uint32_t timeout_ms)
+{
+}
+
+static int reload(void *data, struct ipc_error *e)
+{
+    ipc_error_set(e, PROTO_E_INVALID_PARAMS, "line 3");
+    return -EINVAL;
+}
+
+static uint32_t n_connections(void *data)
+{
+    return 1;
+}
+
+void fake_run_tasks(void)
+{
+    while (fakes.tasks) {
+        struct task *t = fakes.tasks;
+        fakes.tasks = t->next;
+        if (t->work) {
+            t->work(t);
+        }
+        t->done(t);
+    }
+}
+
+struct service *fake_service(const struct service_limits *limits)
+{
+    struct service *s = NULL;
+    const struct service_options options = {.host = {.run = run,
+                                                     .post = post,
+                                                     .drain = drain,
+                                                     .reload = reload,
+                                                     .n_connections = n_connections},
+                                            .limits = *limits};
+    fakes = (struct fakes){.model_is_loaded = true};
+    cr_assert_eq(service_create(&options, &s), 0);
+    return s;
+}

@@ -1,0 +1,372 @@
+/* Calls from message to answer, with an engine that does what the test says, when it says. */
+#include "tests/unit/daemon/fakes.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct service_limits limits = {
+    .allow_autoload = true, .calls_per_connection = 4, .calls_per_user = 6};
+
+static struct service *service;
+
+struct client {
+    struct caller caller;
+    struct ipc_buffer out;
+    size_t seen; /* bytes of out that next() has read */
+    unsigned n_resumed, n_broken;
+    struct ipc_message message;
+};
+
+static void written(struct caller *c)
+{
+}
+
+static void resumed(struct caller *c)
+{
+    ((struct client *)c)->n_resumed++;
+}
+
+static void broken(struct caller *c)
+{
+    ((struct client *)c)->n_broken++;
+}
+
+static const struct caller_sink sink = {written, resumed, broken};
+
+static struct client *client_create(uid_t uid)
+{
+    struct client *c = calloc(1, sizeof(*c));
+    ipc_buffer_init(&c->out);
+    caller_init(&c->caller, service, &sink, &c->out, uid, uid == 0);
+    return c;
+}
+
+static void client_destroy(struct client *c)
+{
+    caller_finish(&c->caller);
+    ipc_message_finish(&c->message);
+    ipc_buffer_finish(&c->out);
+    free(c);
+}
+
+/* The next message that the client would have received; NULL when there is none. */
+static const struct ipc_message *next(struct client *c)
+{
+    struct ipc_scanner scanner;
+    size_t used = 0;
+    uint32_t id;
+    ipc_message_finish(&c->message);
+    c->message = (struct ipc_message){0};
+    if (c->seen == c->out.bytes) {
+        return NULL;
+    }
+    ipc_scanner_init(&scanner, PROTO_FRAME_BYTES_MAX);
+    cr_assert_eq(ipc_scanner_feed(&scanner, c->out.data + c->seen, c->out.bytes - c->seen, &used),
+                 1);
+    cr_assert_eq(ipc_message_parse(c->out.data + c->seen, used, &c->message, &id), 0);
+    c->seen += used;
+    return &c->message;
+}
+
+static uint64_t error_code(const struct ipc_message *m)
+{
+    uint64_t code = 0;
+    cr_assert_not_null(m);
+    cr_assert_eq(m->kind, IPC_RESPONSE);
+    ipc_value_u64(ipc_value_get(m->error, "code"), &code);
+    return code;
+}
+
+static bool finish_is(const struct ipc_message *m, const char *finish)
+{
+    struct proto_string s;
+    return m && m->kind == IPC_RESPONSE && m->result &&
+           ipc_value_bytes(ipc_value_get(m->result, "finish"), &s) == 0 &&
+           s.bytes == strlen(finish) && memcmp(s.data, finish, s.bytes) == 0;
+}
+
+static void hand_in(struct client *c, struct ipc_buffer *b)
+{
+    cr_assert_eq(b->error, 0);
+    uint8_t *frame = malloc(b->bytes);
+    memcpy(frame, b->data, b->bytes);
+    caller_message(&c->caller, frame, b->bytes);
+    ipc_buffer_finish(b);
+}
+
+static void send_generate(struct client *c, uint32_t id, const char *model, const char *prompt,
+                          size_t prompt_bytes)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "text.generate");
+    ipc_pack_map(&b, 2);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, model);
+    ipc_pack_str(&b, "prompt");
+    ipc_pack_text(&b, prompt, prompt_bytes);
+    hand_in(c, &b);
+}
+
+static void send_cancel(struct client *c, uint32_t id)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_notification(&b, "$cancel");
+    ipc_pack_array(&b, 1);
+    ipc_pack_u64(&b, id);
+    hand_in(c, &b);
+}
+
+static void set_up(void)
+{
+    service = fake_service(&limits);
+}
+
+static void tear_down(void)
+{
+    cr_assert_eq(service_n_open(service), 0);
+    cr_assert_eq(fakes.model_refs, 0, "%u references to the model are left", fakes.model_refs);
+    service_destroy(service);
+}
+
+TestSuite(handlers, .init = set_up, .fini = tear_down);
+
+Test(handlers, bytes_count_as_delivered_unless_the_client_is_congested)
+{
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    struct request *r = fakes.submitted[0];
+    cr_assert_not_null(r);
+    cr_assert_eq(r->n_tokens, 3);
+
+    fake_tokens(r, "x", 5, 100);
+    service_pump(service);
+    cr_assert_eq(atomic_load(&r->undelivered_bytes), 0);
+    cr_assert_eq(fakes.n_kicks, 1);
+
+    c->caller.congested = true;
+    fake_tokens(r, "y", 6, 100);
+    fake_tokens(r, "z", 7, 30);
+    service_pump(service);
+    cr_assert_eq(atomic_load(&r->undelivered_bytes), 130);
+    cr_assert_eq(fakes.n_kicks, 1);
+
+    c->caller.congested = false;
+    caller_uncongested(&c->caller);
+    cr_assert_eq(atomic_load(&r->undelivered_bytes), 0);
+    cr_assert_eq(fakes.n_kicks, 2);
+
+    fake_done(r, FINISH_LENGTH);
+    service_pump(service);
+    for (int i = 0; i < 3; i++) {
+        cr_assert_eq(next(c)->kind, IPC_NOTIFICATION);
+    }
+    cr_assert(finish_is(next(c), "length"));
+    cr_assert_null(next(c));
+    client_destroy(c);
+}
+
+Test(handlers, a_client_that_leaves_cancels_and_is_never_written_to)
+{
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    struct request *r = fakes.submitted[0];
+    client_destroy(c);
+    cr_assert_eq(fakes.n_cancelled, 1);
+    cr_assert_eq(service_n_open(service), 1);
+    fake_tokens(r, "late", 5, 100);
+    fake_done(r, FINISH_CANCELLED);
+    service_pump(service);
+}
+
+Test(handlers, a_client_that_leaves_while_its_prompt_is_encoded)
+{
+    static char text[SERVICE_INLINE_TEXT_BYTES + 1];
+    struct client *c = client_create(0);
+    memset(text, 'a', sizeof(text));
+    send_generate(c, 1, "fake", text, sizeof(text));
+    cr_assert_not_null(fakes.tasks);
+    client_destroy(c);
+    cr_assert_eq(service_n_open(service), 1);
+    fake_run_tasks();
+    cr_assert_eq(fakes.n_submitted, 0);
+}
+
+Test(handlers, a_long_message_is_parsed_elsewhere_and_holds_the_next)
+{
+    static char text[SERVICE_INLINE_FRAME_BYTES];
+    struct client *c = client_create(0);
+    memset(text, 'a', sizeof(text));
+    send_generate(c, 1, "fake", text, sizeof(text));
+    cr_assert(c->caller.parsing);
+    fake_run_tasks();
+    cr_assert_not(c->caller.parsing);
+    cr_assert_eq(c->n_resumed, 1);
+    cr_assert_eq(error_code(next(c)), PROTO_E_CONTEXT_EXCEEDED);
+    client_destroy(c);
+}
+
+Test(handlers, cancelling_answers_with_what_was_done)
+{
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    send_cancel(c, 99);
+    cr_assert_eq(fakes.n_cancelled, 0);
+    send_cancel(c, 1);
+    cr_assert_eq(fakes.n_cancelled, 1);
+    fake_done(fakes.submitted[0], FINISH_CANCELLED);
+    service_pump(service);
+    cr_assert(finish_is(next(c), "cancelled"));
+    client_destroy(c);
+}
+
+Test(handlers, cancelling_a_wait_for_a_model_answers_at_once)
+{
+    fakes.model_is_loaded = false;
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    cr_assert_eq(fakes.n_loads, 1);
+    send_cancel(c, 1);
+    cr_assert(finish_is(next(c), "cancelled"));
+    cr_assert_eq(service_n_open(service), 0);
+    /* The load ends all the same, and its reference is given back. */
+    fakes.load.on_progress(fakes.load.arg, "read", 1, 2);
+    fakes.load.on_done(fakes.load.arg, model_ref(fake_model()), 0, "");
+    fake_run_tasks();
+    cr_assert_null(next(c));
+    client_destroy(c);
+}
+
+Test(handlers, a_load_that_fails_tells_those_who_waited)
+{
+    fakes.model_is_loaded = false;
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    fakes.load.on_done(fakes.load.arg, NULL, -EINVAL, "tensor 7 is bent");
+    fake_run_tasks();
+    cr_assert_eq(error_code(next(c)), PROTO_E_MODEL_REFUSED);
+    client_destroy(c);
+}
+
+Test(handlers, the_pattern_list_says_who_loads_by_being_named)
+{
+    static const char *const patterns[] = {"nice-*"};
+    struct service_limits listed = limits;
+    listed.allow_models = patterns;
+    listed.n_allow_models = 1;
+    cr_assert_eq(service_set_limits(service, &listed), 0);
+    fakes.model_is_loaded = false;
+    struct client *c = client_create(1000);
+    send_generate(c, 1, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(c)), PROTO_E_NOT_FOUND);
+    cr_assert_eq(fakes.n_loads, 0);
+    client_destroy(c);
+}
+
+Test(handlers, open_calls_are_bounded_per_connection_and_per_user)
+{
+    struct client *a = client_create(7);
+    struct client *b = client_create(7);
+    struct client *other = client_create(8);
+    for (uint32_t i = 0; i < 4; i++) {
+        send_generate(a, i, "fake", "abc", 3);
+    }
+    cr_assert_null(next(a));
+    send_generate(a, 4, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(a)), PROTO_E_BUSY);
+    send_generate(b, 0, "fake", "abc", 3);
+    send_generate(b, 1, "fake", "abc", 3);
+    cr_assert_null(next(b));
+    send_generate(b, 2, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(b)), PROTO_E_BUSY);
+    send_generate(other, 0, "fake", "abc", 3);
+    cr_assert_null(next(other));
+
+    while (fakes.n_submitted > 0) {
+        fake_done(fakes.submitted[0], FINISH_EOS);
+    }
+    service_pump(service);
+    client_destroy(a);
+    client_destroy(b);
+    client_destroy(other);
+}
+
+Test(handlers, a_full_queue_and_a_drain_are_told)
+{
+    struct client *c = client_create(0);
+    fakes.submit_result = -EAGAIN;
+    send_generate(c, 1, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(c)), PROTO_E_BUSY);
+    fakes.submit_result = 0;
+    service_drain(service);
+    send_generate(c, 2, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(c)), PROTO_E_DRAINING);
+    client_destroy(c);
+}
+
+Test(handlers, what_the_drain_cuts_is_told_so)
+{
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    service_drain(service);
+    caller_cut(&c->caller);
+    cr_assert_eq(fakes.n_cancelled, 1);
+    fake_done(fakes.submitted[0], FINISH_CANCELLED);
+    service_pump(service);
+    cr_assert_eq(error_code(next(c)), PROTO_E_DRAINING);
+    client_destroy(c);
+}
+
+Test(handlers, unloading_waits_for_the_last_request)
+{
+    struct client *c = client_create(0);
+    struct ipc_buffer b;
+    send_generate(c, 1, "fake", "abc", 3);
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, 2, "model.unload");
+    ipc_pack_map(&b, 1);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "fake");
+    hand_in(c, &b);
+    cr_assert_null(next(c));
+
+    send_generate(c, 3, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(c)), PROTO_E_DRAINING);
+
+    fake_done(fakes.submitted[0], FINISH_EOS);
+    service_pump(service);
+    cr_assert(finish_is(next(c), "eos"));
+    fake_run_tasks();
+    const struct ipc_message *m = next(c);
+    cr_assert_not_null(m);
+    cr_assert_eq(m->id, 2);
+    cr_assert_null(m->error);
+    client_destroy(c);
+}
+
+Test(handlers, a_message_that_is_none_breaks_the_connection)
+{
+    struct client *c = client_create(0);
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_str(&b, "hello");
+    hand_in(c, &b);
+    cr_assert_eq(c->n_broken, 1);
+    cr_assert_eq(next(c)->kind, IPC_NOTIFICATION);
+    client_destroy(c);
+}
+
+Test(handlers, a_failed_reload_says_why)
+{
+    struct client *c = client_create(0);
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, 1, "server.reload");
+    ipc_pack_map(&b, 0);
+    hand_in(c, &b);
+    cr_assert_eq(error_code(next(c)), PROTO_E_INVALID_PARAMS);
+    client_destroy(c);
+}
