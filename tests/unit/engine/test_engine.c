@@ -1,0 +1,513 @@
+/* The engine over a tiny model: tokens alone and in company, bounds, cancels, rows, slow readers.
+ */
+#include "daemon/sched/engine.h"
+#include "tests/unit/engine/parts.h"
+
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MANY  (64ull << 20) /* bytes of KV: more than any test needs */
+#define SLAB  (2ull << 20)  /* what one sequence of the tiny model commits */
+#define N_MAX 16u
+
+/* What came for one request. */
+struct result {
+    struct request *request;
+    int32_t tokens[2048];
+    uint32_t n_tokens;
+    float *rows; /* (n_rows, width) */
+    uint32_t n_rows, next_row;
+    bool out_of_order, done;
+};
+
+static struct parts parts;
+static struct model *model;
+static struct engine *engine;
+static struct result results[N_MAX];
+static uint32_t n_results;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static bool news;
+
+static void notify(void *arg)
+{
+    pthread_mutex_lock(&lock);
+    news = true;
+    pthread_cond_signal(&wake);
+    pthread_mutex_unlock(&lock);
+}
+
+static void start(uint32_t n_parallel, uint32_t n_queue, uint64_t kv_bytes_max)
+{
+    struct engine_options o = {
+        .pool = parts.pool,
+        .n_batch = PARTS_BATCH,
+        .n_parallel = n_parallel,
+        .n_queue = n_queue,
+        .kv_bytes_max = kv_bytes_max,
+        .notify = notify,
+    };
+    cr_assert(eq(int, engine_create(&o, &engine), 0));
+}
+
+static void setup(void)
+{
+    struct tiny t = tiny_default();
+    parts_init(&parts, 2);
+    model = parts_load(&parts, &t, "tiny");
+}
+
+static void check_nothing_used(void)
+{
+    struct engine_stats s;
+    engine_stats(engine, &s);
+    cr_expect(eq(u64, s.kv_blocks_used, 0));
+    cr_expect(eq(u64, s.kv_bytes_used, 0));
+    cr_expect(eq(u32, s.n_running, 0));
+    cr_expect(eq(u32, s.n_waiting, 0));
+    cr_expect(eq(u32, engine_model_users(engine, model), 0));
+}
+
+static void teardown(void)
+{
+    engine_destroy(engine);
+    for (uint32_t i = 0; i < n_results; i++) {
+        request_destroy(results[i].request);
+        free(results[i].rows);
+    }
+    model_unref(model);
+    parts_finish(&parts);
+}
+
+TestSuite(engine, .init = setup, .fini = teardown, .timeout = 120);
+
+/* ---- requests ----------------------------------------------------------------------------------
+ */
+
+/* A request over a prompt of n tokens that depends on seed; greedy. */
+static struct result *make(enum request_kind kind, uint32_t seed, uint32_t n, uint32_t n_predict)
+{
+    struct result *out = &results[n_results++];
+    struct request *r = request_create(kind, model);
+    cr_assert(r != NULL);
+    r->tokens = malloc(n * sizeof(*r->tokens));
+    for (uint32_t i = 0; i < n; i++) {
+        r->tokens[i] = (int32_t)((seed * 7919 + i * i * 31 + i * 101) % (TINY_VOCAB - 3) + 3);
+    }
+    r->n_tokens = n;
+    r->n_predict = n_predict;
+    r->sampling.temperature = 0;
+    r->ignore_eos = true;
+    r->owner = out;
+    *out = (struct result){.request = r, .next_row = UINT32_MAX};
+    return out;
+}
+
+static void submit(struct result *r)
+{
+    cr_assert(eq(int, engine_submit(engine, r->request), 0));
+}
+
+static void take_rows(struct result *out, const struct request_event *e)
+{
+    const struct request *r = out->request;
+    size_t width = r->logprobs ? 1 : TINY_VOCAB;
+    out->next_row = out->next_row == UINT32_MAX ? r->first_row : out->next_row;
+    out->out_of_order |= e->first_row != out->next_row;
+    out->next_row = e->first_row + e->n_rows;
+    out->rows = realloc(out->rows, (out->n_rows + e->n_rows) * width * sizeof(float));
+    memcpy(out->rows + out->n_rows * width, e->rows, e->n_rows * width * sizeof(float));
+    out->n_rows += e->n_rows;
+}
+
+/* Takes the events there are; deliver: tells the engine that they reached their reader. */
+static void take_events(bool deliver)
+{
+    struct request_event *next;
+    for (struct request_event *e = engine_take_events(engine); e != NULL; e = next) {
+        struct result *out = e->request->owner;
+        next = e->next;
+        cr_assert(not(out->done));
+        if (e->kind == REQUEST_TOKENS && e->n_tokens == 1) {
+            out->tokens[out->n_tokens++] = e->tokens[0].token;
+        } else if (e->kind == REQUEST_ROWS) {
+            take_rows(out, e);
+        }
+        out->done = e->kind == REQUEST_DONE;
+        if (deliver) {
+            atomic_fetch_sub(&e->request->undelivered_bytes, e->bytes);
+        }
+        free(e);
+    }
+    engine_kick(engine);
+}
+
+static void wait_for_news(void)
+{
+    pthread_mutex_lock(&lock);
+    while (!news) {
+        pthread_cond_wait(&wake, &lock);
+    }
+    news = false;
+    pthread_mutex_unlock(&lock);
+}
+
+static void wait_done(struct result *r)
+{
+    while (!r->done) {
+        wait_for_news();
+        take_events(true);
+    }
+}
+
+static void wait_all(void)
+{
+    for (uint32_t i = 0; i < n_results; i++) {
+        wait_done(&results[i]);
+    }
+    check_nothing_used();
+}
+
+static void wait_tokens(struct result *r, uint32_t n)
+{
+    while (r->n_tokens < n && !r->done) {
+        wait_for_news();
+        take_events(true);
+    }
+}
+
+static void check_same(const struct result *a, const struct result *b)
+{
+    cr_assert(eq(u32, a->n_tokens, b->n_tokens));
+    cr_expect(eq(int, memcmp(a->tokens, b->tokens, a->n_tokens * sizeof(a->tokens[0])), 0));
+}
+
+/* ---- generation --------------------------------------------------------------------------------
+ */
+
+Test(engine, greedy_generation_is_deterministic)
+{
+    start(4, 8, MANY);
+    struct result *a = make(REQUEST_GENERATE, 1, 20, 50), *b = make(REQUEST_GENERATE, 1, 20, 50);
+    submit(a);
+    wait_done(a);
+    submit(b);
+    wait_all();
+    cr_expect(eq(int, a->request->finish, FINISH_LENGTH));
+    cr_expect(eq(u32, a->n_tokens, 50));
+    cr_expect(eq(u32, a->request->n_generated, 50));
+    cr_expect(eq(u32, a->request->n_prompt, 20));
+    check_same(a, b);
+    unsigned distinct = 0;
+    for (uint32_t i = 1; i < 50; i++) {
+        distinct += a->tokens[i] != a->tokens[0];
+    }
+    cr_expect(gt(u32, distinct, 0)); /* the model says more than one word */
+}
+
+/* Prompts of many lengths, chunked and in company, against each one alone. */
+Test(engine, tokens_do_not_depend_on_company)
+{
+    static const uint32_t lengths[] = {1, 7, 63, 64, 65, 130, 200};
+    start(7, 8, MANY);
+    for (uint32_t i = 0; i < 7; i++) {
+        struct result *alone = make(REQUEST_GENERATE, i, lengths[i], 40);
+        submit(alone);
+        wait_done(alone);
+    }
+    for (uint32_t i = 0; i < 7; i++) {
+        submit(make(REQUEST_GENERATE, i, lengths[i], 40));
+    }
+    wait_all();
+    for (uint32_t i = 0; i < 7; i++) {
+        check_same(&results[i], &results[7 + i]);
+    }
+}
+
+Test(engine, models_take_turns)
+{
+    struct tiny t = tiny_default();
+    t.seed = 2;
+    struct model *others[2] = {parts_load(&parts, &t, "two"), NULL};
+    t.seed = 3;
+    others[1] = parts_load(&parts, &t, "three");
+    start(8, 8, MANY);
+    for (uint32_t i = 0; i < 6; i++) {
+        struct result *r = make(REQUEST_GENERATE, i, 10, 100);
+        if (i % 3 > 0) {
+            model_unref(r->request->model);
+            r->request->model = model_ref(others[i % 3 - 1]);
+        }
+        submit(r);
+    }
+    wait_done(&results[0]);
+    /* With turns, nobody is far behind when the first has ended. */
+    for (uint32_t i = 0; i < 6; i++) {
+        cr_expect(gt(u32, results[i].n_tokens, 50), "request %u has %u", i, results[i].n_tokens);
+    }
+    wait_all();
+    model_unref(others[0]);
+    model_unref(others[1]);
+}
+
+Test(engine, the_context_ends_a_generation)
+{
+    start(2, 8, MANY);
+    submit(make(REQUEST_GENERATE, 1, 500, 1000));
+    submit(make(REQUEST_GENERATE, 1, 511, 1000));
+    submit(make(REQUEST_GENERATE, 2, 5, 0));
+    wait_all();
+    cr_expect(eq(int, results[0].request->finish, FINISH_LENGTH));
+    cr_expect(eq(u32, results[0].n_tokens, 12));
+    cr_expect(eq(u32, results[1].n_tokens, 1));
+    cr_expect(eq(int, results[2].request->finish, FINISH_LENGTH));
+    cr_expect(eq(u32, results[2].n_tokens, 0));
+}
+
+Test(engine, parameters_that_do_not_fit_are_an_error)
+{
+    start(2, 8, MANY);
+    struct result *r = make(REQUEST_GENERATE, 1, 5, 10);
+    r->request->sampling.temperature = NAN;
+    submit(r);
+    wait_all();
+    cr_expect(eq(int, r->request->finish, FINISH_ERROR));
+    cr_expect(eq(int, r->request->error, PROTO_E_INVALID_PARAMS));
+}
+
+/* ---- bounds ------------------------------------------------------------------------------------
+ */
+
+Test(engine, a_full_queue_says_so)
+{
+    start(1, 2, MANY);
+    submit(make(REQUEST_GENERATE, 1, 10, 400));
+    wait_tokens(&results[0], 1); /* it runs, and leaves the queue empty */
+    submit(make(REQUEST_GENERATE, 2, 10, 3));
+    submit(make(REQUEST_GENERATE, 3, 10, 3));
+    struct result *refused = make(REQUEST_GENERATE, 4, 10, 3);
+    int rc = engine_submit(engine, refused->request);
+    cr_expect(eq(int, rc, -EAGAIN));
+    n_results--;
+    request_destroy(refused->request);
+    struct engine_stats s;
+    engine_stats(engine, &s);
+    cr_expect(eq(u32, s.n_running, 1));
+    cr_expect(eq(u32, s.n_waiting, 2));
+    cr_expect(eq(u32, engine_model_users(engine, model), 3));
+    wait_all();
+}
+
+Test(engine, draining_takes_no_more)
+{
+    start(1, 2, MANY);
+    submit(make(REQUEST_GENERATE, 1, 10, 20));
+    engine_drain(engine);
+    struct result *refused = make(REQUEST_GENERATE, 4, 10, 3);
+    cr_expect(eq(int, engine_submit(engine, refused->request), -ESHUTDOWN));
+    n_results--;
+    request_destroy(refused->request);
+    wait_all();
+    cr_expect(eq(u32, results[0].n_tokens, 20));
+}
+
+Test(engine, what_can_never_fit_is_told_in_numbers)
+{
+    start(4, 8, SLAB - 4096);
+    struct result *r = make(REQUEST_GENERATE, 1, 10, 10);
+    submit(r);
+    wait_all();
+    cr_expect(eq(int, r->request->finish, FINISH_ERROR));
+    cr_expect(eq(int, r->request->error, PROTO_E_NO_MEMORY));
+    cr_expect(strstr(r->request->error_message, "2097152") != NULL, "%s",
+              r->request->error_message);
+    cr_expect(strstr(r->request->error_message, "2093056") != NULL, "%s",
+              r->request->error_message);
+}
+
+Test(engine, what_fits_one_after_another_all_ends_well)
+{
+    start(8, 16, SLAB);
+    for (uint32_t i = 0; i < 8; i++) {
+        submit(make(REQUEST_GENERATE, 5, 40, 30));
+    }
+    wait_all();
+    for (uint32_t i = 0; i < 8; i++) {
+        cr_expect(eq(int, results[i].request->finish, FINISH_LENGTH));
+        check_same(&results[0], &results[i]);
+    }
+}
+
+/* ---- cancel ------------------------------------------------------------------------------------
+ */
+
+Test(engine, cancel_while_running_and_while_waiting)
+{
+    start(1, 8, MANY);
+    struct result *running = make(REQUEST_GENERATE, 1, 10, 490);
+    struct result *waiting = make(REQUEST_GENERATE, 2, 10, 490);
+    struct result *last = make(REQUEST_GENERATE, 3, 10, 5);
+    submit(running);
+    submit(waiting);
+    submit(last);
+    wait_tokens(running, 3);
+    engine_cancel(engine, waiting->request);
+    wait_done(waiting);
+    cr_expect(eq(int, waiting->request->finish, FINISH_CANCELLED));
+    cr_expect(eq(u32, waiting->n_tokens, 0));
+    engine_cancel(engine, running->request);
+    wait_all();
+    cr_expect(running->request->finish == FINISH_CANCELLED || running->n_tokens == 490);
+    cr_expect(eq(int, last->request->finish, FINISH_LENGTH));
+    cr_expect(eq(u32, last->n_tokens, 5));
+}
+
+Test(engine, cancel_leaves_the_neighbours_alone)
+{
+    start(4, 8, MANY);
+    submit(make(REQUEST_GENERATE, 9, 70, 60));
+    wait_done(&results[0]);
+    submit(make(REQUEST_GENERATE, 9, 70, 60));
+    submit(make(REQUEST_GENERATE, 2, 200, 200));
+    submit(make(REQUEST_GENERATE, 3, 20, 200));
+    wait_tokens(&results[3], 2);
+    engine_cancel(engine, results[2].request);
+    engine_cancel(engine, results[3].request);
+    wait_all();
+    check_same(&results[0], &results[1]);
+}
+
+Test(engine, destroy_with_running_and_waiting_requests)
+{
+    start(2, 8, MANY);
+    for (uint32_t i = 0; i < 6; i++) {
+        submit(make(REQUEST_GENERATE, i, 100, 300));
+    }
+    wait_tokens(&results[0], 1);
+    engine_destroy(engine);
+    engine = NULL;
+    for (uint32_t i = 0; i < 6; i++) {
+        cr_expect(ne(int, results[i].request->finish, FINISH_NONE));
+    }
+}
+
+/* ---- rows of logits ----------------------------------------------------------------------------
+ */
+
+Test(engine, rows_are_complete_in_order_and_agree_with_logprobs)
+{
+    start(4, 8, MANY);
+    struct result *rows = make(REQUEST_LOGITS, 1, 300, 0);
+    struct result *tail = make(REQUEST_LOGITS, 1, 300, 0);
+    struct result *probs = make(REQUEST_LOGITS, 1, 300, 0);
+    tail->request->first_row = 250;
+    probs->request->logprobs = true;
+    submit(rows);
+    submit(tail);
+    submit(probs);
+    wait_all();
+    cr_expect(not(rows->out_of_order || tail->out_of_order || probs->out_of_order));
+    cr_assert(eq(u32, rows->n_rows, 300));
+    cr_assert(eq(u32, tail->n_rows, 50));
+    cr_assert(eq(u32, probs->n_rows, 299));
+    cr_expect(eq(int,
+                 memcmp(rows->rows + 250 * TINY_VOCAB, tail->rows, 50 * TINY_VOCAB * sizeof(float)),
+                 0));
+    for (uint32_t i = 0; i < 299; i++) {
+        const float *row = rows->rows + i * TINY_VOCAB;
+        double sum = 0;
+        for (uint32_t k = 0; k < TINY_VOCAB; k++) {
+            sum += exp((double)row[k]);
+        }
+        double truth = row[rows->request->tokens[i + 1]] - log(sum);
+        cr_assert(fabs(truth - (double)probs->rows[i]) < 1e-4, "row %u", i);
+    }
+    cr_expect(eq(int, rows->request->finish, FINISH_LENGTH));
+}
+
+/* The first token of a generation is the best of the prompt's last row. */
+Test(engine, rows_and_generation_agree)
+{
+    start(4, 8, MANY);
+    struct result *rows = make(REQUEST_LOGITS, 4, 77, 0);
+    struct result *text = make(REQUEST_GENERATE, 4, 77, 1);
+    rows->request->first_row = 76;
+    submit(rows);
+    submit(text);
+    wait_all();
+    cr_assert(eq(u32, rows->n_rows, 1));
+    uint32_t best = 0;
+    for (uint32_t k = 0; k < TINY_VOCAB; k++) {
+        bool allowed = k != TINY_EOS;
+        best = allowed && rows->rows[k] > rows->rows[best] ? k : best;
+    }
+    cr_expect(eq(i32, text->tokens[0], (int32_t)best));
+}
+
+Test(engine, one_token_with_logprobs_has_no_row)
+{
+    start(4, 8, MANY);
+    struct result *r = make(REQUEST_LOGITS, 4, 1, 0);
+    r->request->logprobs = true;
+    submit(r);
+    wait_all();
+    cr_expect(eq(u32, r->n_rows, 0));
+    cr_expect(eq(int, r->request->finish, FINISH_LENGTH));
+}
+
+/* ---- slow readers ------------------------------------------------------------------------------
+ */
+
+/* Undelivered bytes above the bound stop one request; its neighbour goes on, and a kick resumes. */
+Test(engine, a_slow_reader_pauses_its_own_request_only)
+{
+    start(4, 8, MANY);
+    struct result *slow = make(REQUEST_GENERATE, 1, 10, 100);
+    struct result *other = make(REQUEST_GENERATE, 2, 10, 200);
+    const size_t far_too_much = 1u << 30;
+    atomic_store(&slow->request->undelivered_bytes, far_too_much);
+    submit(slow);
+    submit(other);
+    wait_done(other);
+    cr_expect(eq(u32, other->n_tokens, 200));
+    cr_expect(eq(u32, slow->n_tokens, 0));
+    cr_expect(not(slow->done));
+    atomic_fetch_sub(&slow->request->undelivered_bytes, far_too_much);
+    engine_kick(engine);
+    wait_all();
+    cr_expect(eq(u32, slow->n_tokens, 100));
+}
+
+Test(engine, a_paused_request_can_be_cancelled)
+{
+    start(4, 8, MANY);
+    struct result *slow = make(REQUEST_GENERATE, 1, 10, 100);
+    atomic_store(&slow->request->undelivered_bytes, 1u << 30);
+    submit(slow);
+    engine_cancel(engine, slow->request);
+    wait_all();
+    cr_expect(eq(int, slow->request->finish, FINISH_CANCELLED));
+}
+
+Test(engine, stats_count_what_was_done)
+{
+    struct engine_stats s;
+    start(4, 8, MANY);
+    submit(make(REQUEST_GENERATE, 1, 100, 20));
+    submit(make(REQUEST_LOGITS, 1, 50, 0));
+    wait_all();
+    engine_stats(engine, &s);
+    cr_expect(eq(u64, s.n_requests, 2));
+    cr_expect(eq(u64, s.n_prompt_tokens, 150));
+    cr_expect(eq(u64, s.n_generated_tokens, 20));
+    cr_expect(ge(u64, s.n_steps, 21));
+    cr_expect(eq(u64, s.kv_bytes_max, MANY));
+    cr_expect(eq(u64, engine_step_started_ns(engine), 0));
+}
