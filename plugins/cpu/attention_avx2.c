@@ -160,9 +160,13 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
     __m256 max = lowest, sum = _mm256_setzero_ps();
 
     for (uint32_t t = first; t < n; t += LANES) {
-        __m256i seen = first_lanes(n - t);
         __m256 x = _mm256_load_ps(s + t);
+        __m256i seen = first_lanes(n - t);
 
+        if (t >= begin && t + LANES <= n && layer->softcap == 0.0f) {
+            max = _mm256_max_ps(max, x); /* nearly always: nothing to change */
+            continue;
+        }
         if (t < begin) {
             seen = _mm256_andnot_si256(first_lanes(begin - t), seen);
         }

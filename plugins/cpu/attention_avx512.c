@@ -3,7 +3,7 @@
  * Scores: a lane is a token. One load of a K tile's row (16 tokens of one dimension) feeds one
  * multiply-add per query. Output: a lane is a dimension. One load of a V row feeds one multiply-add
  * per query. So K and V are read and converted once for up to 12 queries, whose sums stay in
- * registers; the tables of sizes below keep 12 to 24 sums in flight, enough to hide the
+ * registers; the sizes below keep up to 24 sums in flight, enough to hide the
  * multiply-add's latency.
  *
  * Every lane's sum is a chain of its own (dimensions or tokens ascending), so a query's bits do not
@@ -103,12 +103,13 @@ CPU_SPECIALISE void score_tiles(const uint32_t nq, const uint32_t nt, const uint
 }
 
 /* The same for a whole block: few queries take all four tiles at once, more of them two and two,
- * for want of registers. */
+ * for want of registers; and so does a single one, which waits for memory and fares best reading
+ * straight ahead. */
 CPU_SPECIALISE void score_tokens(const uint32_t nq, const uint32_t type, const char *k,
                                  const char *ahead, uint32_t k_dim, const float *q,
                                  uint32_t q_stride, float scale, float *s)
 {
-    const uint32_t nt = nq <= 4 ? 4 : 2;
+    const uint32_t nt = nq > 1 && nq <= 4 ? 4 : 2;
     const size_t bytes = (size_t)k_dim * nt * LANES * bytes_of(type);
 
     for (uint32_t t = 0; t < 4; t += nt, k += bytes, ahead += bytes, s += nt * LANES) {
@@ -177,9 +178,13 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
     __m512 max = lowest, sum = _mm512_setzero_ps();
 
     for (uint32_t t = first; t < n; t += LANES) {
-        __mmask16 seen = first_lanes(n - t);
         __m512 x = _mm512_load_ps(s + t);
+        __mmask16 seen = first_lanes(n - t);
 
+        if (t >= begin && t + LANES <= n && layer->softcap == 0.0f) {
+            max = _mm512_max_ps(max, x); /* nearly always: nothing to change */
+            continue;
+        }
         if (t < begin) {
             seen &= (__mmask16)~first_lanes(begin - t);
         }
