@@ -67,6 +67,10 @@ int cli_parse_common(struct cli *c, const char *doc, int argc, char **argv);
  * the replacements are static or stay until exit. */
 void cli_normalise(int argc, char **argv);
 
+/* Prints "gqa: VERB: why" and exits with 64. */
+void cli_usage(const struct argp_state *state, const char *format, ...)
+    __attribute__((format(printf, 2, 3), noreturn));
+
 /* Numbers of options: whole, in range, or wrong usage (exits with 64 naming the option). */
 uint64_t cli_number(const struct argp_state *state, const char *option, const char *text,
                     uint64_t min, uint64_t max);

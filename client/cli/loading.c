@@ -48,7 +48,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (load->model == NULL) {
-            argp_error(state, "no model was given (-m MODEL)");
+            cli_usage(state, "no model was given (-m MODEL)");
         }
         return 0;
     default:

@@ -41,9 +41,10 @@ static const char *make_doc(char *doc, size_t bytes)
 int main(int argc, char **argv)
 {
     static struct cli c;
-    char doc[2048];
+    char doc[2048], tool[] = "gqa";
     setlocale(LC_CTYPE, "");
     cli_normalise(argc, argv);
+    argv[0] = tool;
     int first = cli_parse_common(&c, make_doc(doc, sizeof(doc)), argc, argv);
     const struct cli_verb *verb = NULL;
     for (size_t i = 0; i < N_VERBS && verb == NULL; i++) {
@@ -53,7 +54,7 @@ int main(int argc, char **argv)
         return cli_error(EX_USAGE, "%s: no such verb; gqa --help lists them", argv[first]);
     }
     char name[32];
-    snprintf(name, sizeof(name), "gqa %s", verb->name);
+    snprintf(name, sizeof(name), "gqa: %s", verb->name); /* getopt's messages begin with it */
     argv[first] = name;
     int code = verb->run(&c, argc - first, argv + first);
     gqa_close(c.g);

@@ -2,12 +2,19 @@
 #include "client/cli/cli.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-const char *argp_program_version = "gqa " GQA_VERSION;
-
-enum { KEY_SOCKET = 0x100, KEY_SPAWN, KEY_CACHE_DIR, KEY_MODELS_DIR, KEY_JSON, KEY_TIMEOUT };
+enum {
+    KEY_SOCKET = 0x100,
+    KEY_USAGE,
+    KEY_SPAWN,
+    KEY_CACHE_DIR,
+    KEY_MODELS_DIR,
+    KEY_JSON,
+    KEY_TIMEOUT
+};
 
 static const struct argp_option common_options[] = {
     {"socket", KEY_SOCKET, "PATH", 0, "The daemon's socket (else GQA_SOCKET, then the usual ones)",
@@ -18,8 +25,22 @@ static const struct argp_option common_options[] = {
     {"threads", 't', "N", 0, "With --spawn: threads of the daemon", 90},
     {"timeout", KEY_TIMEOUT, "SECONDS", 0, "Give up after so long a silence", 90},
     {"json", KEY_JSON, NULL, 0, "Print JSON", 90},
+    {"help", '?', NULL, 0, "Print this list", -1},
+    {"usage", KEY_USAGE, NULL, 0, "Print a short list", -1},
+    {"version", 'V', NULL, 0, "Print the version", -1},
     {0},
 };
+
+/* Help names the verb as it is called. */
+static void help(struct argp_state *state, unsigned flags)
+{
+    char name[32];
+    const char *verb = strchr(state->name, ' ');
+    snprintf(name, sizeof(name), "gqa%s", verb != NULL ? verb : "");
+    state->name = name;
+    argp_state_help(state, stdout, flags);
+    exit(EX_OK);
+}
 
 static error_t parse_common(int key, char *arg, struct argp_state *state)
 {
@@ -44,12 +65,21 @@ static error_t parse_common(int key, char *arg, struct argp_state *state)
         cli_number(state, "threads", arg, 1, 4096);
         c->threads = arg;
         return 0;
+    case '?':
+        help(state, ARGP_HELP_STD_HELP);
+        return 0;
+    case KEY_USAGE:
+        help(state, ARGP_HELP_USAGE | ARGP_HELP_EXIT_OK);
+        return 0;
+    case 'V':
+        puts("gqa " GQA_VERSION);
+        exit(EX_OK);
     case KEY_TIMEOUT:
         c->timeout_ms = 1000u * (uint32_t)cli_number(state, "timeout", arg, 1, 1u << 20);
         return 0;
     case ARGP_KEY_SUCCESS:
         if (c->spawn && c->socket != NULL) {
-            argp_error(state, "--spawn and --socket exclude each other");
+            cli_usage(state, "--spawn and --socket exclude each other");
         }
         return 0;
     default:
@@ -58,6 +88,35 @@ static error_t parse_common(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp common_argp = {.options = common_options, .parser = parse_common};
+
+/* argp's own errors are two lines, the second an advice; ours are one. Without its stream argp
+ * stays silent and returns EINVAL, after getopt has said what is wrong in one line that begins with
+ * argv[0], which is "gqa: VERB". */
+static void speak_in_one_line(struct argp_state *state)
+{
+    state->err_stream = NULL;
+}
+
+static void finish_parse(error_t r)
+{
+    if (r == EINVAL) {
+        exit(EX_USAGE);
+    }
+    if (r != 0) {
+        exit(cli_error(EX_OSERR, "arguments: %s", strerror(r)));
+    }
+}
+
+void cli_usage(const struct argp_state *state, const char *format, ...)
+{
+    va_list args;
+    fprintf(stderr, "%s: ", state->name);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    exit(EX_USAGE);
+}
 
 /* The verb's parser and the common one, side by side: each gets its own input. */
 struct both {
@@ -71,6 +130,7 @@ static error_t parse_both(int key, char *arg, struct argp_state *state)
     if (key == ARGP_KEY_INIT) {
         state->child_inputs[0] = b->input;
         state->child_inputs[1] = b->c;
+        speak_in_one_line(state);
         return 0;
     }
     return ARGP_ERR_UNKNOWN;
@@ -81,10 +141,7 @@ void cli_parse(struct cli *c, const struct argp *argp, int argc, char **argv, vo
     const struct argp_child children[] = {{argp, 0, NULL, 0}, {&common_argp, 0, NULL, 0}, {0}};
     struct argp both = {.parser = parse_both, .children = children};
     struct both b = {.input = input, .c = c};
-    error_t r = argp_parse(&both, argc, argv, 0, NULL, &b);
-    if (r != 0) {
-        exit(cli_error(EX_OSERR, "arguments: %s", strerror(r)));
-    }
+    finish_parse(argp_parse(&both, argc, argv, ARGP_NO_HELP, NULL, &b));
 }
 
 struct up_to_verb {
@@ -98,13 +155,14 @@ static error_t parse_up_to_verb(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = u->c;
+        speak_in_one_line(state);
         return 0;
     case ARGP_KEY_ARG:
         u->index = state->next - 1;
         state->next = state->argc; /* the rest is the verb's */
         return 0;
     case ARGP_KEY_NO_ARGS:
-        argp_error(state, "a verb is missing");
+        cli_usage(state, "a verb is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -117,10 +175,7 @@ int cli_parse_common(struct cli *c, const char *doc, int argc, char **argv)
     struct argp argp = {
         .parser = parse_up_to_verb, .args_doc = "VERB ...", .doc = doc, .children = children};
     struct up_to_verb u = {.c = c};
-    error_t r = argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &u);
-    if (r != 0) {
-        exit(cli_error(EX_OSERR, "arguments: %s", strerror(r)));
-    }
+    finish_parse(argp_parse(&argp, argc, argv, ARGP_IN_ORDER | ARGP_NO_HELP, NULL, &u));
     return u.index;
 }
 
@@ -159,8 +214,8 @@ uint64_t cli_number(const struct argp_state *state, const char *option, const ch
     unsigned long long n = strtoull(text, &end, 10);
     if (errno != 0 || end == text || *end != '\0' || strchr(text, '-') != NULL || n < min ||
         n > max) {
-        argp_error(state, "--%s: '%s' is no whole number from %llu to %llu", option, text,
-                   (unsigned long long)min, (unsigned long long)max);
+        cli_usage(state, "--%s: '%s' is no whole number from %llu to %llu", option, text,
+                  (unsigned long long)min, (unsigned long long)max);
     }
     return n;
 }
@@ -175,7 +230,7 @@ size_t cli_numbers(const struct argp_state *state, const char *option, const cha
         size_t chars = strcspn(at, ",");
         snprintf(number, sizeof(number), "%.*s", (int)chars, at);
         if (n == room) {
-            argp_error(state, "--%s: more than %zu numbers", option, room);
+            cli_usage(state, "--%s: more than %zu numbers", option, room);
         }
         ret[n++] = (uint32_t)cli_number(state, option, number, 0, max);
         if (at[chars] == '\0') {

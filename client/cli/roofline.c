@@ -13,8 +13,8 @@
 #endif
 
 #define BANDWIDTH_BYTES (768u << 20) /* of all threads together; several times any cache */
-#define BANDWIDTH_TRIES 8
-#define COMPUTE_TRIES   16
+#define BANDWIDTH_TRIES 32           /* enough that some fall between other programs' work */
+#define COMPUTE_TRIES   128
 #define COMPUTE_ROUNDS  (1u << 21)
 #define THREADS_MAX     256u
 

@@ -78,7 +78,7 @@ static void set(struct argp_state *state, struct gqa_params *p, const struct row
         gqa_params_bool(p, row->param, true);
         return;
     }
-    argp_error(state, "--%s: '%s' is no number", row->param, arg);
+    cli_usage(state, "--%s: '%s' is no number", row->param, arg);
 }
 
 static void add_bias(struct argp_state *state, struct cli_sampling *s, const char *arg)
@@ -87,14 +87,14 @@ static void add_bias(struct argp_state *state, struct cli_sampling *s, const cha
     errno = 0;
     long id = strtol(arg, &colon, 10);
     if (s->n_biases == CLI_BIASES_MAX) {
-        argp_error(state, "--logit-bias: more than %u", CLI_BIASES_MAX);
+        cli_usage(state, "--logit-bias: more than %u", CLI_BIASES_MAX);
     }
     if (colon == arg || *colon != ':' || errno != 0 || id < 0 || id > INT32_MAX) {
-        argp_error(state, "--logit-bias: '%s' is not ID:BIAS", arg);
+        cli_usage(state, "--logit-bias: '%s' is not ID:BIAS", arg);
     }
     float bias = strtof(colon + 1, &end);
     if (end == colon + 1 || *end != '\0' || isnan(bias)) {
-        argp_error(state, "--logit-bias: '%s' is not ID:BIAS", arg);
+        cli_usage(state, "--logit-bias: '%s' is not ID:BIAS", arg);
     }
     s->bias_ids[s->n_biases] = (int32_t)id;
     s->biases[s->n_biases++] = bias;
@@ -113,7 +113,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_STOP:
         if (s->n_stops == CLI_STOPS_MAX) {
-            argp_error(state, "--stop: more than %u", CLI_STOPS_MAX);
+            cli_usage(state, "--stop: more than %u", CLI_STOPS_MAX);
         }
         s->stops[s->n_stops++] = arg;
         return 0;

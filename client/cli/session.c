@@ -83,7 +83,11 @@ int cli_connect(struct cli *c)
     struct gqa_error e;
     int r;
     if (c->spawn) {
-        const char *args[] = {c->threads != NULL ? "-t" : NULL, c->threads, NULL};
+        /* The daemon's everyday messages are no part of this command's output. */
+        const char *args[5] = {"--log-level", "error"};
+        size_t n = getenv("GQAD_LOG_LEVEL") == NULL ? 2 : 0;
+        args[n++] = c->threads != NULL ? "-t" : NULL;
+        args[n] = c->threads;
         struct gqa_spawn_options o = {
             .struct_size = sizeof(o),
             .cache_dir = c->cache_dir,

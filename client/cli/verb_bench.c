@@ -15,6 +15,8 @@
  * early ones generate while the last ones read their prompt. */
 #define CONTEXT_SLACK 64u
 
+#define WARM_UP_TOKENS 16u
+
 enum { KEY_NPL = 0x500 };
 
 struct bench {
@@ -70,7 +72,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
                 return 0;
             }
         }
-        argp_error(state, "--output: '%s' is none of md, csv, json, jsonl", arg);
+        cli_usage(state, "--output: '%s' is none of md, csv, json, jsonl", arg);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -127,11 +129,28 @@ static int run_test(struct cli *c, struct bench *b, const struct bench_model *m,
     return code;
 }
 
+/* The first requests of a daemon touch memory for the first time; they do not count. */
+static int warm_up(struct cli *c, const struct bench *b, const struct bench_model *m,
+                   uint64_t *seed)
+{
+    const struct bench_test tests[] = {{.n_prompt = WARM_UP_TOKENS, .n_streams = 1},
+                                       {.n_gen = WARM_UP_TOKENS, .n_streams = 1}};
+    int code = CLI_OK;
+    for (size_t i = 0; code == CLI_OK && i < sizeof(tests) / sizeof(tests[0]); i++) {
+        double tps;
+        code = bench_measure(c, b->load.model, m, &tests[i], seed, &tps);
+    }
+    return code;
+}
+
 /* All tests in llama-bench's order: per depth and number of streams, prompts, then generation. */
 static int run_tests(struct cli *c, struct bench *b, const struct bench_model *m, json_t *rows)
 {
     uint64_t seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
-    int code = bench_print_head(b->format, m);
+    int code = warm_up(c, b, m, &seed);
+    if (code == CLI_OK) {
+        code = bench_print_head(b->format, m);
+    }
     for (size_t d = 0; d < b->n_depths; d++) {
         for (size_t s = 0; s < b->n_streams; s++) {
             struct bench_test test = {.depth = b->depths[d], .n_streams = b->streams[s]};
@@ -172,10 +191,13 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
     json_t *info = NULL;
     cli_parse(c, &argp, argc, argv, &b);
     b.format = !b.has_format && c->json ? BENCH_JSON : b.format;
-    b.load.n_ctx = b.load.n_ctx != 0 ? b.load.n_ctx : context_size(&b);
     int code = cli_connect(c);
     if (code == CLI_OK) {
-        code = cli_load(c, &b.load, &info);
+        code = cli_load_if_asked(c, &b.load);
+    }
+    if (code == CLI_OK) {
+        b.load.n_ctx = context_size(&b); /* of a model that is not loaded yet */
+        code = cli_model_info(c, &b.load, &info);
     }
     json_t *rows = json_array();
     if (code == CLI_OK) {

@@ -59,13 +59,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_ARG:
         if (l->prompt.text != NULL) {
-            argp_error(state, "more than one prompt; quote it");
+            cli_usage(state, "more than one prompt; quote it");
         }
         l->prompt.text = arg;
         return 0;
     case ARGP_KEY_END:
         if (l->path == NULL) {
-            argp_error(state, "no output was given (-o FILE)");
+            cli_usage(state, "no output was given (-o FILE)");
         }
         return 0;
     default:

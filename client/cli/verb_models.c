@@ -76,7 +76,7 @@ static error_t parse_model(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_ARG:
         if (load->model != NULL) {
-            argp_error(state, "more than one model");
+            cli_usage(state, "more than one model");
         }
         load->model = cli_model_name(arg);
         return 0;
@@ -95,13 +95,13 @@ static error_t parse_name(int key, char *arg, struct argp_state *state)
     case 'm':
     case ARGP_KEY_ARG:
         if (load->model != NULL) {
-            argp_error(state, "more than one model");
+            cli_usage(state, "more than one model");
         }
         load->model = cli_model_name(arg);
         return 0;
     case ARGP_KEY_END:
         if (load->model == NULL) {
-            argp_error(state, "no model was given");
+            cli_usage(state, "no model was given");
         }
         return 0;
     default:

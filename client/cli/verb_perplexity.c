@@ -38,7 +38,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (x->file == NULL) {
-            argp_error(state, "no text was given (-f FILE)");
+            cli_usage(state, "no text was given (-f FILE)");
         }
         return 0;
     default:

@@ -52,7 +52,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_STREAM:
         if (strcmp(arg, "json") != 0) {
-            argp_error(state, "--stream: only 'json' is known");
+            cli_usage(state, "--stream: only 'json' is known");
         }
         run->stream_json = true;
         return 0;
@@ -61,7 +61,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_ARG:
         if (run->prompt.text != NULL) {
-            argp_error(state, "more than one prompt; quote it");
+            cli_usage(state, "more than one prompt; quote it");
         }
         run->prompt.text = arg;
         return 0;

@@ -93,12 +93,12 @@ static error_t parse_backend(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_ARG:
         if (*action != NULL || strcmp(arg, "list") != 0) {
-            argp_error(state, "backend: '%s' is not known here; 'list' is", arg);
+            cli_usage(state, "'%s' is not known here; 'list' is", arg);
         }
         *action = arg;
         return 0;
     case ARGP_KEY_NO_ARGS:
-        argp_error(state, "backend: say what to do: list");
+        cli_usage(state, "say what to do: list");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -194,12 +194,12 @@ static error_t parse_call(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_ARG:
         if (state->arg_num > 1) {
-            argp_error(state, "more than a method and its params");
+            cli_usage(state, "more than a method and its params");
         }
         *(state->arg_num == 0 ? &call->method : &call->params) = arg;
         return 0;
     case ARGP_KEY_NO_ARGS:
-        argp_error(state, "no method was given; gqa call gqa.api_info lists them");
+        cli_usage(state, "no method was given; gqa call gqa.api_info lists them");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

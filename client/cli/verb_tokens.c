@@ -53,7 +53,7 @@ static error_t parse_tokenize(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_ARG:
         if (t->text != NULL || t->file != NULL) {
-            argp_error(state, "more than one text; quote it");
+            cli_usage(state, "more than one text; quote it");
         }
         t->text = arg;
         return 0;
