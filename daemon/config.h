@@ -32,7 +32,7 @@ struct config_list {
     S(STRING, group, 0, RESTART, 0, 255, "gqad", "group that may use the system's socket")     \
     S(STRING, admin_group, 0, RESTART, 0, 255, "", "group whose members are administrators")   \
     S(STRING, cache_dir, 0, RESTART, 0, 4095, "", "folder of the KV cache and packed weights") \
-    S(LIST, models_dir, 0, RESTART, 1, 4095, "", "folder with models; may be given again")     \
+    S(LIST, models_dir, 0, LIVE, 1, 4095, "", "folder with models; may be given again")        \
     S(LIST, plugin_dir, 0, RESTART, 1, 4095, "", "folder with backends; may be given again")   \
     S(LIST, model, 'm', RESTART, 1, 4095, "", "model to load at start; may be given again")    \
     S(BOOL, allow_autoload, 0, LIVE, 0, 1, "true", "requests load the models that they name")  \

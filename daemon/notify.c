@@ -37,11 +37,6 @@ void notify_extend_timeout(uint64_t usec)
     sd_notifyf(0, "EXTEND_TIMEOUT_USEC=%llu", (unsigned long long)usec);
 }
 
-void notify_status(const char *text)
-{
-    sd_notifyf(0, "STATUS=%s", text);
-}
-
 uint64_t notify_watchdog_usec(void)
 {
     uint64_t usec = 0;
@@ -85,11 +80,6 @@ void notify_watchdog(void)
 void notify_extend_timeout(uint64_t usec)
 {
     (void)usec;
-}
-
-void notify_status(const char *text)
-{
-    (void)text;
 }
 
 uint64_t notify_watchdog_usec(void)

@@ -12,7 +12,6 @@ void notify_reloading(void);
 void notify_watchdog(void);
 /* Asks for so much more time to start or stop. */
 void notify_extend_timeout(uint64_t usec);
-void notify_status(const char *text);
 
 /* Within which time the manager wants a sign of life; 0: never. */
 uint64_t notify_watchdog_usec(void);

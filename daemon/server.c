@@ -233,7 +233,7 @@ static int start_service(struct server *s)
     s->peers.service = s->service;
     s->peers.on_closed = on_peer_closed;
     s->peers.scratch = malloc(PEER_SCRATCH_BYTES);
-    return s->peers.scratch ? server_apply_limits(s) : -ENOMEM;
+    return s->peers.scratch ? server_apply_live(s) : -ENOMEM;
 }
 
 int server_create(const struct server_options *options, struct server **ret)
@@ -244,7 +244,6 @@ int server_create(const struct server_options *options, struct server **ret)
     }
     s->config = options->config;
     s->source = options->source;
-    s->temporary_cache = options->temporary_cache;
     s->reserve_fd = s->lifetime_fd = -1;
     s->posted_last = &s->posted_first;
     pthread_mutex_init(&s->posted_lock, NULL);
@@ -259,7 +258,7 @@ int server_create(const struct server_options *options, struct server **ret)
         free(s);
         return rc;
     }
-    rc = places_create(s);
+    rc = places_create(s, options->temporary_cache);
     rc = rc < 0 ? rc : start_service(s);
     rc = rc < 0 ? rc : listen_open(s, options);
     rc = rc < 0 ? rc : start_lifetime(s, options->lifetime_fd);
@@ -333,9 +332,7 @@ void server_destroy(struct server *s)
     uv_loop_close(&s->loop);
     service_destroy(s->service);
     parts_destroy(&s->parts);
-    if (s->config) {
-        places_destroy(s);
-    }
+    places_destroy(s);
     if (s->reserve_fd >= 0) {
         close(s->reserve_fd);
     }

@@ -53,7 +53,7 @@ struct server {
     enum server_state state;
     struct parts parts;
     struct service *service;
-    bool temporary_cache;
+    char *temporary_dir; /* the cache, when it is to be removed at the end; or NULL */
 
     /* Sockets. */
     struct listener listeners[SERVER_LISTENERS_MAX];
@@ -92,8 +92,8 @@ int parts_create(struct parts *p, const struct config *c, void (*notify)(void *)
 /* registry first: its loader thread reports into the service. */
 void parts_stop(struct parts *p);
 void parts_destroy(struct parts *p);
-int places_create(struct server *s);   /* the cache folder */
-void places_destroy(struct server *s); /* when it is temporary */
+int places_create(struct server *s, bool temporary_cache);
+void places_destroy(struct server *s); /* removes a temporary cache */
 
 /* server_listen.c */
 int listen_open(struct server *s, const struct server_options *options);
@@ -112,6 +112,6 @@ void server_check_end(struct server *s);
 
 /* server_reload.c */
 int server_reload(struct server *s, struct config_error *err);
-int server_apply_limits(struct server *s);
+int server_apply_live(struct server *s); /* hands on what may change while requests run */
 
 #endif

@@ -154,30 +154,32 @@ static int check_private(const char *path)
     return (st.st_mode & 077) && chmod(path, 0700) < 0 ? -errno : 0;
 }
 
-int places_create(struct server *s)
+static int make_temporary(struct server *s)
 {
-    struct config *c = s->config;
-    if (s->temporary_cache) {
-        const char *base = getenv("TMPDIR");
-        char *path = NULL;
-        if (asprintf(&path, "%s/gqad-XXXXXX", base && base[0] == '/' ? base : "/tmp") < 0) {
-            return explain(-ENOMEM, "the cache folder");
-        }
-        if (!mkdtemp(path)) {
-            int rc = -errno;
-            log_error("%s: %s", path, strerror(-rc));
-            free(path);
-            s->temporary_cache = false;
-            return rc;
-        }
-        free(c->cache_dir);
-        c->cache_dir = path;
-        return 0;
+    const char *base = getenv("TMPDIR");
+    char *path = NULL;
+    if (asprintf(&path, "%s/gqad-XXXXXX", base && base[0] == '/' ? base : "/tmp") < 0) {
+        return explain(-ENOMEM, "the cache folder");
     }
-    int rc = make_dirs(c->cache_dir);
-    rc = rc < 0 ? rc : check_private(c->cache_dir);
+    if (!mkdtemp(path)) {
+        int rc = explain(-errno, path);
+        free(path);
+        return rc;
+    }
+    s->temporary_dir = path;
+    return 0;
+}
+
+int places_create(struct server *s, bool temporary_cache)
+{
+    if (temporary_cache) {
+        return make_temporary(s);
+    }
+    const char *path = s->config->cache_dir;
+    int rc = make_dirs(path);
+    rc = rc < 0 ? rc : check_private(path);
     if (rc < 0) {
-        log_error("cache_dir %s: %s", c->cache_dir, strerror(-rc));
+        log_error("cache_dir %s: %s", path, strerror(-rc));
     }
     return rc;
 }
@@ -189,7 +191,9 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 
 void places_destroy(struct server *s)
 {
-    if (s->temporary_cache) {
-        nftw(s->config->cache_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+    if (s->temporary_dir) {
+        nftw(s->temporary_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+        free(s->temporary_dir);
+        s->temporary_dir = NULL;
     }
 }

@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-int server_apply_limits(struct server *s)
+int server_apply_live(struct server *s)
 {
     const struct config *c = s->config;
     const struct service_limits limits = {.allow_autoload = c->allow_autoload,
@@ -17,7 +17,10 @@ int server_apply_limits(struct server *s)
                                           .calls_per_user = c->max_calls_per_user};
     s->peers.handshake_ns = (uint64_t)c->handshake_timeout_ms * 1000000u;
     s->peers.reader_timeout_ns = (uint64_t)c->reader_timeout_ms * 1000000u;
-    return service_set_limits(s->service, &limits);
+    int rc = service_set_limits(s->service, &limits);
+    return rc < 0 ? rc
+                  : registry_set_dirs(s->parts.registry, (const char *const *)c->models_dir.items,
+                                      c->models_dir.count);
 }
 
 struct change {
@@ -48,9 +51,9 @@ int server_reload(struct server *s, struct config_error *err)
         config_destroy(fresh);
         log_init((enum log_level)s->config->log_level);
         log_info("the configuration was read again: %u settings changed", change.n_live);
-        rc = server_apply_limits(s);
+        rc = server_apply_live(s);
         if (rc < 0) {
-            snprintf(err->text, sizeof(err->text), "no memory for the new limits");
+            snprintf(err->text, sizeof(err->text), "no memory for the new settings");
         }
     }
     notify_ready();

@@ -210,12 +210,39 @@ static void unlink_entry(struct registry *r, struct entry *e)
     *link = e->next;
 }
 
+static void dirs_free(char **dirs, size_t n_dirs)
+{
+    for (size_t i = 0; dirs != NULL && i < n_dirs; i++) {
+        free(dirs[i]);
+    }
+    free(dirs);
+}
+
+int registry_set_dirs(struct registry *r, const char *const *dirs, size_t n_dirs)
+{
+    char **copy = calloc(n_dirs + 1, sizeof(*copy));
+    int rc = copy == NULL ? -ENOMEM : 0;
+    for (size_t i = 0; rc == 0 && i < n_dirs; i++) {
+        copy[i] = strdup(dirs[i]);
+        rc = copy[i] == NULL ? -ENOMEM : 0;
+    }
+    if (rc < 0) {
+        dirs_free(copy, n_dirs);
+        return rc;
+    }
+    pthread_mutex_lock(&r->lock);
+    char **old = r->dirs;
+    size_t n_old = r->n_dirs;
+    r->dirs = copy;
+    r->n_dirs = n_dirs;
+    pthread_mutex_unlock(&r->lock);
+    dirs_free(old, n_old);
+    return 0;
+}
+
 static void registry_free(struct registry *r)
 {
-    for (size_t i = 0; r->dirs != NULL && i < r->n_dirs; i++) {
-        free(r->dirs[i]);
-    }
-    free(r->dirs);
+    dirs_free(r->dirs, r->n_dirs);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->wake);
     free(r);
@@ -343,13 +370,7 @@ int registry_create(const struct registry_options *options, struct registry **re
     r->refs = 1;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->wake, NULL);
-    r->dirs = calloc(options->n_dirs + 1, sizeof(*r->dirs));
-    int rc = r->dirs == NULL ? -ENOMEM : 0;
-    for (size_t i = 0; rc == 0 && i < options->n_dirs; i++) {
-        r->dirs[i] = strdup(options->dirs[i]);
-        rc = r->dirs[i] == NULL ? -ENOMEM : 0;
-        r->n_dirs += rc == 0;
-    }
+    int rc = registry_set_dirs(r, options->dirs, options->n_dirs);
     rc = rc < 0 ? rc : -pthread_create(&r->loader, NULL, loader_main, r);
     if (rc < 0) {
         registry_free(r);

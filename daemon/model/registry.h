@@ -24,6 +24,9 @@ struct registry_options {
     struct model_options defaults; /* path and name unused; strings must outlive the registry */
 };
 
+/* Other folders from now on; copied. What is loaded stays. -ENOMEM: nothing has changed. */
+int registry_set_dirs(struct registry *r, const char *const *dirs, size_t n_dirs);
+
 enum registry_state { REGISTRY_AVAILABLE, REGISTRY_LOADING, REGISTRY_LOADED };
 
 int registry_create(const struct registry_options *options, struct registry **ret);

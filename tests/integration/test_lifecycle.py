@@ -245,6 +245,20 @@ class Configuration(Case):
         with d.connect() as c:
             self.assertEqual(c.call("model.load", {"model": "tiny"})["n_ctx"], 128)
 
+    def test_reload_moves_to_other_folders_of_models(self):
+        d = self.start(models=False, config='models_dir = {"%s/models"}\n' % self.folder.path)
+        with d.connect() as c:
+            self.assertEqual([m["name"] for m in c.call("model.list")["models"]], ["tiny"])
+            c.call("model.load", {"model": "tiny"})
+            os.mkdir(os.path.join(self.folder.path, "more"))
+            shutil.copy(os.path.join(self.folder.path, "models", "tiny.gguf"),
+                        os.path.join(self.folder.path, "more", "other.gguf"))
+            with open(os.path.join(self.folder.path, "gqad.conf"), "w") as f:
+                f.write('models_dir = {"%s/more"}\n' % self.folder.path)
+            c.call("server.reload")
+            states = {m["name"]: m["state"] for m in c.call("model.list")["models"]}
+            self.assertEqual(states, {"tiny": "loaded", "other": "available"})
+
     def test_reload_changes_what_it_can_and_keeps_the_rest(self):
         d = self.start(config="max_calls_per_user = 1000\n")
         path = os.path.join(self.folder.path, "gqad.conf")
