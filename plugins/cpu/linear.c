@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Weights per task: long enough that taking a task costs nothing, short enough for balance. */
-#define TASK_BYTES 131072u
+/* Weights per task. For few rows a task is a microsecond or two of reading, so that workers end
+ * together; for many its strips share the activations that pass by, and still fit in L2. */
+#define TASK_BYTES_FEW_ROWS  32768u
+#define TASK_BYTES_MANY_ROWS 131072u
 /* Tasks per worker to aim at, so that a late worker leaves little behind. */
 #define TASKS_PER_WORKER 4u
 /* Rows from which quantising them is worth the workers. */
@@ -273,11 +275,12 @@ static void run_task(void *arg, uint32_t index, uint32_t worker)
     }
 }
 
-/* Strips per task: TASK_BYTES' worth, fewer where that leaves workers idle. */
-static uint32_t plan_task_strips(const struct cpu_matrix *m, uint32_t n_threads)
+/* Strips per task, fewer where that leaves workers idle. */
+static uint32_t plan_task_strips(const struct cpu_matrix *m, uint32_t n_rows, uint32_t n_threads)
 {
+    uint32_t task_bytes = n_rows > CPU_TILE_ROWS ? TASK_BYTES_MANY_ROWS : TASK_BYTES_FEW_ROWS;
     uint64_t n_strips = (m->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
-    uint64_t by_bytes = TASK_BYTES / m->strip_bytes;
+    uint64_t by_bytes = task_bytes / m->strip_bytes;
     uint64_t by_workers = n_strips / ((uint64_t)TASKS_PER_WORKER * n_threads);
     uint64_t strips = by_bytes < by_workers ? by_bytes : by_workers;
 
@@ -295,7 +298,7 @@ void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uin
         const struct cpu_matrix *m = products[i].matrix;
         uint32_t n_strips = (m->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
 
-        job.task_strips[i] = plan_task_strips(m, host->n_threads);
+        job.task_strips[i] = plan_task_strips(m, n_rows, host->n_threads);
         job.first_task[i + 1] =
             job.first_task[i] + (n_strips + job.task_strips[i] - 1) / job.task_strips[i];
         quantised |= m->layout != CPU_LAYOUT_COUNT;

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,12 +55,24 @@ static void work(struct pool *p, uint32_t worker)
     }
 }
 
+/* Two spinning threads on one core would wait for each other: each gets its own, as the daemon's
+ * pool does. Where that is refused, figures are worse and nothing else. */
+static void pin(uint32_t worker)
+{
+    cpu_set_t set;
+
+    CPU_ZERO(&set);
+    CPU_SET(worker, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
+}
+
 static void *member_main(void *arg)
 {
     struct member m = *(struct member *)arg;
     uint32_t seen = 0;
 
     free(arg);
+    pin(m.worker);
     while (!atomic_load(&m.pool->stop)) {
         if (atomic_load(&m.pool->generation) == seen) {
 #if defined(__x86_64__)
@@ -105,6 +118,7 @@ static int pool_start(struct pool *p, uint32_t n_threads)
             return -r;
         }
     }
+    pin(0); /* not before: threads inherit it, and would wait for this one */
     return 0;
 }
 
