@@ -26,10 +26,10 @@ run() { # run NAME OPTIONS...: train build/NAME.pt, once
     touch "build/$name.done"
 }
 
-run base --steps 4000 --long-from 3200
+run base --steps 3000 --long-from 2400
 $python convert.py build/base.pt build/converted.pt --kv-heads 2
-run gqa --from build/converted.pt --alpha 0.05 --decay --eval-every 20
-run mha-more --from build/base.pt --alpha 0.05 --decay --eval-every 20
+run gqa --from build/converted.pt --alpha 0.05 --decay --eval-every 30
+run mha-more --from build/base.pt --alpha 0.05 --decay --eval-every 30
 
 $python export.py build/gqa.pt "$models/demo.gguf" --logits
 $python export.py build/base.pt "$models/demo-mha.gguf"
