@@ -1,119 +1,9 @@
-#include "daemon/model/registry.h"
+#include "daemon/model/registry_internal.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <limits.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#define SUFFIX ".gguf"
-
-/* A model that is loaded or being loaded. Entries are linked in the order of their creation. One
- * whose model was taken out lives until the model's last reference goes; then the loader thread
- * destroys both, since unmapping and closing may take long. */
-struct entry {
-    struct entry *next;
-    struct registry *registry;
-    char *name, *path;
-    struct model *model;          /* NULL while loading */
-    atomic_bool cancel;           /* set by registry_destroy, read by the loader */
-    struct model_options options; /* strings owned: see copy_options() */
-    char *strings[2];             /* backend, attention_backend */
-    struct waiter *waiters;
-};
-
-/* Somebody who asked for the load. */
-struct waiter {
-    struct waiter *next;
-    struct registry_load callbacks;
-};
-
-/* The lock guards everything below it; models are immutable once published. */
-struct registry {
-    struct registry_options options;
-    char **dirs;
-    size_t n_dirs;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    pthread_t loader;
-    bool stop, stopped;    /* the loader shall end; has ended */
-    uint32_t refs;         /* the owner's, and one of every model that is not destroyed yet */
-    struct entry *entries; /* those with model == NULL form the loader's queue */
-    struct entry *retired; /* their models wait for the loader to destroy them */
-};
-
-/* ---- names ------------------------------------------------------------------------------------
- */
-
-static bool has_suffix(const char *name)
-{
-    size_t bytes = strlen(name);
-    return bytes > strlen(SUFFIX) && strcmp(name + bytes - strlen(SUFFIX), SUFFIX) == 0;
-}
-
-/* A plain name has no slash and does not start with a dot. */
-static bool is_plain_name(const char *name)
-{
-    return name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL &&
-           strlen(name) < sizeof(((struct registry_entry *)NULL)->name);
-}
-
-/* Paths are absolute and become canonical. */
-static int resolve(struct registry *r, const char *name, char path[PATH_MAX], struct fmt_error *err)
-{
-    if (name[0] == '/') {
-        if (!r->options.allow_paths) {
-            return fmt_fail(err, -EACCES,
-                            "'%s' is a path: this daemon takes names of its models folders", name);
-        }
-        if (realpath(name, path) == NULL) {
-            return fmt_fail(err, -errno, "%s: %s", name, strerror(errno));
-        }
-        return 0;
-    }
-    if (!is_plain_name(name)) {
-        return fmt_fail(err, -EINVAL, "'%s' is neither a model's name nor an absolute path", name);
-    }
-    for (size_t i = 0; i < r->n_dirs; i++) {
-        int n =
-            snprintf(path, PATH_MAX, "%s/%s%s", r->dirs[i], name, has_suffix(name) ? "" : SUFFIX);
-        if (n > 0 && n < PATH_MAX && access(path, F_OK) == 0) {
-            return 0;
-        }
-    }
-    return fmt_fail(err, -ENOENT, "no model '%s' in %s%s", name,
-                    r->n_dirs > 0 ? r->dirs[0] : "any folder: none is configured",
-                    r->n_dirs > 1 ? " and the other folders" : "");
-}
-
-/* "name" of "/a/b/name.gguf". Malloc'ed. */
-static char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *name = strdup(slash != NULL ? slash + 1 : path);
-    if (name != NULL && has_suffix(name)) {
-        name[strlen(name) - strlen(SUFFIX)] = '\0';
-    }
-    return name;
-}
-
-/* Finds by the served name, with or without suffix, or by path. Locked by the caller. */
-static struct entry *find(struct registry *r, const char *name)
-{
-    for (struct entry *e = r->entries; e != NULL; e = e->next) {
-        size_t bytes = strlen(e->name);
-        bool same = strncmp(name, e->name, bytes) == 0 &&
-                    (name[bytes] == '\0' || strcmp(name + bytes, SUFFIX) == 0);
-        if (same || strcmp(name, e->path) == 0) {
-            return e;
-        }
-    }
-    return NULL;
-}
 
 /* ---- entries ----------------------------------------------------------------------------------
  */
@@ -173,7 +63,7 @@ static struct entry *entry_create(struct registry *r, const char *path, const ch
     }
     e->registry = r;
     e->path = strdup(path);
-    e->name = serve_as != NULL ? strdup(serve_as) : base_name(path);
+    e->name = serve_as != NULL ? strdup(serve_as) : registry_base_name(path);
     if (e->path == NULL || e->name == NULL || copy_options(r, options, e) < 0) {
         entry_destroy(e);
         return NULL;
@@ -410,11 +300,11 @@ static int join_or_add(struct registry *r, const char *name_or_path, const char 
                        struct fmt_error *err)
 {
     char path[PATH_MAX];
-    struct entry *same = find(r, serve_as != NULL ? serve_as : name_or_path);
+    struct entry *same = registry_find(r, serve_as != NULL ? serve_as : name_or_path);
     if (same != NULL && same->model != NULL) {
         return fmt_fail(err, -EEXIST, "a model is loaded under the name '%s'", same->name);
     }
-    int rc = resolve(r, name_or_path, path, err);
+    int rc = registry_resolve(r, name_or_path, path, err);
     if (rc < 0) {
         return rc;
     }
@@ -422,7 +312,7 @@ static int join_or_add(struct registry *r, const char *name_or_path, const char 
     if (e == NULL) {
         return fmt_fail(err, -ENOMEM, "no memory");
     }
-    same = find(r, e->name);
+    same = registry_find(r, e->name);
     if (same == NULL) {
         struct entry **end = &r->entries;
         while (*end != NULL) {
@@ -444,7 +334,7 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
                   const struct model_options *options, const struct registry_load *callbacks,
                   struct fmt_error *err)
 {
-    if (serve_as != NULL && !is_plain_name(serve_as)) {
+    if (serve_as != NULL && !registry_is_plain_name(serve_as)) {
         return fmt_fail(err, -EINVAL, "'%.128s' cannot be a model's name", serve_as);
     }
     struct waiter *w = calloc(1, sizeof(*w));
@@ -473,7 +363,7 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
 struct model *registry_get(struct registry *r, const char *name)
 {
     pthread_mutex_lock(&r->lock);
-    struct entry *e = find(r, name);
+    struct entry *e = registry_find(r, name);
     struct model *m = e != NULL && e->model != NULL ? model_ref(e->model) : NULL;
     pthread_mutex_unlock(&r->lock);
     return m;
@@ -482,7 +372,7 @@ struct model *registry_get(struct registry *r, const char *name)
 int registry_unload(struct registry *r, const char *name)
 {
     pthread_mutex_lock(&r->lock);
-    struct entry *e = find(r, name);
+    struct entry *e = registry_find(r, name);
     int rc = e == NULL ? -ENOENT : e->model == NULL ? -EBUSY : 0;
     if (rc == 0) {
         unlink_entry(r, e);
@@ -492,113 +382,4 @@ int registry_unload(struct registry *r, const char *name)
         model_unref(e->model); /* with the last reference, the entry goes too */
     }
     return rc;
-}
-
-/* ---- listing ----------------------------------------------------------------------------------
- */
-
-struct listing {
-    struct registry_entry *items;
-    size_t count, capacity;
-};
-
-static int list_add(struct listing *l, const char *name, const char *path,
-                    enum registry_state state, struct model *model)
-{
-    if (l->count == l->capacity) {
-        size_t capacity = l->capacity > 0 ? l->capacity * 2 : 16;
-        struct registry_entry *items = realloc(l->items, capacity * sizeof(*items));
-        if (items == NULL) {
-            return -ENOMEM;
-        }
-        l->items = items;
-        l->capacity = capacity;
-    }
-    struct registry_entry *item = &l->items[l->count++];
-    *item = (struct registry_entry){.state = state};
-    snprintf(item->name, sizeof(item->name), "%s", name);
-    snprintf(item->path, sizeof(item->path), "%s", path);
-    item->model = model != NULL ? model_ref(model) : NULL;
-    struct stat st;
-    item->bytes = stat(path, &st) == 0 ? (uint64_t)st.st_size : 0;
-    return 0;
-}
-
-/* "NAME-00002-of-00003.gguf": a later part of a split model is no model of its own. */
-static bool is_later_part(const char *name)
-{
-    static const char form[] = "-NNNNN-of-NNNNN";
-    size_t bytes = strlen(name) - strlen(SUFFIX), n = sizeof(form) - 1;
-    if (bytes < n) {
-        return false;
-    }
-    const char *at = name + bytes - n;
-    for (size_t i = 0; i < n; i++) {
-        bool fits = form[i] == 'N' ? at[i] >= '0' && at[i] <= '9' : at[i] == form[i];
-        if (!fits) {
-            return false;
-        }
-    }
-    return strncmp(at, "-00001", 6) != 0;
-}
-
-static bool is_listed(const struct listing *l, const char *name)
-{
-    for (size_t i = 0; i < l->count; i++) {
-        if (strcmp(l->items[i].name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Models of one folder that no entry has; of one name, the first folder's counts. */
-static int list_folder(struct registry *r, const char *dir, struct listing *l)
-{
-    DIR *d = opendir(dir);
-    if (d == NULL) {
-        return 0; /* an absent folder holds no models */
-    }
-    int rc = 0;
-    for (struct dirent *file; rc == 0 && (file = readdir(d)) != NULL;) {
-        char path[PATH_MAX];
-        int n = snprintf(path, sizeof(path), "%s/%s", dir, file->d_name);
-        if (!has_suffix(file->d_name) || file->d_name[0] == '.' || is_later_part(file->d_name) ||
-            n < 0 || n >= (int)sizeof(path)) {
-            continue;
-        }
-        char *name = base_name(path);
-        rc = name == NULL ? -ENOMEM : 0;
-        if (rc == 0 && find(r, name) == NULL && find(r, path) == NULL && !is_listed(l, name)) {
-            rc = list_add(l, name, path, REGISTRY_AVAILABLE, NULL);
-        }
-        free(name);
-    }
-    closedir(d);
-    return rc;
-}
-
-int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count)
-{
-    struct listing l = {0};
-    int rc = 0;
-    pthread_mutex_lock(&r->lock);
-    for (struct entry *e = r->entries; rc == 0 && e != NULL; e = e->next) {
-        rc = list_add(&l, e->name, e->path, e->model != NULL ? REGISTRY_LOADED : REGISTRY_LOADING,
-                      e->model);
-    }
-    for (size_t i = 0; rc == 0 && i < r->n_dirs; i++) {
-        rc = list_folder(r, r->dirs[i], &l);
-    }
-    pthread_mutex_unlock(&r->lock);
-    if (rc < 0) {
-        for (size_t i = 0; i < l.count; i++) {
-            model_unref(l.items[i].model);
-        }
-        free(l.items);
-        return rc;
-    }
-    *ret = l.items;
-    *ret_count = l.count;
-    return 0;
 }

@@ -1,0 +1,189 @@
+/* daemon/model/registry_list.c - names, files and folders of models. */
+#include "daemon/model/registry_internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SUFFIX ".gguf"
+
+/* ---- names ------------------------------------------------------------------------------------
+ */
+
+static bool has_suffix(const char *name)
+{
+    size_t bytes = strlen(name);
+    return bytes > strlen(SUFFIX) && strcmp(name + bytes - strlen(SUFFIX), SUFFIX) == 0;
+}
+
+bool registry_is_plain_name(const char *name)
+{
+    return name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL &&
+           strlen(name) < sizeof(((struct registry_entry *)NULL)->name);
+}
+
+/* Paths are absolute and become canonical. */
+int registry_resolve(struct registry *r, const char *name, char path[PATH_MAX],
+                     struct fmt_error *err)
+{
+    if (name[0] == '/') {
+        if (!r->options.allow_paths) {
+            return fmt_fail(err, -EACCES,
+                            "'%s' is a path: this daemon takes names of its models folders", name);
+        }
+        if (realpath(name, path) == NULL) {
+            return fmt_fail(err, -errno, "%s: %s", name, strerror(errno));
+        }
+        return 0;
+    }
+    if (!registry_is_plain_name(name)) {
+        return fmt_fail(err, -EINVAL, "'%s' is neither a model's name nor an absolute path", name);
+    }
+    for (size_t i = 0; i < r->n_dirs; i++) {
+        int n =
+            snprintf(path, PATH_MAX, "%s/%s%s", r->dirs[i], name, has_suffix(name) ? "" : SUFFIX);
+        if (n > 0 && n < PATH_MAX && access(path, F_OK) == 0) {
+            return 0;
+        }
+    }
+    return fmt_fail(err, -ENOENT, "no model '%s' in %s%s", name,
+                    r->n_dirs > 0 ? r->dirs[0] : "any folder: none is configured",
+                    r->n_dirs > 1 ? " and the other folders" : "");
+}
+
+char *registry_base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *name = strdup(slash != NULL ? slash + 1 : path);
+    if (name != NULL && has_suffix(name)) {
+        name[strlen(name) - strlen(SUFFIX)] = '\0';
+    }
+    return name;
+}
+
+struct entry *registry_find(struct registry *r, const char *name)
+{
+    for (struct entry *e = r->entries; e != NULL; e = e->next) {
+        size_t bytes = strlen(e->name);
+        bool same = strncmp(name, e->name, bytes) == 0 &&
+                    (name[bytes] == '\0' || strcmp(name + bytes, SUFFIX) == 0);
+        if (same || strcmp(name, e->path) == 0) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+/* ---- listing ----------------------------------------------------------------------------------
+ */
+
+struct listing {
+    struct registry_entry *items;
+    size_t count, capacity;
+};
+
+static int list_add(struct listing *l, const char *name, const char *path,
+                    enum registry_state state, struct model *model)
+{
+    if (l->count == l->capacity) {
+        size_t capacity = l->capacity > 0 ? l->capacity * 2 : 16;
+        struct registry_entry *items = realloc(l->items, capacity * sizeof(*items));
+        if (items == NULL) {
+            return -ENOMEM;
+        }
+        l->items = items;
+        l->capacity = capacity;
+    }
+    struct registry_entry *item = &l->items[l->count++];
+    *item = (struct registry_entry){.state = state};
+    snprintf(item->name, sizeof(item->name), "%s", name);
+    snprintf(item->path, sizeof(item->path), "%s", path);
+    item->model = model != NULL ? model_ref(model) : NULL;
+    struct stat st;
+    item->bytes = stat(path, &st) == 0 ? (uint64_t)st.st_size : 0;
+    return 0;
+}
+
+/* "NAME-00002-of-00003.gguf": a later part of a split model is no model of its own. */
+static bool is_later_part(const char *name)
+{
+    static const char form[] = "-NNNNN-of-NNNNN";
+    size_t bytes = strlen(name) - strlen(SUFFIX), n = sizeof(form) - 1;
+    if (bytes < n) {
+        return false;
+    }
+    const char *at = name + bytes - n;
+    for (size_t i = 0; i < n; i++) {
+        bool fits = form[i] == 'N' ? at[i] >= '0' && at[i] <= '9' : at[i] == form[i];
+        if (!fits) {
+            return false;
+        }
+    }
+    return strncmp(at, "-00001", 6) != 0;
+}
+
+static bool is_listed(const struct listing *l, const char *name)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        if (strcmp(l->items[i].name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Models of one folder that no entry has; of one name, the first folder's counts. */
+static int list_folder(struct registry *r, const char *dir, struct listing *l)
+{
+    DIR *d = opendir(dir);
+    if (d == NULL) {
+        return 0; /* an absent folder holds no models */
+    }
+    int rc = 0;
+    for (struct dirent *file; rc == 0 && (file = readdir(d)) != NULL;) {
+        char path[PATH_MAX];
+        int n = snprintf(path, sizeof(path), "%s/%s", dir, file->d_name);
+        if (!has_suffix(file->d_name) || file->d_name[0] == '.' || is_later_part(file->d_name) ||
+            n < 0 || n >= (int)sizeof(path)) {
+            continue;
+        }
+        char *name = registry_base_name(path);
+        rc = name == NULL ? -ENOMEM : 0;
+        if (rc == 0 && registry_find(r, name) == NULL && registry_find(r, path) == NULL &&
+            !is_listed(l, name)) {
+            rc = list_add(l, name, path, REGISTRY_AVAILABLE, NULL);
+        }
+        free(name);
+    }
+    closedir(d);
+    return rc;
+}
+
+int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count)
+{
+    struct listing l = {0};
+    int rc = 0;
+    pthread_mutex_lock(&r->lock);
+    for (struct entry *e = r->entries; rc == 0 && e != NULL; e = e->next) {
+        rc = list_add(&l, e->name, e->path, e->model != NULL ? REGISTRY_LOADED : REGISTRY_LOADING,
+                      e->model);
+    }
+    for (size_t i = 0; rc == 0 && i < r->n_dirs; i++) {
+        rc = list_folder(r, r->dirs[i], &l);
+    }
+    pthread_mutex_unlock(&r->lock);
+    if (rc < 0) {
+        for (size_t i = 0; i < l.count; i++) {
+            model_unref(l.items[i].model);
+        }
+        free(l.items);
+        return rc;
+    }
+    *ret = l.items;
+    *ret_count = l.count;
+    return 0;
+}
