@@ -1,0 +1,190 @@
+/* daemon/sched/engine_admit.c - how requests begin and end. */
+#include "daemon/sched/engine_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+uint64_t engine_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static double ms_between(uint64_t from_ns, uint64_t to_ns)
+{
+    return from_ns == 0 || to_ns < from_ns ? 0 : (double)(to_ns - from_ns) / 1e6;
+}
+
+/* ---- the end of requests -----------------------------------------------------------------------
+ */
+
+void engine_request_fail(struct request *r, enum proto_error_code code, const char *message)
+{
+    if (r->finish == FINISH_NONE) {
+        r->finish = FINISH_ERROR;
+        r->error = code;
+        snprintf(r->error_message, sizeof(r->error_message), "%s", message);
+    }
+}
+
+static void request_done(struct engine *e, struct request *r)
+{
+    struct request_event *done = r->done_event;
+    r->done_event = NULL;
+    publish_done(&e->publisher, r, done);
+}
+
+static void fill_timings(struct sequence *s)
+{
+    struct request *r = s->request;
+    uint64_t computed_ns = s->prompt_done_ns != 0 ? s->prompt_done_ns : engine_now_ns();
+    r->timings = (struct request_timings){
+        .queue_ms = ms_between(r->submitted_ns, s->started_ns),
+        .prompt_ms = ms_between(s->started_ns, computed_ns),
+        .first_token_ms = r->n_generated > 0 ? ms_between(r->submitted_ns, s->prompt_done_ns) : 0,
+        .predict_ms = ms_between(s->prompt_done_ns, s->last_token_ns),
+    };
+}
+
+/* Takes a sequence out, releases its KV, and gives its request back to the loop. */
+static void retire(struct engine *e, struct sequence *s)
+{
+    struct request *r = s->request;
+    if (publish_rest(&e->publisher, s) < 0) {
+        r->finish = FINISH_NONE; /* its text is not whole: whatever ended it, this is an error */
+        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
+    }
+    fill_timings(s);
+    pthread_mutex_lock(&e->lock);
+    struct sequence **link = &e->running;
+    while (*link != s) {
+        link = &(*link)->next;
+    }
+    *link = s->next;
+    e->n_running--;
+    pthread_mutex_unlock(&e->lock);
+    e->bytes_committed -= s->bytes_committed;
+    sequence_destroy(s);
+    request_done(e, r);
+}
+
+void engine_retire_finished(struct engine *e)
+{
+    for (struct sequence *s = e->running, *next; s != NULL; s = next) {
+        next = s->next;
+        if (atomic_load(&s->request->cancelled) && s->request->finish == FINISH_NONE) {
+            s->request->finish = FINISH_CANCELLED;
+        }
+        if (s->request->finish != FINISH_NONE) {
+            retire(e, s);
+        }
+    }
+}
+
+/* ---- admission ---------------------------------------------------------------------------------
+ */
+
+static int start_sequence(struct engine *e, struct request *r, uint64_t bytes)
+{
+    struct sequence *s;
+    int rc = sequence_create(r, e->arena, &s);
+    if (rc < 0) {
+        return rc;
+    }
+    s->bytes_committed = bytes;
+    s->last_turn = e->turn;
+    s->started_ns = engine_now_ns();
+    r->n_prompt = (uint32_t)r->n_tokens;
+    e->bytes_committed += bytes;
+    pthread_mutex_lock(&e->lock);
+    struct sequence **end = &e->running;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = s;
+    e->n_running++;
+    pthread_mutex_unlock(&e->lock);
+    return 0;
+}
+
+/* Takes the oldest request off the queue if it may start, or has ended while it waited. Sequences
+ * are admitted with all the KV that they can come to need, so that none starves half-way. */
+static struct request *take_admissible(struct engine *e, uint64_t *ret_bytes)
+{
+    pthread_mutex_lock(&e->lock);
+    struct request *r = e->queue;
+    if (r != NULL) {
+        uint64_t bytes = sequence_bytes_needed(r);
+        uint64_t bytes_max = e->options.kv_bytes_max;
+        bool ended = e->stop || atomic_load(&r->cancelled) || bytes > bytes_max;
+        bool fits = e->n_running < e->options.n_parallel && bytes <= bytes_max &&
+                    e->bytes_committed <= bytes_max - bytes;
+        if (ended || fits) {
+            e->queue = r->next;
+            e->queue_end = e->queue == NULL ? &e->queue : e->queue_end;
+            e->n_waiting--;
+            *ret_bytes = bytes;
+        } else {
+            r = NULL;
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return r;
+}
+
+void engine_admit(struct engine *e)
+{
+    struct request *r;
+    uint64_t bytes = 0;
+    while ((r = take_admissible(e, &bytes)) != NULL) {
+        if (atomic_load(&r->cancelled) || e->stop) {
+            r->finish = FINISH_CANCELLED;
+        } else if (bytes > e->options.kv_bytes_max) {
+            char message[160];
+            snprintf(message, sizeof(message),
+                     "the request can need %llu bytes of KV cache, the bound is %llu",
+                     (unsigned long long)bytes, (unsigned long long)e->options.kv_bytes_max);
+            engine_request_fail(r, PROTO_E_NO_MEMORY, message);
+        } else {
+            int rc = start_sequence(e, r, bytes);
+            if (rc == -EINVAL) {
+                engine_request_fail(r, PROTO_E_INVALID_PARAMS,
+                                    "sampling parameters do not fit together");
+            } else if (rc < 0) {
+                engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for the sequence");
+            }
+        }
+        if (r->finish != FINISH_NONE) {
+            request_done(e, r);
+        }
+    }
+}
+
+void engine_drop_cancelled(struct engine *e)
+{
+    struct request *dropped = NULL;
+    pthread_mutex_lock(&e->lock);
+    struct request **link = &e->queue;
+    while (*link != NULL) {
+        struct request *r = *link;
+        if (atomic_load(&r->cancelled)) {
+            *link = r->next;
+            r->next = dropped;
+            dropped = r;
+            e->n_waiting--;
+        } else {
+            link = &r->next;
+        }
+    }
+    e->queue_end = link;
+    pthread_mutex_unlock(&e->lock);
+    while (dropped != NULL) {
+        struct request *r = dropped;
+        dropped = r->next;
+        r->finish = FINISH_CANCELLED;
+        request_done(e, r);
+    }
+}

@@ -1,0 +1,54 @@
+/* daemon/sched/engine_internal.h - what engine.c, engine_admit.c and engine_step.c share; private
+ * to them. All functions are the engine thread's. */
+#ifndef DAEMON_SCHED_ENGINE_INTERNAL_H
+#define DAEMON_SCHED_ENGINE_INTERNAL_H
+
+#include "daemon/sched/batch.h"
+#include "daemon/sched/engine.h"
+#include "daemon/sched/publish.h"
+
+#include <pthread.h>
+
+/* The lock guards the queue of waiting requests, the list of running sequences (written by the
+ * engine thread only, so that it reads it without), the events not yet taken, and the flags. */
+struct engine {
+    struct engine_options options;
+    struct kv_arena *arena;
+    struct batch batch;
+    struct publisher publisher;
+    pthread_t thread;
+
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    atomic_bool stop; /* written under the lock */
+    bool draining, kicked;
+    struct request *queue, **queue_end;
+    uint32_t n_waiting, n_running;
+    struct sequence *running; /* oldest first */
+    struct request_event *events, **events_end;
+
+    /* The engine thread's own. */
+    uint64_t bytes_committed; /* of the arena's bound, by admitted sequences */
+    uint64_t turn;            /* counts steps, for the order of models */
+
+    /* Written by the engine thread, read by the loop. */
+    _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;
+    _Atomic uint64_t step_started_ns;
+};
+
+uint64_t engine_now_ns(void);
+
+/* Ends a request with an error, unless something has ended it already. */
+void engine_request_fail(struct request *r, enum proto_error_code code, const char *message);
+
+/* Starts what waits and fits, and answers what has ended while it waited. */
+void engine_admit(struct engine *e);
+/* Requests that were cancelled while others are before them in the queue. */
+void engine_drop_cancelled(struct engine *e);
+/* Takes out sequences that have ended, or whose requests were cancelled. */
+void engine_retire_finished(struct engine *e);
+
+/* One step of one model. False when there is nothing to do. */
+bool engine_step(struct engine *e);
+
+#endif

@@ -1,0 +1,121 @@
+/* daemon/sched/engine_step.c - which model steps next, and what becomes of the results. */
+#include "daemon/sched/engine_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+/* The sequence waits for blocks that others give back. Admission counts what every sequence can
+ * come to need, but a slab that holds blocks of several can be reused for its own size only. */
+static void on_no_memory(void *arg, struct sequence *s)
+{
+    s->starved = true;
+}
+
+/* The sequence whose model has waited longest, or NULL when none can run. Models take turns. */
+static struct sequence *choose_sequence(struct engine *e)
+{
+    struct sequence *chosen = NULL;
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        bool can_run = !s->starved && !sequence_is_paused(s);
+        if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
+            chosen = s;
+        }
+    }
+    return chosen;
+}
+
+/* Forms the next batch. False when nothing can run; where that is for want of memory alone, the
+ * youngest gives way, so that the others get on. */
+static bool form(struct engine *e, bool *ret_failed_one)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        s->starved = false;
+    }
+    for (struct sequence *s; (s = choose_sequence(e)) != NULL;) {
+        if (batch_form(&e->batch, s->request->model, e->running, on_no_memory, e) > 0) {
+            return true;
+        }
+        s->starved = true; /* as all of its model that could run */
+    }
+    struct sequence *youngest = NULL;
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        youngest = s->starved ? s : youngest;
+    }
+    if (youngest != NULL) {
+        engine_request_fail(youngest->request, PROTO_E_NO_MEMORY,
+                            "no memory for a block of the KV cache");
+    }
+    *ret_failed_one = youngest != NULL;
+    return false;
+}
+
+/* The model's next turn comes after every other's. */
+static void count_turn(struct engine *e, const struct model *model)
+{
+    e->turn++;
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        s->last_turn = s->request->model == model ? e->turn : s->last_turn;
+    }
+}
+
+/* What one member makes of its part of the step's logits. */
+static void publish_member(struct engine *e, struct sequence *s, const float *logits, uint64_t now)
+{
+    struct request *r = s->request;
+    uint32_t n_vocab = model_shape(r->model)->n_vocab;
+    bool prompt_ended = s->prompt_done_ns == 0 && s->kv.n_tokens >= r->n_tokens;
+    const float *rows = logits + (size_t)s->step_first_out * n_vocab;
+    int rc = 0;
+    if (prompt_ended) {
+        s->prompt_done_ns = now;
+    }
+    if (r->kind == REQUEST_LOGITS) {
+        rc = s->step_outs > 0 ? publish_rows(&e->publisher, s, rows) : 0;
+        if (rc == 0 && prompt_ended) {
+            r->finish = FINISH_LENGTH;
+        }
+    } else if (s->step_outs > 0 && r->n_predict == 0) {
+        r->finish = FINISH_LENGTH;
+    } else if (s->step_outs > 0) {
+        rc = publish_token(&e->publisher, s, rows, now);
+        atomic_fetch_add(&e->n_generated_tokens, rc == 0);
+    }
+    if (rc == -EDOM) {
+        engine_request_fail(r, PROTO_E_BACKEND, "the backend computed logits that are not numbers");
+    } else if (rc < 0) {
+        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
+    }
+}
+
+bool engine_step(struct engine *e)
+{
+    bool failed_one = false;
+    if (!form(e, &failed_one)) {
+        return failed_one; /* it is retired, and its blocks may do for another */
+    }
+    struct batch *b = &e->batch;
+    count_turn(e, b->model);
+    uint64_t start = engine_now_ns();
+    atomic_store(&e->step_started_ns, start);
+    const float *logits = NULL;
+    int rc = batch_run(b, &logits);
+    uint64_t end = engine_now_ns();
+    atomic_store(&e->step_started_ns, 0);
+    atomic_fetch_add(&e->n_steps, 1);
+    atomic_fetch_add(&e->step_ns_total, end - start);
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        struct sequence *s = b->members[i];
+        if (rc < 0) {
+            char message[96];
+            snprintf(message, sizeof(message), "the backend failed: %s", strerror(-rc));
+            engine_request_fail(s->request, PROTO_E_BACKEND, message);
+            continue;
+        }
+        if (s->prompt_done_ns == 0) {
+            atomic_fetch_add(&e->n_prompt_tokens, s->step_rows);
+        }
+        publish_member(e, s, logits, end);
+    }
+    return true;
+}
