@@ -32,7 +32,7 @@ def main():
         ax.set_xlabel("million tokens")
         ax.grid(alpha=0.3)
     whole.set_ylabel("held-out loss, nats a token")
-    whole.legend()
+    whole.legend(loc="lower left", fontsize="small")
     end.set_title("the end, enlarged")
     fig.tight_layout()
     fig.savefig("curves/loss.svg", metadata={"Date": None})
