@@ -212,6 +212,16 @@ static int copy_stops(struct request *r, struct proto_strings stops)
     return 0;
 }
 
+/* Of 32 bits, so that readers whose numbers are doubles, as JSON's, can give it back exactly. */
+static uint32_t random_seed(void)
+{
+    uint32_t seed;
+    if (getrandom(&seed, sizeof(seed), GRND_NONBLOCK) != sizeof(seed)) {
+        seed = (uint32_t)clock_now_ns(); /* the entropy pool is not ready: early boot */
+    }
+    return seed;
+}
+
 static int fill_sampling(struct request *r, const struct proto_text_generate *p)
 {
     struct sampler_params *s = &r->sampling;
@@ -226,10 +236,7 @@ static int fill_sampling(struct request *r, const struct proto_text_generate *p)
     s->frequency_penalty = p->frequency_penalty;
     s->n_probs = p->n_probs;
     s->ignore_eos = p->ignore_eos;
-    s->seed = p->seed;
-    if (!p->has_seed && getrandom(&s->seed, sizeof(s->seed), GRND_NONBLOCK) != sizeof(s->seed)) {
-        s->seed = clock_now_ns(); /* the entropy pool is not ready: early boot */
-    }
+    s->seed = p->has_seed ? p->seed : random_seed();
     return copy_biases(r, p->logit_bias);
 }
 

@@ -12,8 +12,9 @@ struct run {
     struct cli_prompt prompt;
     struct cli_sampling sampling;
     bool stream_json;
-    bool verbose;
-    FILE *text; /* all the text so far */
+    bool stats;
+    json_t *info; /* model.info, for the statistics; NULL without them */
+    FILE *text;   /* all the text so far */
     json_t *tokens;
     json_t *logprobs; /* NULL until some come */
 };
@@ -26,7 +27,8 @@ static const struct argp_option options[] = {
     {"no-parse-special", KEY_NO_PARSE_SPECIAL, NULL, 0,
      "Control tokens written in the prompt are plain text", 5},
     {"stream", KEY_STREAM, "json", 0, "One JSON object per step, then the result", 5},
-    {"verbose", 'v', NULL, 0, "Tell speeds on standard error afterwards", 5},
+    {"stats", 'v', NULL, 0, "Tell on standard error what cache and backend did", 5},
+    {"verbose", 'v', NULL, OPTION_ALIAS, NULL, 5},
     {0},
 };
 
@@ -57,7 +59,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         run->stream_json = true;
         return 0;
     case 'v':
-        run->verbose = true;
+        run->stats = true;
         return 0;
     case ARGP_KEY_ARG:
         if (run->prompt.text != NULL) {
@@ -105,15 +107,38 @@ static void on_event(void *arg, uint32_t id, const struct gqa_value *event)
     json_decref(step);
 }
 
-static void tell_speeds(const json_t *result)
+static void tell_cache(const json_t *result, const json_t *info)
+{
+    const json_t *of_call = json_object_get(result, "cache");
+    const json_t *of_model = json_object_get(info, "cache");
+    double n_prompt = cli_num(result, "n_prompt", 0), n_cached = cli_num(result, "n_cached", 0);
+    const char *why = cli_str(of_call, "miss_reason", "");
+    fprintf(stderr, "prompt:  %.0f tokens, %.0f of them from the cache (%.0f blocks%s%s)\n",
+            n_prompt, n_cached, cli_num(of_call, "hit_blocks", 0),
+            n_cached < n_prompt && why[0] != '\0' ? "; " : "", n_cached < n_prompt ? why : "");
+    /* The last generated token was never evaluated: its K and V are not there. */
+    double n_generated = cli_num(result, "n_generated", 0);
+    double n_kept = n_prompt + (n_generated > 0 ? n_generated - 1 : 0);
+    double per_token = cli_num(of_model, "bytes_per_token", 0);
+    char size[CLI_SIZE_CHARS];
+    fprintf(stderr, "cache:   K %s, V %s: %.0f bytes a token, %s for %.0f; blocks of %.0f tokens\n",
+            cli_str(of_model, "type_k", "?"), cli_str(of_model, "type_v", "?"), per_token,
+            cli_bytes(per_token * n_kept, size), n_kept, cli_num(of_model, "block_tokens", 0));
+}
+
+static void tell_stats(const json_t *result, const json_t *info)
 {
     const json_t *t = json_object_get(result, "timings");
+    const json_t *backend = json_object_get(info, "backend");
+    tell_cache(result, info);
+    fprintf(stderr, "backend: %s, attention by %s, %s, %.0f threads\n",
+            cli_str(backend, "program", "?"), cli_str(backend, "attention", "?"),
+            cli_str(backend, "isa", "?"), cli_num(backend, "threads", 0));
     fprintf(stderr,
-            "prompt: %.0f tokens, %.0f cached, %.1f t/s; generated: %.0f tokens, %.1f t/s; first "
-            "after %.0f ms; finish: %s\n",
-            cli_num(result, "n_prompt", 0), cli_num(result, "n_cached", 0),
-            cli_num(t, "prompt_per_second", 0), cli_num(result, "n_generated", 0),
-            cli_num(t, "predicted_per_second", 0), cli_num(t, "first_token_ms", 0),
+            "speed:   prompt %.1f t/s, generation %.1f t/s (%.0f tokens), the first after %.1f ms; "
+            "finish: %s\n",
+            cli_num(t, "prompt_per_second", 0), cli_num(t, "predicted_per_second", 0),
+            cli_num(result, "n_generated", 0), cli_num(t, "first_token_ms", 0),
             cli_str(result, "finish", "?"));
 }
 
@@ -136,17 +161,19 @@ static int finish(struct run *run, struct cli_call *call, const char *text, size
     if (code == CLI_OK && cli_interrupted()) {
         code = CLI_INTERRUPTED;
     }
-    if (call->result != NULL && (run->c->json || run->stream_json)) {
-        int printed = print_result(run, text, bytes, call->result);
-        return code != CLI_OK ? code : printed;
-    }
+    bool json = run->c->json || run->stream_json;
     bool open_line = bytes > 0 && text[bytes - 1] != '\n';
-    if (cli_fancy(stdout) && open_line) {
+    if (json && call->result != NULL) {
+        int printed = print_result(run, text, bytes, call->result);
+        code = code != CLI_OK ? code : printed;
+    } else if (!json && cli_fancy(stdout) && open_line) {
         putchar('\n');
     }
-    if (call->result != NULL && run->verbose) {
+    if (call->result != NULL && run->info != NULL) {
         fflush(stdout);
-        tell_speeds(call->result);
+        /* On a log that takes both streams the text must not run into the figures. */
+        fputs(!json && open_line && !cli_fancy(stdout) ? "\n" : "", stderr);
+        tell_stats(call->result, run->info);
     }
     return code;
 }
@@ -165,6 +192,9 @@ int cli_verb_run(struct cli *c, int argc, char **argv)
     }
     if (code == CLI_OK) {
         code = cli_load_if_asked(c, &run.load);
+    }
+    if (code == CLI_OK && run.stats) {
+        code = cli_model_info(c, &run.load, &run.info);
     }
     run.text = open_memstream(&text, &bytes);
     run.tokens = json_array();
@@ -187,6 +217,7 @@ int cli_verb_run(struct cli *c, int argc, char **argv)
     free(text);
     json_decref(run.tokens);
     json_decref(run.logprobs);
+    json_decref(run.info);
     gqa_params_destroy(p);
     free(run.load.model);
     return code;
