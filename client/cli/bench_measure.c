@@ -5,7 +5,8 @@
  * own: where the daemon keeps it, the test's own request reuses it, and where it does not, that
  * request's time is subtracted.
  *
- * Generation is timed from outside: between the moment when the last stream has its first token and
+ * Generation of one stream is timed by the daemon, from the first token to the last. Several
+ * streams are timed from outside: between the moment when the last stream has its first token and
  * the one when the first stream has its last, all streams decode together; the tokens that arrive
  * in that window, by its length, are the figure. */
 #include "client/cli/bench.h"
@@ -120,7 +121,7 @@ static int measure_prompt(struct cli *c, const char *model, const struct bench_t
     }
     double ms = prompt_ms(calls, n, &tokens);
     double wanted = (double)test->n_prompt * (double)n;
-    if (tokens > wanted + (double)n * test->depth / 2) {
+    if (tokens > wanted + (double)n * test->depth / 2 && ms > before_ms) {
         /* The context was computed again: take its time off. */
         ms -= before_ms;
         tokens -= before_tokens;
@@ -134,24 +135,44 @@ static int measure_prompt(struct cli *c, const char *model, const struct bench_t
 
 /* ---- generation ---- */
 
-/* Tokens per second while all streams decode; 0 when they never did together. */
+static double count_between(const struct stream *streams, size_t n, double after, double until)
+{
+    double tokens = 0;
+    for (size_t i = 0; i < n; i++) {
+        for (uint32_t k = 0; k < streams[i].n; k++) {
+            tokens += streams[i].at_us[k] > after && streams[i].at_us[k] <= until;
+        }
+    }
+    return tokens;
+}
+
+/* Tokens per second while all streams decode. A model so fast that one stream ends before another
+ * begins has no such window: then all tokens from the first arrival to the last. 0: too few. */
 static double window_tps(const struct stream *streams, size_t n)
 {
-    double first = 0, last = 0, tokens = 0;
+    double first = 0, last = 0, open = 0, close = 0;
     for (size_t i = 0; i < n; i++) {
         if (streams[i].n < 2) {
             return 0;
         }
         double begin = streams[i].at_us[0], end = streams[i].at_us[streams[i].n - 1];
-        first = i == 0 || begin > first ? begin : first;
-        last = i == 0 || end < last ? end : last;
+        first = i == 0 || begin < first ? begin : first;
+        last = i == 0 || end > last ? end : last;
+        open = i == 0 || begin > open ? begin : open;
+        close = i == 0 || end < close ? end : close;
     }
-    for (size_t i = 0; i < n; i++) {
-        for (uint32_t k = 0; k < streams[i].n; k++) {
-            tokens += streams[i].at_us[k] > first && streams[i].at_us[k] <= last;
-        }
+    if (close <= open) {
+        open = first;
+        close = last;
     }
-    return last > first ? tokens / (last - first) * 1e6 : 0;
+    return close > open ? count_between(streams, n, open, close) / (close - open) * 1e6 : 0;
+}
+
+/* The daemon's own figure; the first token belongs to the prompt. */
+static double timed_tps(const json_t *result)
+{
+    double ms = cli_num(json_object_get(result, "timings"), "predict_ms", 0);
+    return ms > 0 ? (cli_num(result, "n_generated", 0) - 1) / ms * 1e3 : 0;
 }
 
 static int measure_generation(struct cli *c, const char *model, const struct bench_test *test,
@@ -176,10 +197,10 @@ static int measure_generation(struct cli *c, const char *model, const struct ben
     if (code != CLI_OK) {
         return code;
     }
-    *ret_tps = window_tps(streams, n);
+    *ret_tps = n == 1 ? timed_tps(calls[0].result) : window_tps(streams, n);
     return *ret_tps > 0
                ? CLI_OK
-               : cli_error(CLI_FAILED, "bench: %zu streams never decoded at the same time", n);
+               : cli_error(CLI_FAILED, "bench: %zu streams gave too few tokens to be timed", n);
 }
 
 /* ---- one repeat of one test ---- */

@@ -203,7 +203,7 @@ char *cli_count(double count, char buffer[CLI_SIZE_CHARS]);
 void cli_print_tree(const json_t *object, int indent);
 /* Whether to colour or move the cursor: a terminal, and NO_COLOR is not set. */
 bool cli_fancy(FILE *f);
-/* Flushes standard output; a full disk or closed pipe is an error, not a silence. */
+/* Flushes standard output; a full disk is told, a closed pipe only ends with a status. */
 int cli_flush(void);
 
 /* ---- stats.c --------------------------------------------------------------------------------- */

@@ -110,6 +110,9 @@ int cli_flush(void)
     bool failed = ferror(stdout) != 0;
     errno = 0;
     if (fflush(stdout) != 0 || failed) {
+        if (errno == EPIPE) {
+            return EX_IOERR; /* the reader has seen enough, as "| head" has */
+        }
         return cli_error(EX_IOERR, "output: %s", errno != 0 ? strerror(errno) : "write failed");
     }
     return CLI_OK;

@@ -179,12 +179,13 @@ json_t *cli_json(const struct gqa_value *v)
     return json_null();
 }
 
+/* A failed write sticks to stdout, and cli_flush() tells it at the end. */
 static int print(json_t *j, size_t flags)
 {
     int r = json_dumpf(j, stdout, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(JSON_REAL_DIGITS));
     json_decref(j);
-    return r < 0 || putchar('\n') == EOF ? cli_error(EX_IOERR, "output: cannot be written")
-                                         : CLI_OK;
+    putchar('\n');
+    return r < 0 && !ferror(stdout) ? cli_error(EX_OSERR, "json: no memory") : CLI_OK;
 }
 
 int cli_print_json(json_t *j)

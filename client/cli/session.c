@@ -40,7 +40,7 @@ static void set_signals(void)
     sigdelset(&mask_outside, SIGTERM);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, which is told */
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write */
 }
 
 double cli_now_us(void)
