@@ -77,9 +77,12 @@ static error_t parse_common(int key, char *arg, struct argp_state *state)
     case KEY_TIMEOUT:
         c->timeout_ms = 1000u * (uint32_t)cli_number(state, "timeout", arg, 1, 1u << 20);
         return 0;
+    case ARGP_KEY_ARGS: /* no parser of the verb has taken them */
+        cli_usage(state, "'%s' is one argument too many", state->argv[state->next]);
+        return 0;
     case ARGP_KEY_SUCCESS:
         if (c->spawn && c->socket != NULL) {
-            cli_usage(state, "--spawn and --socket exclude each other");
+            cli_usage(state, "--spawn: not together with --socket");
         }
         return 0;
     default:
@@ -162,7 +165,7 @@ static error_t parse_up_to_verb(int key, char *arg, struct argp_state *state)
         state->next = state->argc; /* the rest is the verb's */
         return 0;
     case ARGP_KEY_NO_ARGS:
-        cli_usage(state, "a verb is missing");
+        cli_usage(state, "verb: none was given; gqa --help lists them");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
