@@ -125,7 +125,9 @@ static void pack_timings(struct ipc_buffer *b, const struct request *r)
     pack_kv_f64(b, "first_token_ms", t->first_token_ms);
     pack_kv_f64(b, "predict_ms", t->predict_ms);
     pack_kv_f64(b, "prompt_per_second", per_second(r->n_prompt - r->n_cached, t->prompt_ms));
-    pack_kv_f64(b, "predicted_per_second", per_second(r->n_generated, t->predict_ms));
+    /* predict_ms runs from the first token, which the prompt gave, to the last. */
+    pack_kv_f64(b, "predicted_per_second",
+                per_second(r->n_generated > 0 ? r->n_generated - 1 : 0, t->predict_ms));
 }
 
 static void pack_collected(struct call *call, struct ipc_buffer *b)
