@@ -150,8 +150,7 @@ int gqa_tokenize(struct gqa *g, const char *model, const void *text, size_t byte
 }
 
 int gqa_detokenize(struct gqa *g, const char *model, const int32_t *ids, size_t count,
-                   uint32_t flags, char **ret_text, size_t *ret_bytes,
-                   struct gqa_error *ret_error)
+                   uint32_t flags, char **ret_text, size_t *ret_bytes, struct gqa_error *ret_error)
 {
     struct gqa_params *p = NULL;
     struct gqa_reply *reply;

@@ -309,8 +309,7 @@ int gqa_tokenize(struct gqa *g, const char *model, const void *text, size_t byte
 
 /* *ret_text: the caller's, to be given to free(); a NUL follows its *ret_bytes bytes. */
 int gqa_detokenize(struct gqa *g, const char *model, const int32_t *ids, size_t count,
-                   uint32_t flags, char **ret_text, size_t *ret_bytes,
-                   struct gqa_error *ret_error);
+                   uint32_t flags, char **ret_text, size_t *ret_bytes, struct gqa_error *ret_error);
 
 /* New text of a generation, as it comes: always whole UTF-8 characters where the model makes such;
  * bytes may be 0 while a character is incomplete. ids: the tokens of this step. All live until it
