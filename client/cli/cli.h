@@ -138,8 +138,8 @@ struct cli_call {
 /* Starts a call; params (may be NULL) are destroyed in every case. */
 int cli_start(struct cli *c, struct cli_call *call, const char *method, struct gqa_params *params);
 
-/* Runs the loop until all calls are done. The first Ctrl-C (or SIGTERM) cancels them; the second
- * ends the process. */
+/* Runs the loop until all calls are done. The first Ctrl-C (or SIGTERM) cancels them, as does
+ * standard output that cannot be written; the second ends the process. */
 void cli_finish(struct cli *c, struct cli_call *calls, size_t n_calls);
 bool cli_interrupted(void);
 

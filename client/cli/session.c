@@ -190,7 +190,8 @@ void cli_finish(struct cli *c, struct cli_call *calls, size_t n_calls)
         if (gqa_process(c->g) == 0) {
             wait_open_to_signals(c);
         }
-        if (cli_interrupted() && !cancelled) {
+        /* What failed to be written nobody reads: a closed pipe, a full disk. */
+        if ((cli_interrupted() || ferror(stdout)) && !cancelled) {
             cancelled = true;
             for (size_t i = 0; i < n_calls; i++) {
                 if (!calls[i].done) {
@@ -208,6 +209,9 @@ int cli_report(const struct cli_call *call)
     }
     if (cli_interrupted() && call->status == -ECANCELED) {
         return CLI_INTERRUPTED;
+    }
+    if (ferror(stdout) && call->status == -ECANCELED) {
+        return EX_IOERR; /* cli_flush() will tell */
     }
     const struct gqa_error *e = &call->error;
     if (e->retry_after_ms > 0) {
