@@ -48,8 +48,7 @@ static void *field(const struct config *c, const struct config_setting *s)
     return (char *)c + s->offset;
 }
 
-/* ---- one value --------------------------------------------------------------------------------
- */
+/* ---- one value --------------------------------------------------------------------------- */
 
 static int parse_u64(const char *text, uint64_t *ret)
 {
@@ -215,8 +214,7 @@ void config_clear_list(struct config *c, const struct config_setting *s)
     }
 }
 
-/* ---- the sources ------------------------------------------------------------------------------
- */
+/* ---- the sources ------------------------------------------------------------------------- */
 
 static int apply_defaults(struct config *c, struct config_error *err)
 {
@@ -358,8 +356,7 @@ void config_destroy(struct config *c)
     free(c);
 }
 
-/* ---- reloading --------------------------------------------------------------------------------
- */
+/* ---- reloading --------------------------------------------------------------------------- */
 
 static bool equal(const struct config *a, const struct config *b, const struct config_setting *s)
 {

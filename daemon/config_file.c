@@ -82,8 +82,7 @@ static cfg_t *make_parser(cfg_opt_t *options)
     return cfg;
 }
 
-/* ---- the text ---------------------------------------------------------------------------------
- */
+/* ---- the text ---------------------------------------------------------------------------- */
 
 /* Blanks from text to end, but keeps line breaks. */
 static char *blank_until(char *text, const char *end)

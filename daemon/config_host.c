@@ -11,8 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- places -----------------------------------------------------------------------------------
- */
+/* ---- places ------------------------------------------------------------------------------ */
 
 static const char *home_dir(void)
 {
@@ -130,8 +129,7 @@ int config_decide_places(struct config *c, bool wants_socket, struct config_erro
     return rc < 0 ? rc : decide_plugins(c, err);
 }
 
-/* ---- the machine ------------------------------------------------------------------------------
- */
+/* ---- the machine ------------------------------------------------------------------------- */
 
 /* The lowest CPU of the core that a CPU belongs to: its siblings share the core's units. Where the
  * kernel does not tell, every CPU counts. */

@@ -23,8 +23,7 @@ uint64_t clock_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* ---- the service ------------------------------------------------------------------------------
- */
+/* ---- the service ------------------------------------------------------------------------- */
 
 static void limits_finish(struct service_limits *l)
 {
@@ -141,8 +140,7 @@ void service_pump(struct service *s)
     service_check_unloads(s);
 }
 
-/* ---- callers ----------------------------------------------------------------------------------
- */
+/* ---- callers ----------------------------------------------------------------------------- */
 
 void caller_init(struct caller *c, struct service *s, const struct caller_sink *sink,
                  struct ipc_buffer *out, uid_t uid, bool admin)
@@ -212,8 +210,7 @@ void caller_notify_error(struct caller *c, const struct ipc_error *e)
     c->sink->written(c);
 }
 
-/* ---- messages ---------------------------------------------------------------------------------
- */
+/* ---- messages ---------------------------------------------------------------------------- */
 
 static bool method_is_work(enum proto_method method)
 {

@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- tokens -----------------------------------------------------------------------------------
- */
+/* ---- tokens ------------------------------------------------------------------------------ */
 
 static void pack_logprob(struct ipc_buffer *b, const struct sampled_token *t)
 {
@@ -92,8 +91,7 @@ static void deliver_tokens(struct call *call, const struct request_event *ev)
     }
 }
 
-/* ---- rows -------------------------------------------------------------------------------------
- */
+/* ---- rows -------------------------------------------------------------------------------- */
 
 /* logits (n_rows, n_vocab), or logprobs (n_rows); the engine keeps them far below a frame. */
 static void deliver_rows(struct call *call, const struct request_event *ev)
@@ -108,8 +106,7 @@ static void deliver_rows(struct call *call, const struct request_event *ev)
     call_end_event(call);
 }
 
-/* ---- the result -------------------------------------------------------------------------------
- */
+/* ---- the result -------------------------------------------------------------------------- */
 
 static double per_second(uint64_t count, double ms)
 {
@@ -205,8 +202,7 @@ static void deliver_done(struct call *call)
     }
 }
 
-/* ---- delivery ---------------------------------------------------------------------------------
- */
+/* ---- delivery ---------------------------------------------------------------------------- */
 
 void call_release_held(struct call *call)
 {

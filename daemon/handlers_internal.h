@@ -131,7 +131,7 @@ static inline struct call *call_of_task(struct task *t)
     return (struct call *)((char *)t - offsetof(struct call, task));
 }
 
-/* ---- models (handlers_load.c) ---------------------------------------------------------------- */
+/* ---- models (handlers_load.c) ------------------------------------------------------------ */
 
 /* Calls then(call) with call->model set, now or when the model is loaded; or fails the call. */
 void call_with_model(struct call *call, struct proto_string name, void (*then)(struct call *));
@@ -144,8 +144,7 @@ void service_check_unloads(struct service *s);
 void unload_start(struct call *call, struct model *m);
 void unload_detach(struct call *call); /* the call ends; the unload goes on */
 
-/* ---- texts (handlers_text.c, handlers_tokens.c, handlers_events.c) ----------------------------
- */
+/* ---- texts (handlers_text.c, handlers_tokens.c, handlers_events.c) ----------------------- */
 
 /* Sets call->tokens, in the calling thread or on the task pool, then calls encode->then. */
 void call_tokenise(struct call *call, const struct call_encode *encode);
@@ -156,16 +155,14 @@ bool call_deliver(struct call *call, struct request_event *ev);
 void call_release_held(struct call *call); /* held_bytes are delivered now */
 void call_finish_cancelled_generate(struct call *call);
 
-/* ---- the methods ------------------------------------------------------------------------------
- */
+/* ---- the methods ------------------------------------------------------------------------- */
 #define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);
 GQA_METHODS(M)
 #undef M
 
 void pack_model_info(struct ipc_buffer *b, const struct model *m);
 
-/* ---- pairs of a map (handlers_pack.c) ---------------------------------------------------------
- */
+/* ---- pairs of a map (handlers_pack.c) ---------------------------------------------------- */
 void pack_kv_str(struct ipc_buffer *b, const char *key, const char *value);
 void pack_kv_u64(struct ipc_buffer *b, const char *key, uint64_t value);
 void pack_kv_i64(struct ipc_buffer *b, const char *key, int64_t value);

@@ -243,8 +243,7 @@ void service_preload(struct service *s, const char *name, void (*done)(void *arg
     }
 }
 
-/* ---- on demand --------------------------------------------------------------------------------
- */
+/* ---- on demand --------------------------------------------------------------------------- */
 
 static bool may_autoload(const struct call *call, const char *name)
 {
@@ -297,8 +296,7 @@ void call_with_model(struct call *call, struct proto_string name, void (*then)(s
     }
 }
 
-/* ---- unloading --------------------------------------------------------------------------------
- */
+/* ---- unloading --------------------------------------------------------------------------- */
 
 /* The last reference unmaps gigabytes, which is not for the loop. */
 static void unload_work(struct task *t)

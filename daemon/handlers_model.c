@@ -13,8 +13,7 @@ static void terminate(struct proto_string s, char *ret, size_t capacity)
     snprintf(ret, capacity, "%.*s", (int)s.bytes, s.data);
 }
 
-/* ---- model.load -------------------------------------------------------------------------------
- */
+/* ---- model.load -------------------------------------------------------------------------- */
 
 static void answer_info(struct call *call)
 {
@@ -74,8 +73,7 @@ void handle_model_load(struct call *call)
     call_load(call, model, p->has_name ? name : NULL, &options, loaded);
 }
 
-/* ---- model.unload -----------------------------------------------------------------------------
- */
+/* ---- model.unload ------------------------------------------------------------------------ */
 
 void handle_model_unload(struct call *call)
 {
@@ -97,8 +95,7 @@ void handle_model_unload(struct call *call)
     unload_start(call, m);
 }
 
-/* ---- model.list -------------------------------------------------------------------------------
- */
+/* ---- model.list -------------------------------------------------------------------------- */
 
 static const char *state_name(enum registry_state state)
 {
@@ -158,8 +155,7 @@ void handle_model_list(struct call *call)
     call_end(call);
 }
 
-/* ---- model.info -------------------------------------------------------------------------------
- */
+/* ---- model.info -------------------------------------------------------------------------- */
 
 static void pack_tokenizer(struct ipc_buffer *b, const struct tokenizer *t)
 {

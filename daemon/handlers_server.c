@@ -9,8 +9,7 @@
 
 static const char *const features[] = {"stream", "cancel", "tensor", "autoload"};
 
-/* ---- gqa.* ------------------------------------------------------------------------------------
- */
+/* ---- gqa.* ------------------------------------------------------------------------------- */
 
 static void pack_limits(struct ipc_buffer *b, const struct service_limits *limits)
 {
@@ -63,8 +62,7 @@ void handle_api_info(struct call *call)
     call_end(call);
 }
 
-/* ---- backend.list -----------------------------------------------------------------------------
- */
+/* ---- backend.list ------------------------------------------------------------------------ */
 
 #define BACKENDS_MAX 64u /* listed; more plugins than that are a mistake in the folders */
 
@@ -111,8 +109,7 @@ void handle_backend_list(struct call *call)
     call_end(call);
 }
 
-/* ---- server.* ---------------------------------------------------------------------------------
- */
+/* ---- server.* ---------------------------------------------------------------------------- */
 
 static void pack_models(struct ipc_buffer *b, struct service *s)
 {

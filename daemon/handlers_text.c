@@ -10,8 +10,7 @@
 #define COLLECTED_BYTES_MAX (PROTO_FRAME_BYTES_MAX / 2)
 #define PACKED_PROB_BYTES   16u
 
-/* ---- shared by both ---------------------------------------------------------------------------
- */
+/* ---- shared by both ---------------------------------------------------------------------- */
 
 struct prompt_params {
     struct proto_string prompt;
@@ -128,8 +127,7 @@ static void submit(struct call *call)
     }
 }
 
-/* ---- text.generate ----------------------------------------------------------------------------
- */
+/* ---- text.generate ----------------------------------------------------------------------- */
 
 static bool check_generate(struct call *call)
 {
@@ -272,8 +270,7 @@ void handle_text_generate(struct call *call)
     }
 }
 
-/* ---- text.logits ------------------------------------------------------------------------------
- */
+/* ---- text.logits ------------------------------------------------------------------------- */
 
 static void logits_submit(struct call *call)
 {

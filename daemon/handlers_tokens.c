@@ -9,8 +9,7 @@
 /* A detokenised text must fit a frame with its head. */
 #define DETOKENIZED_BYTES_MAX (PROTO_FRAME_BYTES_MAX - 64u)
 
-/* ---- encoding ---------------------------------------------------------------------------------
- */
+/* ---- encoding ---------------------------------------------------------------------------- */
 
 static void encode_work(struct task *t)
 {
@@ -68,8 +67,7 @@ bool call_check_tokens(struct call *call, const char *field, struct proto_tokens
     return true;
 }
 
-/* ---- text.tokenize ----------------------------------------------------------------------------
- */
+/* ---- text.tokenize ----------------------------------------------------------------------- */
 
 static void tokenized(struct call *call)
 {
@@ -95,8 +93,7 @@ void handle_text_tokenize(struct call *call)
     call_with_model(call, call->params.text_tokenize.model, tokenize_with_model);
 }
 
-/* ---- text.detokenize --------------------------------------------------------------------------
- */
+/* ---- text.detokenize --------------------------------------------------------------------- */
 
 static void decode_work(struct task *t)
 {

@@ -53,8 +53,7 @@ static size_t queued(const struct peer *p)
     return p->out.bytes - p->out_sent;
 }
 
-/* ---- the end ----------------------------------------------------------------------------------
- */
+/* ---- the end ----------------------------------------------------------------------------- */
 
 static void on_poll_closed(uv_handle_t *handle)
 {
@@ -82,8 +81,7 @@ static void peer_close(struct peer *p)
     p->host->on_closed(p->host, p->uid);
 }
 
-/* ---- which events ------------------------------------------------------------------------------
- */
+/* ---- which events ------------------------------------------------------------------------ */
 
 static bool may_read(const struct peer *p)
 {
@@ -116,8 +114,7 @@ static void mark_dirty(struct peer *p)
     }
 }
 
-/* ---- input ------------------------------------------------------------------------------------
- */
+/* ---- input ------------------------------------------------------------------------------- */
 
 static int frame_append(struct peer *p, const uint8_t *data, size_t bytes)
 {
@@ -246,8 +243,7 @@ static void on_readable(struct peer *p)
     feed(p, p->host->scratch, (size_t)n);
 }
 
-/* ---- output -----------------------------------------------------------------------------------
- */
+/* ---- output ------------------------------------------------------------------------------ */
 
 static void update_congestion(struct peer *p)
 {
@@ -336,8 +332,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
     watch(p);
 }
 
-/* ---- what the handlers tell --------------------------------------------------------------------
- */
+/* ---- what the handlers tell -------------------------------------------------------------- */
 
 static void sink_written(struct caller *c)
 {
@@ -366,8 +361,7 @@ static void sink_resumed(struct caller *c)
 static const struct caller_sink sink = {
     .written = sink_written, .resumed = sink_resumed, .broken = sink_broken};
 
-/* ---- the host's side ---------------------------------------------------------------------------
- */
+/* ---- the host's side --------------------------------------------------------------------- */
 
 int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin)
 {

@@ -14,8 +14,7 @@
 /* A step that takes longer than this means that the engine hangs; then the watchdog starves. */
 #define STEP_NS_MAX 60000000000u
 
-/* ---- what the service needs of the loop -------------------------------------------------------
- */
+/* ---- what the service needs of the loop -------------------------------------------------- */
 
 static void host_drain(void *data, uint32_t timeout_ms)
 {
@@ -76,8 +75,7 @@ static void on_before_sleep(uv_prepare_t *handle)
     server_check_end(s);
 }
 
-/* ---- signals, timers --------------------------------------------------------------------------
- */
+/* ---- signals, timers --------------------------------------------------------------------- */
 
 static void on_end_signal(uv_signal_t *handle, int signum)
 {
@@ -140,8 +138,7 @@ static void on_tick(uv_timer_t *timer)
     }
 }
 
-/* ---- creation ---------------------------------------------------------------------------------
- */
+/* ---- creation ---------------------------------------------------------------------------- */
 
 static int start_signals(struct server *s)
 {
@@ -275,8 +272,7 @@ int server_create(const struct server_options *options, struct server **ret)
     return 0;
 }
 
-/* ---- running ----------------------------------------------------------------------------------
- */
+/* ---- running ----------------------------------------------------------------------------- */
 
 static void begin_serving(struct server *s)
 {

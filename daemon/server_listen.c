@@ -19,8 +19,7 @@
 #define NOBODY_UID       65534u /* the kernel's name for "a uid that your namespace cannot name" */
 #define PEER_GROUPS_MAX  1024
 
-/* ---- identity ---------------------------------------------------------------------------------
- */
+/* ---- identity ---------------------------------------------------------------------------- */
 
 /* The kernel tells the groups of the process that connected; no name service is asked. */
 static bool is_in_group(int fd, gid_t own, gid_t wanted)
@@ -67,8 +66,7 @@ void listen_user_left(struct server *s, uid_t uid)
     }
 }
 
-/* ---- refusing ---------------------------------------------------------------------------------
- */
+/* ---- refusing ---------------------------------------------------------------------------- */
 
 /* Tells why, if the socket takes it at once, and closes. */
 static void refuse(int fd, uid_t uid, const struct ipc_error *e)
@@ -141,8 +139,7 @@ static void admit(struct server *s, int fd)
     }
 }
 
-/* ---- accepting --------------------------------------------------------------------------------
- */
+/* ---- accepting --------------------------------------------------------------------------- */
 
 /* Out of descriptors: the connection would stay in the backlog and wake the loop for ever. One is
  * kept in reserve to take it and hang up. */
@@ -197,8 +194,7 @@ static int watch_listener(struct server *s, int fd)
     return uv_poll_start(&l->poll, UV_READABLE, on_connection);
 }
 
-/* ---- our own socket ---------------------------------------------------------------------------
- */
+/* ---- our own socket ---------------------------------------------------------------------- */
 
 /* 0: the path is free now; -EADDRINUSE: somebody answers there. */
 static int clear_stale(const struct sockaddr_un *address)
@@ -298,8 +294,7 @@ static int open_own(struct server *s)
     return watch_listener(s, fd);
 }
 
-/* ---- opening and closing ----------------------------------------------------------------------
- */
+/* ---- opening and closing ----------------------------------------------------------------- */
 
 int listen_adopt(struct server *s, int fd)
 {

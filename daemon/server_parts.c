@@ -118,8 +118,7 @@ void parts_destroy(struct parts *p)
     *p = (struct parts){0};
 }
 
-/* ---- folders ----------------------------------------------------------------------------------
- */
+/* ---- folders ----------------------------------------------------------------------------- */
 
 /* Makes the folder and its parents; only the last one's mode matters to us. */
 static int make_dirs(const char *path)

@@ -82,7 +82,7 @@ void ipc_scanner_init(struct ipc_scanner *s, uint32_t frame_bytes_max);
  * -ELOOP (depth): the connection is then beyond repair. */
 int ipc_scanner_feed(struct ipc_scanner *s, const uint8_t *data, size_t bytes, size_t *ret_used);
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------------------------- */
 
 /* A value inside a message, opaque; lives as long as the message. All getters accept NULL (absent)
  * and answer -ENOENT then; -EINVAL for another type; -ERANGE when the number does not fit. NULL has

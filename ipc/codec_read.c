@@ -190,7 +190,7 @@ const struct ipc_value *ipc_value_get(const struct ipc_value *map, const char *k
     return NULL;
 }
 
-/* ---- messages ------------------------------------------------------------------------------- */
+/* ---- messages ---------------------------------------------------------------------------- */
 
 static bool read_id(const struct ipc_value *v, uint32_t *ret)
 {

@@ -200,7 +200,7 @@ void ipc_pack_raw(struct ipc_buffer *b, const void *data, size_t bytes)
     append(b, data, bytes);
 }
 
-/* ---- messages ------------------------------------------------------------------------------- */
+/* ---- messages ---------------------------------------------------------------------------- */
 
 void ipc_pack_request(struct ipc_buffer *b, uint32_t id, const char *method)
 {

@@ -46,7 +46,7 @@ static int refuse_memory(const struct field_decoder *d)
     return -ENOMEM;
 }
 
-/* ---- scalars -------------------------------------------------------------------------------- */
+/* ---- scalars ----------------------------------------------------------------------------- */
 
 static int decode_bool(const struct field_decoder *d, const struct ipc_value *v, void *ret)
 {
@@ -127,7 +127,7 @@ static int decode_f32(const struct field_decoder *d, const struct ipc_value *v, 
     return 0;
 }
 
-/* ---- strings and arrays --------------------------------------------------------------------- */
+/* ---- strings and arrays ------------------------------------------------------------------ */
 
 static int check_size(const struct field_decoder *d, uint64_t size)
 {
@@ -294,7 +294,7 @@ static int decode_biases(const struct field_decoder *d, const struct ipc_value *
     return 0;
 }
 
-/* ---- any field ------------------------------------------------------------------------------ */
+/* ---- any field --------------------------------------------------------------------------- */
 
 int ipc_field_decode(const struct field_decoder *d, const struct ipc_value *v, void *ret_member)
 {

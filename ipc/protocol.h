@@ -76,7 +76,7 @@ enum proto_field_type {
 #undef T
 };
 
-/* ---- fields: F(TYPE, name, REQUIRED|OPTIONAL, min, max, default, doc) ---------------------- */
+/* ---- fields: F(TYPE, name, REQUIRED|OPTIONAL, min, max, default, doc) -------------------- */
 
 #define GQA_FIELDS_HELLO(F)                                                                      \
     F(NAME, client, OPTIONAL, 0, PROTO_NAME_BYTES_MAX, 0, "name and version of the program")     \
@@ -146,7 +146,7 @@ enum proto_field_type {
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
 
-/* ---- methods: M(ID, id, "name", access, FIELDS, doc) --------------------------------------- */
+/* ---- methods: M(ID, id, "name", access, FIELDS, doc) ------------------------------------- */
 
 #define GQA_METHODS(M)                                                                       \
     M(HELLO, hello, "gqa.hello", PROTO_ANY, GQA_FIELDS_HELLO,                                \
@@ -250,7 +250,7 @@ const char *proto_access_name(enum proto_access access);         /* "any", "own"
 /* Whether rows of this type have a default that means something: numbers and booleans do. */
 bool proto_field_type_is_scalar(enum proto_field_type type);
 
-/* ---- errors: E(NAME, code, doc) ------------------------------------------------------------- */
+/* ---- errors: E(NAME, code, doc) ---------------------------------------------------------- */
 
 #define GQA_ERRORS(E)                                                                \
     E(INVALID_REQUEST, 1, "the message is not a request of this protocol")           \

@@ -85,7 +85,7 @@ static int run_streams(struct cli *c, const char *model, struct cli_call *calls,
     return check(calls, n_streams);
 }
 
-/* ---- prompts ---- */
+/* ---- prompts ----------------------------------------------------------------------------- */
 
 /* Milliseconds of prompt work of a batch of calls and how many tokens that covered. One stream:
  * the daemon's own timing, without queues; several: the slowest, since they share the machine. */
@@ -133,7 +133,7 @@ static int measure_prompt(struct cli *c, const char *model, const struct bench_t
     return CLI_OK;
 }
 
-/* ---- generation ---- */
+/* ---- generation -------------------------------------------------------------------------- */
 
 static double count_between(const struct stream *streams, size_t n, double after, double until)
 {
@@ -203,7 +203,7 @@ static int measure_generation(struct cli *c, const char *model, const struct ben
                : cli_error(CLI_FAILED, "bench: %zu streams gave too few tokens to be timed", n);
 }
 
-/* ---- one repeat of one test ---- */
+/* ---- one repeat of one test -------------------------------------------------------------- */
 
 struct room {
     struct cli_call calls[BENCH_STREAMS_MAX];

@@ -18,7 +18,7 @@
 #define COMPUTE_ROUNDS  (1u << 21)
 #define THREADS_MAX     256u
 
-/* ---- kernels: reading. Four sums that do not wait for each other. ---- */
+/* ---- kernels: reading. Four sums that do not wait for each other. ------------------------ */
 
 typedef uint64_t (*read_fn)(const uint8_t *data, size_t bytes);
 typedef uint64_t u64x2 __attribute__((vector_size(16), may_alias));
@@ -179,7 +179,7 @@ static compute_fn pick_compute(const char *unit, double *ret_ops)
     return NULL;
 }
 
-/* ---- threads that start together ---- */
+/* ---- threads that start together --------------------------------------------------------- */
 
 #define TRIES_MAX (BANDWIDTH_TRIES > COMPUTE_TRIES ? BANDWIDTH_TRIES : COMPUTE_TRIES)
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- list and ps ---- */
+/* ---- list and ps ------------------------------------------------------------------------- */
 
 static const struct argp list_argp = {.doc = "Lists the models that are loaded or could be."};
 static const struct argp ps_argp = {.doc = "Lists the models that are loaded or being loaded."};
@@ -65,7 +65,7 @@ int cli_verb_ps(struct cli *c, int argc, char **argv)
     return list(c, true);
 }
 
-/* ---- show, load, unload: the model may be given as -m MODEL or by itself ---- */
+/* ---- show, load, unload: the model may be given as -m MODEL or by itself ----------------- */
 
 static error_t parse_model(int key, char *arg, struct argp_state *state)
 {

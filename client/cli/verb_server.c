@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- ping ---- */
+/* ---- ping -------------------------------------------------------------------------------- */
 
 #define PINGS_MAX 10000000u
 
@@ -54,7 +54,7 @@ int cli_verb_ping(struct cli *c, int argc, char **argv)
     return code;
 }
 
-/* ---- info ---- */
+/* ---- info -------------------------------------------------------------------------------- */
 
 int cli_verb_info(struct cli *c, int argc, char **argv)
 {
@@ -85,7 +85,7 @@ int cli_verb_info(struct cli *c, int argc, char **argv)
     return CLI_OK;
 }
 
-/* ---- backend ---- */
+/* ---- backend ----------------------------------------------------------------------------- */
 
 static error_t parse_backend(int key, char *arg, struct argp_state *state)
 {
@@ -128,7 +128,7 @@ int cli_verb_backend(struct cli *c, int argc, char **argv)
     return CLI_OK;
 }
 
-/* ---- stop ---- */
+/* ---- stop -------------------------------------------------------------------------------- */
 
 struct stop {
     uint32_t timeout_s;
@@ -181,7 +181,7 @@ int cli_verb_stop(struct cli *c, int argc, char **argv)
     return CLI_OK;
 }
 
-/* ---- call ---- */
+/* ---- call -------------------------------------------------------------------------------- */
 
 struct call {
     const char *method;

@@ -121,7 +121,7 @@ int cli_verb_tokenize(struct cli *c, int argc, char **argv)
     return code == CLI_OK ? print_ids(c, result) : code;
 }
 
-/* ---- detokenize ---- */
+/* ---- detokenize -------------------------------------------------------------------------- */
 
 static const struct argp_option detokenize_options[] = {
     {"file", KEY_FILE, "FILE", 0, "Read the ids from a file, JSON or plain (- for standard input)",

@@ -27,8 +27,7 @@ struct backend {
     const struct gqa_program *program;
 };
 
-/* ---- host services ------------------------------------------------------------------------------
- */
+/* ---- host services ----------------------------------------------------------------------- */
 
 static void host_log(void *data, int level, const char *message)
 {
@@ -71,8 +70,7 @@ static void host_release(void *data, void *memory, size_t bytes)
     }
 }
 
-/* ---- opening -----------------------------------------------------------------------------------
- */
+/* ---- opening ----------------------------------------------------------------------------- */
 
 /* Loads the library unless it is loaded. Under the catalogue's loading lock. */
 static int module_open(struct module *m, struct gqa_reason *reason)

@@ -34,7 +34,7 @@ void catalogue_module_unref(struct backend_catalogue *c, struct module *m)
     }
 }
 
-/* ---- scanning ------------------------------------------------------------------------------- */
+/* ---- scanning ---------------------------------------------------------------------------- */
 
 /* Checks one file and makes its entry, usable or not. Takes long: a child runs. */
 static void examine(struct backend_catalogue *c, const char *path, struct entry *ret)
@@ -197,7 +197,7 @@ int backend_catalogue_rescan(struct backend_catalogue *c)
     return 0;
 }
 
-/* ---- the catalogue --------------------------------------------------------------------------- */
+/* ---- the catalogue ----------------------------------------------------------------------- */
 
 /* Beside the daemon's own binary, where both are installed; or in the build's folder of tools.
  * Never looked for in the working folder. */

@@ -22,7 +22,7 @@ int reason_fail(struct gqa_reason *reason, int rc, const char *format, ...)
     return rc;
 }
 
-/* ---- the ELF note: read with pread from the sealed copy, every offset checked --------------- */
+/* ---- the ELF note: read with pread from the sealed copy, every offset checked ------------ */
 
 static bool read_at(int fd, uint64_t file_bytes, uint64_t offset, void *data, size_t bytes)
 {
@@ -100,7 +100,7 @@ static int check_note(const struct gqa_note_desc *note, struct gqa_reason *reaso
     return 0;
 }
 
-/* ---- the copy -------------------------------------------------------------------------------- */
+/* ---- the copy ---------------------------------------------------------------------------- */
 
 static int check_owner(const struct stat *st, struct gqa_reason *reason)
 {

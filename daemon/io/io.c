@@ -37,8 +37,7 @@ static bool job_cancelled(const struct io_read_job *job)
     return job->cancel != NULL && atomic_load(job->cancel);
 }
 
-/* ---- pread --------------------------------------------------------------------------------------
- */
+/* ---- pread ------------------------------------------------------------------------------- */
 
 /* 0, or -errno; a file that ends early is -EIO. */
 static int pread_all(int fd, uint8_t *data, size_t bytes, uint64_t offset)
@@ -77,8 +76,7 @@ static int read_plain(struct io *io, struct io_read_job *job)
     return 0;
 }
 
-/* ---- io_uring -----------------------------------------------------------------------------------
- */
+/* ---- io_uring ---------------------------------------------------------------------------- */
 
 /* Puts the next read of a piece, or the rest of one that came short, on the ring. */
 static int submit_piece(struct io *io, const struct io_read_job *job, struct piece *pieces,
@@ -181,8 +179,7 @@ static int read_ring(struct io *io, struct io_read_job *job)
     return rc;
 }
 
-/* ---- the thread ---------------------------------------------------------------------------------
- */
+/* ---- the thread -------------------------------------------------------------------------- */
 
 static struct io_read_job *next_job(struct io *io, bool *ret_stop)
 {
@@ -308,8 +305,7 @@ int io_submit_read(struct io *io, struct io_read_job *job)
     return rc;
 }
 
-/* ---- waiting ------------------------------------------------------------------------------------
- */
+/* ---- waiting ----------------------------------------------------------------------------- */
 
 struct waiting {
     pthread_mutex_t lock;

@@ -36,8 +36,7 @@ static void report(struct loading *l, const char *stage, uint64_t done, uint64_t
     }
 }
 
-/* ---- loading ----------------------------------------------------------------------------------
- */
+/* ---- loading ----------------------------------------------------------------------------- */
 
 static int open_file(struct model *m, struct loading *l)
 {
@@ -276,8 +275,7 @@ void model_destroy(struct model *m)
     free(m);
 }
 
-/* ---- steps ------------------------------------------------------------------------------------
- */
+/* ---- steps ------------------------------------------------------------------------------- */
 
 /* Runs attention of one op on the other backend, over the program's registers in host memory. */
 static int foreign_attention(struct model *m, const struct gqa_op *op,

@@ -35,8 +35,7 @@ struct builder {
     struct gqa_op scratch; /* where ops go after a failure */
 };
 
-/* ---- weights ----------------------------------------------------------------------------------
- */
+/* ---- weights ----------------------------------------------------------------------------- */
 
 static bool grow(struct builder *b, void **array, uint32_t *capacity, uint32_t count, size_t size)
 {
@@ -114,8 +113,7 @@ static uint32_t layer_weight(struct builder *b, uint32_t layer, const char *name
     return add_weight(b, full, n_in, n_out);
 }
 
-/* ---- ops --------------------------------------------------------------------------------------
- */
+/* ---- ops --------------------------------------------------------------------------------- */
 
 static uint32_t reg_width(const struct model_shape *s, enum reg reg)
 {
@@ -222,8 +220,7 @@ static void add_residual(struct builder *b, uint32_t layer, const char *post_nor
     op->scale = b->s->residual_scale;
 }
 
-/* ---- the pass ---------------------------------------------------------------------------------
- */
+/* ---- the pass ---------------------------------------------------------------------------- */
 
 static void build_qkv(struct builder *b, uint32_t layer, struct gqa_view q, struct gqa_view k,
                       struct gqa_view v)
@@ -360,7 +357,7 @@ static void build_ops(struct builder *b)
     build_head(b, embd);
 }
 
-/* ---- tables beside the ops ------------------------------------------------------------------- */
+/* ---- tables beside the ops --------------------------------------------------------------- */
 
 static int build_attn_layers(struct model_program *p, const struct model_shape *s,
                              const struct kv_layout *layout)

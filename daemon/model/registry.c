@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- entries ----------------------------------------------------------------------------------
- */
+/* ---- entries ----------------------------------------------------------------------------- */
 
 /* Its model has been destroyed, or never was. */
 static void entry_destroy(struct entry *e)
@@ -71,8 +70,7 @@ static struct entry *entry_create(struct registry *r, const char *path, const ch
     return e;
 }
 
-/* ---- the loader thread ------------------------------------------------------------------------
- */
+/* ---- the loader thread ------------------------------------------------------------------- */
 
 struct progress {
     struct registry *registry;
@@ -247,8 +245,7 @@ static void *loader_main(void *arg)
     return NULL;
 }
 
-/* ---- interface --------------------------------------------------------------------------------
- */
+/* ---- interface --------------------------------------------------------------------------- */
 
 int registry_create(const struct registry_options *options, struct registry **ret)
 {

@@ -30,7 +30,7 @@ struct request_event *engine_take_events(struct engine *e)
     return events;
 }
 
-/* ---- the thread ---------------------------------------------------------------------------- */
+/* ---- the thread -------------------------------------------------------------------------- */
 
 /* Waits until there is something to do; false when the engine shall end and nothing runs. */
 static bool wait_for_work(struct engine *e, bool busy)
@@ -71,8 +71,7 @@ static void *engine_main(void *arg)
     return NULL;
 }
 
-/* ---- interface ---------------------------------------------------------------------------------
- */
+/* ---- interface --------------------------------------------------------------------------- */
 
 int engine_create(const struct engine_options *options, struct engine **ret)
 {

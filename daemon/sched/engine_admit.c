@@ -18,8 +18,7 @@ static double ms_between(uint64_t from_ns, uint64_t to_ns)
     return from_ns == 0 || to_ns < from_ns ? 0 : (double)(to_ns - from_ns) / 1e6;
 }
 
-/* ---- the end of requests -----------------------------------------------------------------------
- */
+/* ---- the end of requests ----------------------------------------------------------------- */
 
 void engine_request_fail(struct request *r, enum proto_error_code code, const char *message)
 {
@@ -84,8 +83,7 @@ void engine_retire_finished(struct engine *e)
     }
 }
 
-/* ---- admission ---------------------------------------------------------------------------------
- */
+/* ---- admission --------------------------------------------------------------------------- */
 
 static int start_sequence(struct engine *e, struct request *r, uint64_t bytes)
 {

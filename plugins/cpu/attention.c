@@ -57,7 +57,7 @@ void cpu_attention_destroy(struct cpu_attention *a)
     free(a);
 }
 
-/* ---- checks --------------------------------------------------------------------------------- */
+/* ---- checks ------------------------------------------------------------------------------ */
 
 static const char *unsupported(const struct gqa_attn_layer *layer)
 {
@@ -147,7 +147,7 @@ static int check(const struct gqa_attn_layer *layer, const struct gqa_attn_batch
     return row == batch->n_rows ? 0 : -EINVAL;
 }
 
-/* ---- scratch --------------------------------------------------------------------------------- */
+/* ---- scratch ----------------------------------------------------------------------------- */
 
 static size_t round_floats(size_t n)
 {

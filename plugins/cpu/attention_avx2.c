@@ -39,7 +39,7 @@ CPU_SPECIALISE uint32_t take(uint32_t left)
         break;                \
     }
 
-/* ---- scores ---------------------------------------------------------------------------------- */
+/* ---- scores ------------------------------------------------------------------------------ */
 
 /* Scores of nq queries with 8 nv tokens, two vectors to a tile. q (k_dim, q_stride), s (nq,
  * TOKENS). ahead: what the caller wants next, fetched at the pace at which k is read. */
@@ -134,7 +134,7 @@ static void score_block_of_type(const struct cpu_attn_pack *pack, uint32_t block
     }
 }
 
-/* ---- softmax --------------------------------------------------------------------------------- */
+/* ---- softmax ----------------------------------------------------------------------------- */
 
 static float max_of_lanes(__m256 x)
 {
@@ -189,7 +189,7 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
     end[1] = sum_of_lanes(sum);
 }
 
-/* ---- output ---------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------ */
 
 /* o (nq, o_stride) += p (nq, TOKENS) x v over n tokens, for nv vectors of dimensions, of which the
  * last has n_lanes; v, p and ahead are at the first token. */
@@ -286,7 +286,7 @@ static void weigh_block_of_type(const struct cpu_attn_pack *pack, uint32_t query
     }
 }
 
-/* ---- the table ------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------- */
 
 static const struct cpu_attn_steps steps_avx2 = {
     .score = score_block_of_type,

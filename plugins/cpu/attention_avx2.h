@@ -10,7 +10,7 @@
 
 #define LANES 8u
 
-/* ---- loads ----------------------------------------------------------------------------------- */
+/* ---- loads ------------------------------------------------------------------------------- */
 
 CPU_SPECIALISE uint32_t bytes_of(const uint32_t type)
 {
@@ -53,7 +53,7 @@ CPU_SPECIALISE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
     return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
 }
 
-/* ---- exp and tanh ---------------------------------------------------------------------------- */
+/* ---- exp and tanh ------------------------------------------------------------------------ */
 
 /* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
 CPU_SPECIALISE __m256 exp_negative(__m256 x)

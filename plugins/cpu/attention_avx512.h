@@ -10,7 +10,7 @@
 
 #define LANES 16u
 
-/* ---- loads ----------------------------------------------------------------------------------- */
+/* ---- loads ------------------------------------------------------------------------------- */
 
 CPU_SPECIALISE uint32_t bytes_of(const uint32_t type)
 {
@@ -47,7 +47,7 @@ CPU_SPECIALISE __mmask16 first_lanes(uint32_t n)
     return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
-/* ---- exp and tanh ---------------------------------------------------------------------------- */
+/* ---- exp and tanh ------------------------------------------------------------------------ */
 
 /* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
 CPU_SPECIALISE __m512 exp_negative(__m512 x)

@@ -37,8 +37,7 @@ static double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* ---- a crew that waits spinning, as the daemon's does within a step ---------------------------
- */
+/* ---- a crew that waits spinning, as the daemon's does within a step ---------------------- */
 
 struct crew {
     struct gqa_host host;
@@ -122,8 +121,7 @@ static void crew_finish(struct crew *c)
     }
 }
 
-/* ---- a model's worth of KV --------------------------------------------------------------------
- */
+/* ---- a model's worth of KV --------------------------------------------------------------- */
 
 /* The problem's pages, and copies of them as the other layers'. */
 struct model {
@@ -219,8 +217,7 @@ static size_t layer_bytes(const struct model *m)
     return m->layers[0].n_pages * m->problem.page_bytes;
 }
 
-/* ---- measuring --------------------------------------------------------------------------------
- */
+/* ---- measuring --------------------------------------------------------------------------- */
 
 #define READ_TASKS 16u /* per layer */
 
@@ -289,8 +286,7 @@ static double pass_seconds(struct crew *crew, struct model *m, double seconds,
     return sum;
 }
 
-/* ---- multiply-adds ----------------------------------------------------------------------------
- */
+/* ---- multiply-adds ----------------------------------------------------------------------- */
 
 #define PEAK_ROUNDS 20000u
 #define PEAK_SUMS   12u /* enough chains to hide the latency */
@@ -366,8 +362,7 @@ static double multiply_rate(enum cpu_isa isa, double seconds)
     return best;
 }
 
-/* ---- the lines --------------------------------------------------------------------------------
- */
+/* ---- the lines --------------------------------------------------------------------------- */
 
 static double bandwidth(struct crew *crew, struct model *m, double seconds)
 {

@@ -29,7 +29,7 @@
 #define COPIES_BYTES (384u << 20)
 #define COMPUTE_ROWS 64u /* from here on the limit is compute */
 
-/* ---- a pool: the caller and n - 1 threads that spin ---------------------------------------- */
+/* ---- a pool: the caller and n - 1 threads that spin -------------------------------------- */
 
 struct pool {
     uint32_t n_threads;
@@ -130,7 +130,7 @@ static void pool_stop(struct pool *p)
     }
 }
 
-/* ---- memory, time --------------------------------------------------------------------------- */
+/* ---- memory, time ------------------------------------------------------------------------ */
 
 static void *allocate(void *data, size_t bytes)
 {
@@ -155,7 +155,7 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- the machine's limits -------------------------------------------------------------------- */
+/* ---- the machine's limits ---------------------------------------------------------------- */
 
 #define READ_PIECE (1u << 20)
 
@@ -268,7 +268,7 @@ static double peak_ops(struct pool *p, int floats)
     return 0.0;
 }
 
-/* ---- the products ---------------------------------------------------------------------------- */
+/* ---- the products ------------------------------------------------------------------------ */
 
 struct shape {
     uint32_t n, k;

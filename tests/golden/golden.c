@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- files --------------------------------------------------------------------------------------
- */
+/* ---- files ------------------------------------------------------------------------------- */
 
 static json_t *load_json(const struct golden *g, const char *file)
 {
@@ -149,8 +148,7 @@ double mean_kl(const float *truth, const float *candidate, size_t n_rows, uint32
     return total / (double)n_rows;
 }
 
-/* ---- running ------------------------------------------------------------------------------------
- */
+/* ---- running ----------------------------------------------------------------------------- */
 
 int rig_init(struct rig *r, uint32_t n_threads, const char *plugins, const char *minimal,
              const char *check_program)

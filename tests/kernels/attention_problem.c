@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- memory and random numbers --------------------------------------------------------------- */
+/* ---- memory and random numbers ----------------------------------------------------------- */
 
 static void *must_allocate(size_t bytes)
 {
@@ -51,7 +51,7 @@ static float *random_values(uint64_t *state, size_t n, float magnitude)
     return values;
 }
 
-/* ---- the problem ----------------------------------------------------------------------------- */
+/* ---- the problem ------------------------------------------------------------------------- */
 
 static size_t type_bytes(uint32_t type)
 {
@@ -138,7 +138,7 @@ void attn_problem_finish(struct attn_problem *p)
     free(p->sinks);
 }
 
-/* ---- running it ------------------------------------------------------------------------------ */
+/* ---- running it -------------------------------------------------------------------------- */
 
 /* One step's rows of all sequences, gathered with strides that are wider than the rows. */
 struct step {
@@ -288,7 +288,7 @@ int attn_problem_run(struct attn_problem *p, const struct attn_backend *backend,
     return 0;
 }
 
-/* ---- the truth ------------------------------------------------------------------------------- */
+/* ---- the truth --------------------------------------------------------------------------- */
 
 /* x rounded to a number of significant bits and a least power of two, to nearest even. */
 static double round_bits(double x, int bits, int least)
@@ -381,7 +381,7 @@ void attn_problem_truth(const struct attn_problem *p, double *out, double *bound
     }
 }
 
-/* ---- hosts ----------------------------------------------------------------------------------- */
+/* ---- hosts ------------------------------------------------------------------------------- */
 
 static void host_log(void *data, int level, const char *message)
 {

@@ -232,8 +232,7 @@ static void make_prompt(struct test_random *r, int32_t *prompt)
     }
 }
 
-/* ---- the model in float64 ----------------------------------------------------------------------
- */
+/* ---- the model in float64 ---------------------------------------------------------------- */
 
 static void true_linear(const struct model *m, enum matrix which, const double *x, double *y)
 {
@@ -336,8 +335,7 @@ static void true_logits(const struct model *m, const int32_t *prompt, double *re
     }
 }
 
-/* ---- tests -------------------------------------------------------------------------------------
- */
+/* ---- tests ------------------------------------------------------------------------------- */
 
 /* float32 through some twenty ops: every sum's error is a few 2^-24 of its terms. */
 Test(program, a_float_model_is_float64_s)

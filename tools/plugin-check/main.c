@@ -37,8 +37,7 @@ struct arguments {
 /* Standard output as it was given; the plugin's own words go elsewhere. */
 static FILE *out;
 
-/* ---- a host of one thread -----------------------------------------------------------------------
- */
+/* ---- a host of one thread ---------------------------------------------------------------- */
 
 static void host_log(void *data, int level, const char *message)
 {
@@ -72,8 +71,7 @@ static const struct gqa_host host = {
     .release = host_release,
 };
 
-/* ---- the reference as an interface --------------------------------------------------------------
- */
+/* ---- the reference as an interface ------------------------------------------------------- */
 
 static int reference_supports(void *context, const struct gqa_attn_layer *layer,
                               struct gqa_reason *reason)
@@ -100,8 +98,7 @@ static const struct gqa_attention reference = {
     .attend = reference_attend,
 };
 
-/* ---- the check ----------------------------------------------------------------------------------
- */
+/* ---- the check --------------------------------------------------------------------------- */
 
 /* Largest difference, or infinity where the candidate has none of the numbers. */
 static float max_difference(const struct problem_spec *s, const float *truth, const float *got)
@@ -241,8 +238,7 @@ static int check_plugin(const struct arguments *a, struct gqa_reason *reason)
     return check_open(a, plugin, reason);
 }
 
-/* ---- command line -------------------------------------------------------------------------------
- */
+/* ---- command line ------------------------------------------------------------------------ */
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {

@@ -49,7 +49,7 @@ struct gqa_reply;  /* a result that outlives its call */
 /* "0.1.0", of the library at run time. Static. */
 const char *gqa_version(void);
 
-/* ---- errors --------------------------------------------------------------------------------- */
+/* ---- errors ------------------------------------------------------------------------------ */
 
 /* Why a call failed. code: the daemon's own error code (GQA_E_...), or 0 when the daemon did not
  * say it: the connection broke, a deadline passed, a parameter could not be packed. */
@@ -84,7 +84,7 @@ enum gqa_error_code {
 /* The -errno for a daemon's error code, as in the list above. */
 int gqa_strcode(int32_t code);
 
-/* ---- connecting ----------------------------------------------------------------------------- */
+/* ---- connecting -------------------------------------------------------------------------- */
 
 #define GQA_CONNECT_FD 1u /* flags: use fd, an already connected stream socket */
 
@@ -144,7 +144,7 @@ struct gqa *gqa_close(struct gqa *g);
  * Lives as long as g. */
 const struct gqa_value *gqa_server_info(const struct gqa *g);
 
-/* ---- the loop ------------------------------------------------------------------------------- */
+/* ---- the loop ---------------------------------------------------------------------------- */
 
 /* The descriptor to poll; the same from connect to close. Not to be read, written or closed. */
 int gqa_fd(const struct gqa *g);
@@ -168,7 +168,7 @@ int gqa_process(struct gqa *g);
  * Returns 1 when there is something, 0 at the timeout, -EINTR for a signal, -ENOTCONN, -EDEADLK. */
 int gqa_wait(struct gqa *g, uint64_t timeout_usec);
 
-/* ---- calls ---------------------------------------------------------------------------------- */
+/* ---- calls ------------------------------------------------------------------------------- */
 
 /* A step of a streaming call, in order. The value lives until the callback returns. */
 typedef void (*gqa_event_fn)(void *arg, uint32_t id, const struct gqa_value *event);

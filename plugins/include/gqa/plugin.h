@@ -29,7 +29,7 @@ extern "C" {
 #define GQA_NOTE_TYPE        1u
 #define GQA_NONE             0xffffffffu
 
-/* ---- services that the host lends --------------------------------------------------------- */
+/* ---- services that the host lends -------------------------------------------------------- */
 
 enum gqa_log_level { GQA_LOG_ERROR = 3, GQA_LOG_WARNING = 4, GQA_LOG_INFO = 6, GQA_LOG_DEBUG = 7 };
 
@@ -55,7 +55,7 @@ struct gqa_reason {
     char text[256];
 };
 
-/* ---- the plugin ---------------------------------------------------------------------------- */
+/* ---- the plugin -------------------------------------------------------------------------- */
 
 struct gqa_probe {
     uint32_t struct_size;
@@ -108,7 +108,7 @@ struct gqa_note_desc {
         GQA_NOTE_NAME,                                                            \
         {GQA_PLUGIN_MAGIC, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR, sizeof(struct gqa_plugin)}}
 
-/* ---- gqa.attention.0: every backend has it -------------------------------------------------- */
+/* ---- gqa.attention.0: every backend has it ----------------------------------------------- */
 
 #define GQA_ATTENTION_0 "gqa.attention.0"
 
@@ -218,7 +218,7 @@ struct gqa_attention {
                    uint32_t n_observed, float *votes);
 };
 
-/* ---- gqa.program.0: the rest of a model (optional) ------------------------------------------- */
+/* ---- gqa.program.0: the rest of a model (optional) --------------------------------------- */
 
 #define GQA_PROGRAM_0 "gqa.program.0"
 

@@ -7,8 +7,7 @@
 
 struct fakes fakes;
 
-/* ---- the engine -------------------------------------------------------------------------------
- */
+/* ---- the engine -------------------------------------------------------------------------- */
 
 int engine_submit(struct engine *e, struct request *r)
 {
@@ -92,8 +91,7 @@ void fake_done(struct request *r, enum request_finish finish)
     publish(ev);
 }
 
-/* ---- models -----------------------------------------------------------------------------------
- */
+/* ---- models ------------------------------------------------------------------------------ */
 
 static const struct arch arch = {.name = "fake"};
 static const struct model_shape shape = {.arch = &arch, .n_vocab = FAKE_N_VOCAB};
@@ -180,8 +178,7 @@ size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *
     return 0;
 }
 
-/* ---- the tokenizer: a token per byte ----------------------------------------------------------
- */
+/* ---- the tokenizer: a token per byte ----------------------------------------------------- */
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *t)
 {
@@ -234,8 +231,7 @@ int tokenizer_decode(const struct tokenizer *t, const int32_t *tokens, size_t co
     return 0;
 }
 
-/* ---- the host ---------------------------------------------------------------------------------
- */
+/* ---- the host ---------------------------------------------------------------------------- */
 
 static int run(void *data, struct task *t)
 {

@@ -144,8 +144,7 @@ Test(backend, the_default_needs_a_program)
     backend_catalogue_destroy(c);
 }
 
-/* ---- refused before any of its code runs ------------------------------------------------------
- */
+/* ---- refused before any of its code runs ------------------------------------------------- */
 
 Test(backend, another_magic)
 {
@@ -326,8 +325,7 @@ Test(backend, notes_of_absurd_sizes)
     free(data);
 }
 
-/* ---- refused in the child ---------------------------------------------------------------------
- */
+/* ---- refused in the child ---------------------------------------------------------------- */
 
 Test(backend, no_symbol)
 {
@@ -396,8 +394,7 @@ Test(backend, no_check_program)
     backend_catalogue_destroy(c);
 }
 
-/* ---- files that change ------------------------------------------------------------------------
- */
+/* ---- files that change ------------------------------------------------------------------- */
 
 Test(backend, a_replaced_file_serves_new_contexts_and_the_old_one_its_own)
 {
@@ -463,8 +460,7 @@ Test(backend, of_two_plugins_with_one_name_the_first_counts)
     backend_catalogue_destroy(c);
 }
 
-/* ---- threads ----------------------------------------------------------------------------------
- */
+/* ---- threads ----------------------------------------------------------------------------- */
 
 static atomic_bool rescan_ended;
 

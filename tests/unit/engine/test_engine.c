@@ -88,8 +88,7 @@ static void teardown(void)
 
 TestSuite(engine, .init = setup, .fini = teardown, .timeout = 120);
 
-/* ---- requests ----------------------------------------------------------------------------------
- */
+/* ---- requests ---------------------------------------------------------------------------- */
 
 /* A request over a prompt of n tokens that depends on seed; greedy. */
 static struct result *make(enum request_kind kind, uint32_t seed, uint32_t n, uint32_t n_predict)
@@ -189,8 +188,7 @@ static void check_same(const struct result *a, const struct result *b)
     cr_expect(eq(int, memcmp(a->tokens, b->tokens, a->n_tokens * sizeof(a->tokens[0])), 0));
 }
 
-/* ---- generation --------------------------------------------------------------------------------
- */
+/* ---- generation -------------------------------------------------------------------------- */
 
 Test(engine, greedy_generation_is_deterministic)
 {
@@ -282,8 +280,7 @@ Test(engine, parameters_that_do_not_fit_are_an_error)
     cr_expect(eq(int, r->request->error, PROTO_E_INVALID_PARAMS));
 }
 
-/* ---- bounds ------------------------------------------------------------------------------------
- */
+/* ---- bounds ------------------------------------------------------------------------------ */
 
 Test(engine, a_full_queue_says_so)
 {
@@ -345,8 +342,7 @@ Test(engine, what_fits_one_after_another_all_ends_well)
     }
 }
 
-/* ---- cancel ------------------------------------------------------------------------------------
- */
+/* ---- cancel ------------------------------------------------------------------------------ */
 
 Test(engine, cancel_while_running_and_while_waiting)
 {
@@ -398,8 +394,7 @@ Test(engine, destroy_with_running_and_waiting_requests)
     }
 }
 
-/* ---- rows of logits ----------------------------------------------------------------------------
- */
+/* ---- rows of logits ---------------------------------------------------------------------- */
 
 Test(engine, rows_are_complete_in_order_and_agree_with_logprobs)
 {
@@ -462,8 +457,7 @@ Test(engine, one_token_with_logprobs_has_no_row)
     cr_expect(eq(int, r->request->finish, FINISH_LENGTH));
 }
 
-/* ---- slow readers ------------------------------------------------------------------------------
- */
+/* ---- slow readers ------------------------------------------------------------------------ */
 
 /* Undelivered bytes above the bound stop one request; its neighbour goes on, and a kick resumes. */
 Test(engine, a_slow_reader_pauses_its_own_request_only)
