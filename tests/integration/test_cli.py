@@ -1,0 +1,337 @@
+"""Every verb of gqa against one private daemon: what scripts rely on, and what users read."""
+import json
+import os
+import unittest
+
+from cli import Tool, read_f32, write_json
+from harness import Daemon, Folder, main, synth
+
+RUN_KEYS = {"text", "tokens", "finish", "n_prompt", "n_cached", "n_generated", "seed", "timings", "cache"}
+TIMING_KEYS = {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms", "prompt_per_second",
+               "predicted_per_second"}
+CACHE_KEYS = {"hit_blocks", "source", "miss_reason"}
+BENCH_KEYS = {"model", "backend", "isa", "threads", "test", "depth", "streams", "tps_mean", "tps_sd",
+              "bytes_per_token", "flops_per_token", "roofline"}
+IPC_KEYS = {"test", "transport", "wait", "bytes", "n", "p50_us", "p99_us", "gb_per_s"}
+PROMPT = "Once upon a time"
+ALL_BYTES = bytes(range(256)) + b"\xf0\x9f\x99\x82 \xe6\x97\xa5 \xc3\xa9 <s></s>\r\n\0\0 " + bytes(range(255, -1, -1))
+
+
+class Case(unittest.TestCase):
+    """One daemon for all classes of this file, with the models tiny, q8 and q4."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Folder()
+        path = cls.folder.path
+        for name, shape, type in (("q8", "tiny", "q8_0"), ("q4", "n_embd=256,n_ff=256,n_layers=1", "q4_k_m")):
+            synth(os.path.join(path, "models", name + ".gguf"), shape, type)
+        cls.daemon = Daemon(path)
+        cls.gqa = Tool(path, "--socket", cls.daemon.socket)
+
+    @classmethod
+    def tearDownClass(cls):
+        try:
+            cls.daemon.stop()
+        finally:
+            cls.folder.remove()
+
+    def path(self, name):
+        return os.path.join(self.folder.path, name)
+
+    def write(self, name, data):
+        with open(self.path(name), "wb") as f:
+            f.write(data)
+        return self.path(name)
+
+    def refused(self, *arguments, words, status=1, **options):
+        outcome = self.gqa(*arguments, status=status, **options)
+        for word in words:
+            self.assertIn(str(word), outcome.err)
+        self.assertEqual(outcome.out, b"")
+
+
+class Run(Case):
+    def run_json(self, *arguments, model="tiny"):
+        return self.gqa("run", "-m", model, "-n", 6, "--ignore-eos", "--json", *arguments).json
+
+    def test_the_object_has_the_keys_that_scripts_rely_on(self):
+        for model in ("tiny", "q8", "q4"):
+            r = self.run_json("--temperature", 0, PROMPT, model=model)
+            self.assertEqual(set(r), RUN_KEYS)
+            self.assertEqual(set(r["timings"]), TIMING_KEYS)
+            self.assertEqual(set(r["cache"]), CACHE_KEYS)
+            self.assertEqual((r["finish"], r["n_generated"], len(r["tokens"])), ("length", 6, 6))
+            prompt = self.gqa("tokenize", "-m", model, "--json", PROMPT).json
+            self.assertEqual((r["n_prompt"], r["n_cached"]), (len(prompt), 0))
+            again = self.run_json("--temperature", 0, PROMPT, model=model)
+            self.assertEqual((again["text"], again["tokens"]), (r["text"], r["tokens"]))
+
+    def test_a_prompt_comes_from_anywhere(self):
+        want = self.run_json("--temperature", 0, PROMPT)["tokens"]
+        file = self.write("prompt.txt", PROMPT.encode())
+        ids = write_json(self.path("prompt.json"), self.gqa("tokenize", "-m", "tiny", "--json", PROMPT).json)
+        common = ("run", "-m", "tiny", "-n", 6, "--ignore-eos", "--temperature", 0, "--json")
+        for more, input in ((("--prompt-file", file), None), (("--prompt-file", "-"), PROMPT.encode()),
+                            (("--tokens", ids), None), ((), PROMPT.encode())):
+            with self.subTest(more):
+                self.assertEqual(self.gqa(*common, *more, input=input).json["tokens"], want)
+        self.refused(*common, PROMPT, "--tokens", ids, words=["only one"], status=64)
+
+    def test_text_without_json_is_the_text_alone(self):
+        arguments = ("--logit-bias", "2:-inf", "--temperature", 0, PROMPT)
+        plain = self.gqa("run", "-m", "tiny", "-n", 6, "--ignore-eos", *arguments)
+        self.assertEqual(plain.out.decode(errors="replace"), self.run_json(*arguments)["text"])
+
+    def test_stream_json_gives_steps_and_then_the_result(self):
+        *steps, last = self.gqa("run", "-m", "tiny", "-n", 6, "--ignore-eos", "--stream", "json", PROMPT).lines
+        self.assertEqual(set(last), RUN_KEYS)
+        self.assertTrue(all(set(s) == {"text", "tokens"} for s in steps))
+        self.assertEqual([t for s in steps for t in s["tokens"]], last["tokens"])
+        self.assertEqual("".join(s["text"] for s in steps), last["text"])
+
+    def test_a_seed_makes_draws_repeatable(self):
+        draw = ("--temperature", 2, "--top-k", 0, "--top-p", 1, "--min-p", 0)
+        first = self.run_json(*draw, "--seed", 4000000007, PROMPT)
+        self.assertEqual(first["seed"], 4000000007)
+        self.assertEqual(self.run_json(*draw, "--seed", 4000000007, PROMPT)["tokens"], first["tokens"])
+        self.assertNotEqual(self.run_json(*draw, "--seed", 8, PROMPT)["tokens"], first["tokens"])
+        own = self.run_json(*draw, PROMPT)
+        self.assertIsInstance(own["seed"], int)
+        self.assertLess(own["seed"], 1 << 32)
+        self.assertEqual(self.run_json(*draw, "--seed", own["seed"], PROMPT)["tokens"], own["tokens"])
+
+    def test_stop_ends_before_its_text(self):
+        whole = self.gqa("run", "-m", "tiny", "-n", 64, "--temperature", 0, "--ignore-eos", "--json", PROMPT).json
+        at = next(i for i in range(3, len(whole["text"])) if whole["text"][i:i + 2].isascii())
+        stop = whole["text"][at:at + 2]
+        r = self.gqa("run", "-m", "tiny", "-n", 64, "--temperature", 0, "--ignore-eos", "--json", "--stop", "no such",
+                     "--stop", stop, PROMPT).json
+        self.assertEqual((r["finish"], r["stop"]), ("stop", stop))
+        self.assertEqual(r["text"], whole["text"][:whole["text"].index(stop)])
+        self.assertEqual(set(r), RUN_KEYS | {"stop"})
+
+    def test_biases_force_and_forbid(self):
+        self.assertEqual(self.run_json("--logit-bias", "40:1000", PROMPT)["tokens"], [40] * 6)
+        best = self.run_json("--temperature", 0, PROMPT)["tokens"][0]
+        without = self.run_json("--temperature", 0, "--logit-bias", f"{best}:-inf", PROMPT)["tokens"][0]
+        self.assertNotEqual(without, best)
+
+    def test_log_probabilities(self):
+        r = self.run_json("--temperature", 0, "--n-probs", 3, PROMPT)
+        self.assertEqual(set(r), RUN_KEYS | {"logprobs"})
+        for token, p in zip(r["tokens"], r["logprobs"]):
+            self.assertEqual(set(p), {"token", "logprob", "top"})
+            self.assertEqual((p["token"], p["top"][0][0], len(p["top"])), (token, token, 3))
+            values = [value for _, value in p["top"]]
+            self.assertEqual(values, sorted(values, reverse=True))
+            self.assertLess(values[0], 0)
+        self.assertEqual(len(r["logprobs"]), 6)
+
+    def test_stats_are_told_beside_the_text(self):
+        plain = self.gqa("run", "-m", "tiny", "-n", 4, "--temperature", 0, "--ignore-eos", PROMPT)
+        told = self.gqa("run", "-m", "tiny", "-n", 4, "--temperature", 0, "--ignore-eos", "--stats", PROMPT)
+        self.assertEqual(told.out, plain.out)
+        for word in ("prompt: ", "cache: ", "backend: cpu", "threads", "speed: ", "bytes a token", "t/s", "length"):
+            self.assertIn(word, told.err)
+
+    def test_nothing_to_generate_is_fine(self):
+        r = self.gqa("run", "-m", "tiny", "-n", 0, "--json", PROMPT).json
+        self.assertEqual((r["tokens"], r["text"], r["n_generated"], r["finish"]), ([], "", 0, "length"))
+
+
+class Models(Case):
+    def names(self, verb):
+        return {m["name"]: m["state"] for m in self.gqa(verb, "--json").json["models"]}
+
+    def test_list_ps_load_show_unload(self):
+        self.assertEqual(set(self.names("list")), {"tiny", "q8", "q4"})
+        self.assertNotIn("second", self.names("ps"))
+        path = self.path("models/tiny.gguf")
+        options = ("-c", 96, "-ctk", "f32", "-ctv", "f32", "--json")
+        info = self.gqa("load", "-m", path, "--name", "second", *options).json
+        self.assertEqual((info["name"], info["n_ctx"]), ("second", 96))
+        self.assertEqual((info["cache"]["type_k"], info["cache"]["type_v"]), ("f32", "f32"))
+        self.assertEqual(self.names("ps")["second"], "loaded")
+        self.assertEqual(self.gqa("show", "second", "--json").json["n_ctx"], 96)
+        self.assertIn("second", self.gqa("ps").text)
+        self.refused("load", path, "--name", "second", "-c", 64, words=["second"])
+        self.gqa("unload", "second")
+        self.assertNotIn("second", self.names("ps"))
+        self.refused("unload", "second", words=["second"])
+
+    def test_show_loads_what_is_not_loaded_and_reads_well(self):
+        text = self.gqa("show", "q8").text
+        self.assertEqual(self.names("ps")["q8"], "loaded")
+        for word in ("n_kv_heads", "bytes_per_token", "tokenizer"):
+            self.assertIn(word, text)
+        self.assertIn("loaded in", self.gqa("load", "q4").text)
+
+    def test_a_prompt_beyond_the_context_is_told_with_both_numbers(self):
+        self.gqa("load", "tiny", "--name", "small", "-c", 32)
+        ids = write_json(self.path("long.json"), [1] * 50)
+        self.refused("run", "-m", "small", "--tokens", ids, words=[50, 32])
+        self.gqa("unload", "small")
+
+    def test_models_that_are_not_there(self):
+        for verb in (("run", PROMPT), ("tokenize", PROMPT), ("show",), ("load",), ("bench",),
+                     ("logits", PROMPT, "-o", "x")):
+            with self.subTest(verb):
+                self.refused(verb[0], *verb[1:], "-m", "absent", words=["'absent'"])
+        self.refused("run", "-m", "/absent/model.gguf", PROMPT, words=["/absent/model.gguf", "No such file"])
+        self.refused("load", self.write("broken.gguf", b"GGUF" + bytes(60)), words=["broken.gguf"])
+        self.assertFalse(os.path.exists(self.path("x")), "a file for no logits was left")
+
+
+class Tokens(Case):
+    def test_detokenize_is_the_inverse_byte_for_byte(self):
+        texts = [b"", b" ", PROMPT.encode(), b"  two  blanks ", b"\n", "日本語 é 🙂".encode(), ALL_BYTES,
+                 ALL_BYTES[::-1]]
+        for text in texts:
+            for more in ((), ("--no-special",)):
+                with self.subTest(text=text[:20], more=more):
+                    file = self.write("text.bin", text)
+                    ids = self.gqa("tokenize", "-m", "tiny", "--json", "--no-parse-special", *more, "-f", file)
+                    ids_file = self.write("ids.json", ids.out)
+                    self.assertEqual(self.gqa("detokenize", "-m", "tiny", *more, "--file", ids_file).out, text)
+                    plain = self.gqa("tokenize", "-m", "tiny", "--no-parse-special", *more, input=text)
+                    self.assertEqual([int(w) for w in plain.out.split()], ids.json)
+
+    def test_ids_may_be_arguments(self):
+        ids = self.gqa("tokenize", "-m", "tiny", "--no-special", PROMPT).text.split()
+        self.assertEqual(self.gqa("detokenize", "-m", "tiny", "--no-special", *ids).out, PROMPT.encode())
+        self.refused("detokenize", "-m", "tiny", "--no-special", 1, 99999999, words=["99999999"])
+        self.refused("detokenize", "-m", "tiny", 1, "x", words=["'x'"], status=64)
+
+    def test_a_bos_is_added_unless_it_is_not_wanted(self):
+        info = self.gqa("show", "tiny", "--json").json["tokenizer"]
+        with_bos = self.gqa("tokenize", "-m", "tiny", "--json", PROMPT).json
+        without = self.gqa("tokenize", "-m", "tiny", "--json", "--no-special", PROMPT).json
+        self.assertEqual(with_bos, ([info["bos"]] if info["add_bos"] else []) + without)
+
+
+class Logits(Case):
+    def test_rows_of_float32(self):
+        ids = self.gqa("tokenize", "-m", "tiny", "--json", PROMPT).json
+        n_vocab = self.gqa("show", "tiny", "--json").json["n_vocab"]
+        file, out = write_json(self.path("l.json"), ids), self.path("l.f32")
+        told = self.gqa("logits", "-m", "tiny", "--tokens", file, "-o", out, "--json").json
+        self.assertEqual((told["n_tokens"], told["n_vocab"]), (len(ids), n_vocab))
+        logits = read_f32(out)
+        self.assertEqual(len(logits), len(ids) * n_vocab)
+        last = logits[-n_vocab:]
+        best = max(range(n_vocab), key=lambda i: last[i])
+        run = self.gqa("run", "-m", "tiny", "--tokens", file, "-n", 1, "--temperature", 0, "--json").json
+        self.assertEqual(run["tokens"], [best])
+        piped = self.gqa("logits", "-m", "tiny", "--tokens", file, "--first-row", len(ids) - 1, "-o", "-")
+        self.assertEqual(piped.out, last.tobytes())
+
+    def test_perplexity(self):
+        text = self.write("text.txt", b"the rain and the river and the long road home. " * 20)
+        r = self.gqa("perplexity", "-m", "tiny", "-f", text, "-c", 64, "--chunks", 2, "--json").json
+        self.assertEqual(set(r), {"perplexity", "error", "n_scored", "n_chunks", "n_ctx"})
+        self.assertEqual((r["n_chunks"], r["n_ctx"], r["n_scored"]), (2, 64, 2 * 31))
+        n_vocab = self.gqa("show", "tiny", "--json").json["n_vocab"]
+        self.assertTrue(1 < r["perplexity"] < 10 * n_vocab, r)
+        told = self.gqa("perplexity", "-m", "tiny", "-f", text, "-c", 64, "--chunks", 2).text
+        self.assertIn("PPL = %.4f" % r["perplexity"], told)
+        self.refused("perplexity", "-m", "tiny", "-f", self.write("short", b"x"), words=["one chunk"], status=65)
+
+
+class Server(Case):
+    def test_ping_info_backends(self):
+        self.assertEqual(self.gqa("ping", "-c", 3, "--json").json["n"], 3)
+        self.assertIn("3 pings", self.gqa("ping", "-c", 3).text)
+        info = self.gqa("info", "--json").json
+        self.assertEqual(set(info), {"hello", "stats", "backends"})
+        self.assertEqual(info["hello"]["uid"], os.getuid())
+        self.assertIn("frame_bytes", self.gqa("info").text)
+        backends = {b["name"]: b for b in self.gqa("backend", "list", "--json").json["backends"]}
+        self.assertTrue(backends["cpu"]["usable"] and backends["cpu"]["isa"] in backends["cpu"]["isas"])
+        self.assertIn("cpu", self.gqa("backend", "list").text)
+
+    def test_call_prints_events_and_the_result(self):
+        params = {"model": "tiny", "prompt": PROMPT, "n_predict": 2, "ignore_eos": True, "seed": 1}
+        out = self.gqa("call", "text.generate", json.dumps(params)).out
+        *events, last = [json.loads(line) for line in out.splitlines()]
+        self.assertEqual(sum(len(e["tokens"]) for e in events), 2)
+        self.assertEqual(last["n_generated"], 2)
+        names = {m["name"] for m in self.gqa("call", "gqa.api_info").json["methods"]}
+        self.assertIn("text.generate", names)
+
+    def test_call_says_what_was_wrong(self):
+        self.refused("call", "no.method", words=["no.method"])
+        self.refused("call", "gqa.ping", "{bad", words=["params"], status=65)
+        self.refused("call", "gqa.ping", "[]", words=["not a JSON object"], status=65)
+        self.refused("call", "text.generate", '{"model": "tiny", "prompt": "", "top_p": 1.5}',
+                     words=["'top_p'", "1.5", "0 to 1"])
+        self.refused("call", "text.generate", '{"model": "tiny", "prompt": 7}', words=["'prompt'"])
+        self.refused("call", "text.tokenize", '{"model": "tiny"}', words=["'text'"])
+
+    def test_wrong_usage_is_64_and_one_line(self):
+        for arguments in (("frobnicate",), (), ("run",), ("run", "-m"), ("run", "-m", "tiny", "-n", "many", "x"),
+                          ("run", "-m", "tiny", "a", "b"), ("ping", "--frob"), ("ping", "now"), ("list", "x"),
+                          ("bench", "kv"), ("backend",), ("backend", "paint"), ("show",), ("unload",), ("call",),
+                          ("logits", "-m", "tiny", "x"), ("run", "-m", "tiny", "--logit-bias", "x", "y"),
+                          ("run", "-m", "tiny", "--stream", "xml", "y"), ("--timeout", "0", "ping"),
+                          ("--spawn", "ping")):
+            with self.subTest(arguments):
+                self.refused(*arguments, words=[], status=64)
+
+    def test_files_that_are_not_there(self):
+        self.refused("run", "-m", "tiny", "-f", "absent.txt", words=["absent.txt"], status=66)
+        self.refused("run", "-m", "tiny", "--tokens", "absent.json", words=["absent.json"], status=66)
+        self.refused("run", "-m", "tiny", "--tokens", self.write("t.json", b'{"a": 1}'), words=["t.json"], status=65)
+        self.refused("run", "-m", "tiny", "--tokens", self.write("t.json", b"[1, 999999]"), words=["999999"])
+        self.refused("logits", "-m", "tiny", "-o", "/absent/f", "x", words=["/absent/f"], status=73)
+
+    def test_help_of_every_verb(self):
+        text = self.gqa("--help").text
+        for verb in ("run", "ps", "list", "show", "load", "unload", "tokenize", "detokenize", "logits", "perplexity",
+                     "bench", "backend", "ping", "info", "call", "stop"):
+            self.assertIn(f"  {verb} ", text)
+            self.assertIn(f"Usage: gqa {verb}", self.gqa(verb, "--help").text)
+        self.assertTrue(self.gqa("--version").text.startswith("gqa "))
+
+    def test_no_daemon_is_69(self):
+        nobody = Tool(self.folder.path, "--socket", self.path("nobody"))
+        for verb in (("ping",), ("run", "-m", "tiny", "x"), ("list",), ("bench", "-m", "tiny")):
+            self.assertIn("nobody", nobody(*verb, status=69).err)
+        Tool(self.folder.path)("ping", status=69)
+
+
+class Bench(Case):
+    def bench(self, *arguments):
+        return self.gqa("bench", "-m", "q8", "-p", 32, "-n", 8, "-r", 1, *arguments)
+
+    def test_rows_in_every_format(self):
+        rows = self.bench("-o", "json", "-d", 16, "-npl", "1,2").json
+        self.assertEqual([(r["test"], r["depth"], r["streams"]) for r in rows],
+                         [("pp32", 16, 1), ("tg8", 16, 1), ("pp32", 16, 2), ("tg8", 16, 2)])
+        for r in rows:
+            self.assertEqual(set(r), BENCH_KEYS)
+            self.assertEqual(set(r["roofline"]), {"kind", "limit", "share"})
+            self.assertIn(r["roofline"]["kind"], ("bandwidth", "compute"))
+            self.assertTrue(all(x > 0 for x in (r["tps_mean"], r["bytes_per_token"], r["flops_per_token"],
+                                                r["roofline"]["limit"], r["roofline"]["share"])), r)
+            self.assertEqual(r["threads"], 1)
+        head, rule, *rows = self.bench("-o", "md").text.splitlines()
+        self.assertEqual([c.strip() for c in head.split("|")[1:8]],
+                         ["model", "size", "params", "backend", "threads", "test", "t/s"])
+        self.assertEqual([r.split("|")[6].strip() for r in rows], ["pp32", "tg8"])
+
+    def test_comma_separated_and_lines(self):
+        head, *rows = self.gqa("bench", "-m", "q8", "-p", 0, "-n", 8, "-r", 1, "-o", "csv").text.splitlines()
+        self.assertEqual([len(r.split(",")) for r in rows], [len(head.split(","))])
+        row, = self.gqa("bench", "-m", "q8", "-p", 16, "-n", 0, "-r", 2, "-o", "jsonl").lines
+        self.assertEqual(set(row), BENCH_KEYS)
+
+    def test_calls(self):
+        rows = self.gqa("bench", "ipc", "-n", 20, "--json").json
+        self.assertTrue(all(set(r) == IPC_KEYS for r in rows))
+        self.assertIn(("ping", "socket", 0), [(r["test"], r["transport"], r["bytes"]) for r in rows])
+        self.assertIn("p50 us", self.gqa("bench", "ipc", "-n", 5).text)
+
+
+if __name__ == "__main__":
+    main()
