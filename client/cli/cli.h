@@ -106,6 +106,7 @@ struct cli_load {
     uint32_t n_ctx;
     const char *cache_type_k, *cache_type_v;
     const char *backend, *attention;
+    bool model_is_argument; /* the verb takes the model from its arguments where -m is absent */
 };
 extern const struct argp cli_load_argp; /* its input is a struct cli_load */
 

@@ -47,7 +47,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         load->attention = arg;
         return 0;
     case ARGP_KEY_END:
-        if (load->model == NULL) {
+        if (load->model == NULL && !load->model_is_argument) {
             cli_usage(state, "no model was given (-m MODEL)");
         }
         return 0;

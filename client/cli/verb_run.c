@@ -11,6 +11,8 @@ struct run {
     struct cli_load load;
     struct cli_prompt prompt;
     struct cli_sampling sampling;
+    const char *args[2];
+    unsigned n_args;
     bool stream_json;
     bool stats;
     json_t *info; /* model.info, for the statistics; NULL without them */
@@ -31,6 +33,22 @@ static const struct argp_option options[] = {
     {"verbose", 'v', NULL, OPTION_ALIAS, NULL, 5},
     {0},
 };
+
+/* "MODEL [PROMPT]", or "[PROMPT]" where -m tells the model. */
+static void take_arguments(struct run *run, struct argp_state *state)
+{
+    unsigned next = 0;
+    if (run->load.model == NULL && run->n_args > 0) {
+        run->load.model = cli_model_name(run->args[next++]);
+    }
+    if (run->load.model == NULL) {
+        cli_usage(state, "no model was given (-m MODEL, or the first argument)");
+    }
+    if (run->n_args - next > 1) {
+        cli_usage(state, "more than one prompt; quote it");
+    }
+    run->prompt.text = next < run->n_args ? run->args[next] : NULL;
+}
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -62,10 +80,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         run->stats = true;
         return 0;
     case ARGP_KEY_ARG:
-        if (run->prompt.text != NULL) {
+        if (run->n_args == 2) {
             cli_usage(state, "more than one prompt; quote it");
         }
-        run->prompt.text = arg;
+        run->args[run->n_args++] = arg;
+        return 0;
+    case ARGP_KEY_END: /* the options have been seen, those of the children too */
+        take_arguments(run, state);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -77,8 +98,8 @@ static const struct argp_child children[] = {
 static const struct argp argp = {
     .options = options,
     .parser = parse,
-    .args_doc = "[PROMPT]",
-    .doc = "Continues a prompt; without one, standard input's.",
+    .args_doc = "[MODEL] [PROMPT]",
+    .doc = "Continues a prompt; without one, standard input's. MODEL where -m is absent.",
     .children = children,
 };
 
@@ -180,7 +201,7 @@ static int finish(struct run *run, struct cli_call *call, const char *text, size
 
 int cli_verb_run(struct cli *c, int argc, char **argv)
 {
-    struct run run = {.c = c, .sampling.params = cli_params()};
+    struct run run = {.c = c, .sampling.params = cli_params(), .load.model_is_argument = true};
     cli_parse(c, &argp, argc, argv, &run);
     struct gqa_params *p = run.sampling.params;
     cli_sampling_finish(&run.sampling);
