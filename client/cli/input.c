@@ -19,6 +19,7 @@ int cli_read_file(const char *path, char **ret_data, size_t *ret_bytes)
     char *data = NULL;
     size_t bytes = 0, room = 0;
     int err = 0;
+    errno = 0;
     do {
         if (bytes + 1 >= room) {
             room = room > 0 ? 2 * room : 64u << 10;
@@ -32,7 +33,7 @@ int cli_read_file(const char *path, char **ret_data, size_t *ret_bytes)
         bytes += fread(data + bytes, 1, room - bytes - 1, f);
     } while (!feof(f) && !ferror(f));
     if (err == 0 && ferror(f)) {
-        err = EIO;
+        err = errno != 0 ? errno : EIO; /* a directory, for one, is only found out by reading */
     }
     if (!is_stdin) {
         fclose(f);

@@ -101,6 +101,9 @@ static int call(struct cli *c, struct logits *l)
     gqa_params_str(l->params, "model", l->load.model);
     int code = cli_call(c, "text.logits", l->params, on_rows, l, &result);
     l->params = NULL;
+    if (code == CLI_OK && l->out == stdout && ferror(stdout)) {
+        code = EX_IOERR; /* cli_flush() will tell */
+    }
     if (code == CLI_OK && l->why[0] != '\0') {
         code = cli_error(CLI_FAILED, "%s: %s", l->path, l->why);
     }
