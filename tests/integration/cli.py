@@ -14,7 +14,7 @@ class Outcome:
         self.arguments, self.status, self.out, self.err = arguments, status, out, err
 
     def __str__(self):
-        return f"gqa {' '.join(self.arguments)}: status {self.status}\n{self.out[-2000:]!r}\n{self.err[-2000:]!r}"
+        return f"gqa {' '.join(map(str, self.arguments))}: status {self.status}\n{self.out[-2000:]!r}\n{self.err[-2000:]!r}"
 
     @property
     def text(self):

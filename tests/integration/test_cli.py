@@ -1,9 +1,10 @@
 """Every verb of gqa against one private daemon: what scripts rely on, and what users read."""
 import json
 import os
+import subprocess
 import unittest
 
-from cli import Tool, read_f32, write_json
+from cli import GQA, TIMEOUT_S, Outcome, Tool, assert_one_line, read_f32, write_json
 from harness import Daemon, Folder, main, synth
 
 RUN_KEYS = {"text", "tokens", "finish", "n_prompt", "n_cached", "n_generated", "seed", "timings", "cache"}
@@ -284,6 +285,16 @@ class Server(Case):
         self.refused("run", "-m", "tiny", "--tokens", self.write("t.json", b'{"a": 1}'), words=["t.json"], status=65)
         self.refused("run", "-m", "tiny", "--tokens", self.write("t.json", b"[1, 999999]"), words=["999999"])
         self.refused("logits", "-m", "tiny", "-o", "/absent/f", "x", words=["/absent/f"], status=73)
+        self.refused("tokenize", "-m", "tiny", "-f", "/", words=["Is a directory"], status=66)
+
+    def test_output_that_cannot_be_written(self):
+        for verb in (("run", "-n", 64, "--ignore-eos", PROMPT), ("tokenize", PROMPT), ("logits", "-o", "-", PROMPT)):
+            with self.subTest(verb), open("/dev/full", "wb") as full:
+                done = subprocess.run([GQA, *self.gqa.first, verb[0], "-m", "tiny", *map(str, verb[1:])], stdout=full,
+                                      stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+                outcome = Outcome(verb, done.returncode, b"", done.stderr.decode())
+                self.assertEqual(outcome.status, 74, str(outcome))
+                assert_one_line(outcome)
 
     def test_help_of_every_verb(self):
         text = self.gqa("--help").text
