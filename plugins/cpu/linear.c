@@ -133,6 +133,10 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
     lin->max_rows = max_rows;
     lin->max_k = max_k;
     cpu_linear_kernels(isa, &lin->kernels);
+    lin->shares = host->allocate(host->data, host->n_threads * sizeof(*lin->shares));
+    if (lin->shares == NULL) {
+        return -ENOMEM;
+    }
     if (n_blocks == 0) {
         return 0;
     }
@@ -151,6 +155,11 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
 
 void cpu_linear_finish(struct cpu_linear *lin)
 {
+    if (lin->shares != NULL) {
+        lin->host->release(lin->host->data, lin->shares,
+                           lin->host->n_threads * sizeof(*lin->shares));
+        lin->shares = NULL;
+    }
     if (lin->memory != NULL) {
         lin->host->release(lin->host->data, lin->memory, lin->memory_bytes);
         lin->memory = NULL;
@@ -254,11 +263,46 @@ static void run_strip(const struct job *job, const struct cpu_product *p, uint32
     store(p, first_out, n_outs, first_row, n_rows, out);
 }
 
-static void run_task(void *arg, uint32_t index, uint32_t worker)
+/* Deals the tasks out: every worker gets a run of neighbours, so that it reads memory as one
+ * stream and the processor can fetch ahead of it. */
+static void share_out(struct cpu_linear *lin, uint32_t n_tasks)
+{
+    uint32_t n = lin->host->n_threads;
+
+    for (uint32_t w = 0; w < n; w++) {
+        uint32_t first = (uint32_t)((uint64_t)n_tasks * w / n);
+        atomic_store_explicit(&lin->shares[w].next, first, memory_order_relaxed);
+        lin->shares[w].end = (uint32_t)((uint64_t)n_tasks * (w + 1) / n);
+    }
+}
+
+/* The next task of the worker's own share or, when that is used up, of another's. There are as
+ * many calls as tasks and each takes one at most: so each finds one. */
+static uint32_t take_task(const struct cpu_linear *lin, uint32_t worker)
+{
+    uint32_t n = lin->host->n_threads;
+
+    for (uint32_t i = 0; i < n; i++) {
+        struct cpu_share *s = &lin->shares[(worker + i) % n];
+        if (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end) {
+            uint32_t task = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
+            if (task < s->end) {
+                return task;
+            }
+        }
+    }
+    return GQA_NONE;
+}
+
+static void run_task(void *arg, uint32_t call, uint32_t worker)
 {
     const struct job *job = arg;
+    uint32_t index = take_task(job->lin, worker);
     uint32_t i = 0;
 
+    if (index == GQA_NONE) {
+        return;
+    }
     while (index >= job->first_task[i + 1]) {
         i++;
     }
@@ -314,5 +358,6 @@ void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uin
             }
         }
     }
+    share_out(lin, job.first_task[n_products]);
     host->parallel(host->data, run_task, &job, job.first_task[n_products]);
 }

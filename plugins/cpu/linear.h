@@ -23,6 +23,7 @@
 #include "plugins/cpu/weights.h"
 
 #include <gqa/plugin.h>
+#include <stdatomic.h>
 
 /* Rows that a kernel takes at once: a tile of quantised activations. */
 #define CPU_TILE_ROWS 16u
@@ -129,6 +130,13 @@ struct cpu_matrix {
 int cpu_matrix_init(struct cpu_matrix *ret, const struct gqa_weight *weight,
                     struct gqa_reason *reason);
 
+/* One worker's share of a job: tasks [next, end), which lie one after the other in memory. On a
+ * cache line of its own, since every task moves it on. */
+struct cpu_share {
+    _Alignas(64) _Atomic uint32_t next;
+    uint32_t end;
+};
+
 /* What a series of products needs: made once for a program. */
 struct cpu_linear {
     const struct gqa_host *host;
@@ -137,9 +145,11 @@ struct cpu_linear {
     uint32_t max_rows, max_k;
     void *memory; /* acts' */
     size_t memory_bytes;
+    struct cpu_share *shares; /* (host->n_threads) */
 };
 
-/* max_k: of quantised matrices only; 0 when there are none. 0 or -ENOMEM. */
+/* max_k: of quantised matrices only; 0 when there are none. 0 or -ENOMEM; lin can be finished in
+ * both cases. */
 int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cpu_isa isa,
                     uint32_t max_rows, uint32_t max_k);
 void cpu_linear_finish(struct cpu_linear *lin);
