@@ -9,7 +9,7 @@ import tempfile
 import unittest
 
 import wire
-from harness import GQAD, Daemon, Folder, main
+from harness import GQAD, Daemon, Folder, main, synth
 from test_hostile import STRANGER, as_stranger
 
 LONG = {"model": "tiny", "tokens": [1, 40, 41], "n_predict": 2000, "ignore_eos": True}
@@ -335,6 +335,23 @@ class System(Case):
                                "--config", "/dev/null"], capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 78, done.stderr)
         self.assertIn("user namespace", done.stderr)
+
+
+class Memory(Case):
+    def anonymous_bytes(self, d):
+        with open(f"/proc/{d.process.pid}/status") as f:
+            return next(int(line.split()[1]) << 10 for line in f if line.startswith("RssAnon:"))
+
+    def test_weights_that_are_not_packed_stay_in_the_file(self):
+        """Activations and KV of a few rows may grow; 50 MB of weights may not turn up a second time."""
+        path = os.path.join(self.folder.path, "models", "mapped.gguf")
+        synth(path, "tiny,n_embd=512,n_ff=2048,n_layers=6", "f16")
+        d = self.start()
+        before = self.anonymous_bytes(d)
+        with d.connect() as c:
+            c.call("model.load", {"model": "mapped"})
+            c.call("text.generate", {"model": "mapped", "tokens": [1, 40, 41], "n_predict": 2, "stream": False})
+        self.assertLess(self.anonymous_bytes(d) - before, os.path.getsize(path) / 2)
 
 
 if __name__ == "__main__":
