@@ -218,7 +218,7 @@ static const char *const default_models[] = {
     "llama-yarn",   "qwen2",         "qwen3",          "gemma2",         "gemma3",
     "phi3",         "phi3-longrope", "granite",        "llama-q-F16",    "llama-q-BF16",
     "llama-q-Q8_0", "llama-q-Q4_0",  "llama-q-Q4_K_S", "llama-q-Q4_K_M", "llama-q-Q5_K_M",
-    "llama-q-Q6_K",
+    "llama-q-Q6_K", "llama-q-Q4_1",  "llama-q-Q5_0",   "llama-q-Q5_1",
 };
 
 int main(int argc, char **argv)
