@@ -1,4 +1,4 @@
-/* gqa/plugin.h - the ABI between gqad and its backends, version 0.1.
+/* gqa/plugin.h - the ABI between gqad and its backends, version 0.2.
  *
  * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
  * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
@@ -23,7 +23,7 @@ extern "C" {
 
 #define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
 #define GQA_PLUGIN_ABI_MAJOR 0u
-#define GQA_PLUGIN_ABI_MINOR 1u
+#define GQA_PLUGIN_ABI_MINOR 2u
 #define GQA_PLUGIN_SYMBOL    "gqa_plugin"
 #define GQA_NOTE_NAME        "gqa"
 #define GQA_NOTE_TYPE        1u
@@ -273,13 +273,39 @@ enum gqa_act_kind {
     GQA_ACT_RELU = 4
 };
 
+/* How a row's router logits become scores, and its chosen experts' scores weights. */
+enum gqa_gating_kind {
+    GQA_GATING_SOFTMAX = 0,       /* scores: softmax over all logits */
+    GQA_GATING_SIGMOID = 1,       /* scores: 1 / (1 + exp(-logit)) */
+    GQA_GATING_SOFTMAX_CHOSEN = 2 /* scores: the logits; weights: softmax over the chosen ones */
+};
+
+/* A mixture of experts, for each row x of src (n_in values; dst has n_out, clear of src):
+ *
+ *   logits = router x + router_bias
+ *   chosen = the n_used experts with the highest score + selection_bias; of equals the lowest id
+ *   weight = score of the chosen (without selection_bias), divided by their sum if renormalise,
+ *            times weight_scale
+ *   h_e    = act(gate_e x + gate_bias_e) * (up_e x + up_bias_e), without gate act(up_e x + ...)
+ *   dst    = sum over the chosen e of weight_e * (down_e h_e + down_bias_e)
+ *
+ * Matrices of all experts lie in one weight each, ne = {inputs, outputs, n_experts}; their biases
+ * too, ne = {outputs, n_experts}. docs/plugin-abi.md says the rest. */
 struct gqa_op_experts {
     uint32_t n_experts, n_used;
-    uint32_t act;         /* enum gqa_act_kind */
-    uint32_t renormalise; /* weights of the chosen sum to 1 */
-    uint32_t router, router_bias;
+    uint32_t gating;         /* enum gqa_gating_kind */
+    uint32_t renormalise;    /* 1: weights of the chosen sum to weight_scale */
+    float weight_scale;      /* above 0; 1: none */
+    uint32_t router;         /* weight, ne = {n_in, n_experts} */
+    uint32_t router_bias;    /* weight, ne = {n_experts}, or GQA_NONE */
+    uint32_t selection_bias; /* weight, ne = {n_experts}, or GQA_NONE: moves the choice only */
+    uint32_t act;            /* enum gqa_act_kind */
+    float alpha, limit;      /* SWIGLU_OAI */
     uint32_t gate, up, down; /* weights with ne[2] = n_experts; gate GQA_NONE: none */
-    uint32_t gate_bias, up_bias, down_bias;
+    uint32_t gate_bias, up_bias, down_bias; /* weights with ne[1] = n_experts, or GQA_NONE */
+    /* 1: up holds both, each expert's gate outputs in front of its up outputs (and up_bias too);
+     * gate and gate_bias are GQA_NONE. */
+    uint32_t fused;
 };
 
 struct gqa_op {
@@ -304,7 +330,7 @@ struct gqa_op {
             float alpha, limit; /* SWIGLU_OAI */
         } glu;
         struct {
-            uint32_t adapters; /* 1: rows may carry adapter ids */
+            uint32_t adapters; /* 1: rows may carry adapter ids; see struct gqa_adapter */
         } linear;
         struct gqa_op_experts experts;
         uint32_t room[20];
@@ -320,6 +346,18 @@ struct gqa_rope_table {
     float magnitude;
 };
 
+/* What an adapter (LoRA) changes in one matrix: LINEAR ops of that weight with linear.adapters = 1
+ * add scale * (b (a x)) to the result of each row that carries the id in gqa_batch.adapters. An
+ * adapter is as many of these as it changes matrices; rows of other ids, or GQA_NONE, are left
+ * alone. There is one at most for an id and a weight. */
+struct gqa_adapter {
+    uint32_t id;     /* any but GQA_NONE */
+    uint32_t weight; /* the matrix that it changes, index into weights: ne = {n_in, n_out} */
+    uint32_t a;      /* weight of type F32, F16 or BF16, ne = {n_in, rank} */
+    uint32_t b;      /* weight of type F32, F16 or BF16, ne = {rank, n_out} */
+    float scale;     /* usually alpha / rank */
+};
+
 struct gqa_program_desc {
     uint32_t struct_size;
     uint32_t max_rows, max_out_rows; /* of any batch */
@@ -329,6 +367,8 @@ struct gqa_program_desc {
     const struct gqa_weight *weights;
     const struct gqa_attn_layer *attn_layers;
     const struct gqa_rope_table *rope_tables;
+    uint32_t n_adapters;
+    const struct gqa_adapter *adapters;
 };
 
 struct gqa_batch {
@@ -338,7 +378,7 @@ struct gqa_batch {
     const uint32_t *positions; /* (n_rows), for RoPE */
     const uint32_t *out_rows;  /* (n_out), ascending */
     const float *embeddings;   /* (n_rows, width) instead of tokens, or NULL */
-    const uint32_t *adapters;  /* (n_rows) ids, GQA_NONE: none; or NULL */
+    const uint32_t *adapters;  /* (n_rows) ids that desc has, GQA_NONE: none; or NULL */
     const struct gqa_attn_batch *attention;
 };
 
@@ -352,7 +392,8 @@ struct gqa_program {
     const char *pack_id;
     uint64_t (*pack_bytes)(void *context, const struct gqa_weight *weight);
     /* Packs rows [first_row, first_row + n_rows) of the weight (a range that is a multiple of
-     * pack_rows, or reaches the end) into dst, the start of the whole packed tensor. Thread-safe on
+     * pack_rows, or reaches the end) into dst, the start of the whole packed tensor. Rows of a
+     * weight of several matrices (ne[2] > 1) count on from one matrix to the next. Thread-safe on
      * disjoint ranges. */
     uint32_t pack_rows;
     int (*pack)(void *context, const struct gqa_weight *weight, uint64_t first_row, uint64_t n_rows,
