@@ -56,7 +56,15 @@ static int open_file(struct model *m, struct loading *l)
         return fmt_fail(l->err, -EINVAL, "%s: %u tokens in the vocabulary, but %u embeddings",
                         o->path, tokenizer_n_vocab(m->tokenizer), m->shape.n_vocab);
     }
-    m->n_ctx = o->n_ctx > 0 ? o->n_ctx : m->shape.n_ctx_train;
+    uint32_t n_ctx_max = m->shape.n_ctx_max > 0 ? m->shape.n_ctx_max : UINT32_MAX;
+    if (o->n_ctx > n_ctx_max) {
+        return fmt_fail(l->err, -ENOTSUP,
+                        "%s: a context of %u was asked for, but beyond %u tokens this model scales "
+                        "its scores by position, which is not supported",
+                        o->path, o->n_ctx, n_ctx_max);
+    }
+    uint32_t trained = m->shape.n_ctx_train < n_ctx_max ? m->shape.n_ctx_train : n_ctx_max;
+    m->n_ctx = o->n_ctx > 0 ? o->n_ctx : trained;
     return 0;
 }
 

@@ -39,7 +39,8 @@ static void describe(struct model *m)
              billions ? params / 1e9 : params / 1e6, billions ? "B" : "M", best_name);
 }
 
-/* Bytes that one decode step reads: packed ones for products, one row of the embeddings. */
+/* Bytes that one decode step reads: packed ones for products, of experts' those of the chosen ones,
+ * one row of the embeddings. */
 static uint64_t weight_bytes_per_token(const struct model *m)
 {
     uint64_t bytes = 0;
@@ -49,7 +50,8 @@ static uint64_t weight_bytes_per_token(const struct model *m)
         uint64_t as_stored = fmt_type_bytes(fmt_type_info(w->type), values);
         bool vector = w->n_dims == 1;
         if (m->program.weight_is_linear[i] || vector) {
-            bytes += w->packed_bytes > 0 ? w->packed_bytes : as_stored;
+            uint64_t all = w->packed_bytes > 0 ? w->packed_bytes : as_stored;
+            bytes += w->ne[2] > 1 ? all / w->ne[2] * m->shape.n_experts_used : all;
         } else {
             bytes += as_stored / w->ne[1];
         }

@@ -15,7 +15,7 @@ struct model_program {
     struct gqa_reg *regs;
     uint32_t n_regs;
     struct gqa_weight *weights; /* packed fields are filled later, by the model's loader */
-    uint8_t *weight_is_linear;  /* (n_weights) a LINEAR uses it: worth packing */
+    uint8_t *weight_is_linear;  /* (n_weights) a matrix of LINEAR or EXPERTS: worth packing */
     uint32_t n_weights;
     struct gqa_attn_layer *attn_layers;
     uint32_t n_attn_layers;

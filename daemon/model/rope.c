@@ -6,8 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define LOCAL_BASE 10000.0
-
 /* The pair index at which a frequency turns beta times within the original context. */
 static double yarn_corr_dim(const struct model_shape *s, double beta)
 {
@@ -27,7 +25,8 @@ static void apply_yarn(const struct model_shape *s, double *freqs, uint32_t n, f
         ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
         freqs[i] = freqs[i] / s->rope_factor * ramp + freqs[i] * (1 - ramp);
     }
-    *magnitude *= (float)(1 + 0.1 * log(s->rope_factor));
+    double grows = 0.1 * log(s->rope_factor);
+    *magnitude *= (float)((1 + grows) / (1 + s->yarn_log_mul * grows));
 }
 
 /* Divides by the file's factors, if it has the tensor. */
@@ -62,7 +61,7 @@ int rope_table_create(const struct gguf *g, const struct model_shape *s, bool lo
         return fmt_fail(err, -ENOMEM, "no memory for %u rotary frequencies", n);
     }
     float magnitude = 1;
-    double base = local ? LOCAL_BASE : s->rope_base;
+    double base = local ? s->rope_base_local : s->rope_base;
     for (uint32_t i = 0; i < n; i++) {
         freqs[i] = pow(base, -2.0 * i / s->n_rot);
     }

@@ -1,178 +1,21 @@
-/* daemon/model/shape.c - a model's numbers from the keys of its file.
- *
- * Every key of the architecture's own prefix must be understood or known to be harmless: a key that
- * we would ignore could change what the model computes. */
-#include "daemon/model/arch.h"
+/* daemon/model/shape.c - a model's numbers from the keys of its file. */
+#include "daemon/model/shape_keys.h"
 
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#define MAX_LAYERS 1024u
-#define MAX_HEADS  4096u
-#define MAX_DIM    1024u /* of a head */
-#define MAX_EMBD   (1u << 17)
-#define MAX_FF     (1u << 20)
-#define MAX_VOCAB  (1u << 24)
-#define MAX_CTX    (1u << 28)
+#define MAX_HEADS   4096u
+#define MAX_DIM     1024u /* of a head */
+#define MAX_EMBD    (1u << 17)
+#define MAX_FF      (1u << 20)
+#define MAX_VOCAB   (1u << 24)
+#define MAX_CTX     (1u << 28)
+#define MAX_EXPERTS 4096u
 
-#define KEY_BYTES 128
-
-/* Keys that are read below, or that say nothing about the computation of these architectures. */
-static const char *const understood_keys[] = {
-    "vocab_size",
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
-    "attention.scale",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "embedding_scale",
-    "residual_scale",
-    "logit_scale",
-    "expert_count",
-    "expert_used_count",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "rope.scaling.finetuned",
-    "tensor_data_layout",
-    "interleave_moe_layer_step",
-    "attention.causal",
-};
-
-struct reader {
-    const struct gguf *g;
-    const char *arch;
-    struct fmt_error *err;
-    int rc; /* the first failure; later reads do nothing */
-};
-
-static void arch_key(const struct reader *r, const char *suffix, char key[KEY_BYTES])
-{
-    snprintf(key, KEY_BYTES, "%s.%s", r->arch, suffix);
-}
-
-/* Reads an integer in [min, max]. A missing key keeps *value when optional. */
-static void read_u32(struct reader *r, const char *suffix, bool required, uint32_t min,
-                     uint32_t max, uint32_t *value)
-{
-    if (r->rc < 0) {
-        return;
-    }
-    char key[KEY_BYTES];
-    arch_key(r, suffix, key);
-    uint32_t v = 0;
-    int rc = gguf_get_u32(r->g, key, &v);
-    if (rc == -ENOENT && !required) {
-        return;
-    }
-    if (rc == -ENOENT) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is missing", gguf_path(r->g), key);
-    } else if (rc < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not one integer of 32 bits",
-                         gguf_path(r->g), key);
-    } else if (v < min || v > max) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is %u, must lie in %u..%u", gguf_path(r->g),
-                         key, v, min, max);
-    } else {
-        *value = v;
-    }
-}
-
-/* Reads a finite number in [min, max]. */
-static void read_f32(struct reader *r, const char *suffix, bool required, float min, float max,
-                     float *value)
-{
-    if (r->rc < 0) {
-        return;
-    }
-    char key[KEY_BYTES];
-    arch_key(r, suffix, key);
-    float v = 0;
-    int rc = gguf_get_f32(r->g, key, &v);
-    if (rc == -ENOENT && !required) {
-        return;
-    }
-    if (rc == -ENOENT) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is missing", gguf_path(r->g), key);
-    } else if (rc < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a number", gguf_path(r->g), key);
-    } else if (!(v >= min && v <= max)) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is %g, must lie in %g..%g", gguf_path(r->g),
-                         key, (double)v, (double)min, (double)max);
-    } else {
-        *value = v;
-    }
-}
-
-/* One number, or an array of equal ones: per-layer head counts that differ are refused. */
-static void read_u32_or_equal(struct reader *r, const char *suffix, uint32_t n_layers, uint32_t max,
-                              uint32_t *value)
-{
-    char key[KEY_BYTES];
-    arch_key(r, suffix, key);
-    enum gguf_value_type type;
-    uint64_t count;
-    if (r->rc < 0 || gguf_get_array(r->g, key, &type, &count) < 0) {
-        read_u32(r, suffix, false, 1, max, value);
-        return;
-    }
-    int32_t items[MAX_LAYERS];
-    if (count != n_layers || gguf_get_i32s(r->g, key, items, count) < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of %u integers",
-                         gguf_path(r->g), key, n_layers);
-        return;
-    }
-    for (uint64_t i = 0; i < count; i++) {
-        if (items[i] != items[0] || items[i] < 1 || (uint32_t)items[i] > max) {
-            r->rc = fmt_fail(r->err, -ENOTSUP,
-                             "%s: key %s gives layer %llu the value %d: layers that differ are not "
-                             "supported",
-                             gguf_path(r->g), key, (unsigned long long)i, (int)items[i]);
-            return;
-        }
-    }
-    *value = (uint32_t)items[0];
-}
-
-static int check_understood(const struct gguf *g, const char *arch, struct fmt_error *err)
-{
-    size_t prefix = strlen(arch);
-    for (size_t i = 0; i < gguf_n_keys(g); i++) {
-        struct gguf_string key = gguf_key_at(g, i);
-        if (key.bytes <= prefix || memcmp(key.data, arch, prefix) != 0 || key.data[prefix] != '.') {
-            continue;
-        }
-        const char *suffix = key.data + prefix + 1;
-        size_t bytes = key.bytes - prefix - 1;
-        bool known = false;
-        for (size_t k = 0; !known && k < sizeof(understood_keys) / sizeof(*understood_keys); k++) {
-            known = strlen(understood_keys[k]) == bytes &&
-                    memcmp(understood_keys[k], suffix, bytes) == 0;
-        }
-        if (!known) {
-            return fmt_fail(err, -ENOTSUP,
-                            "%s: key %.*s is not understood and could change the result",
-                            gguf_path(g), (int)(key.bytes < 96 ? key.bytes : 96), key.data);
-        }
-    }
-    return 0;
-}
+/* Values of expert_gating_func. */
+enum file_gating { FILE_GATING_SOFTMAX = 1, FILE_GATING_SOFTMAX_WEIGHT = 3 };
 
 static int find_arch(const struct gguf *g, const struct arch **ret, struct fmt_error *err)
 {
@@ -184,7 +27,7 @@ static int find_arch(const struct gguf *g, const struct arch **ret, struct fmt_e
     if (*ret != NULL) {
         return 0;
     }
-    char known[160] = "";
+    char known[256] = "";
     size_t used = 0;
     for (size_t i = 0; arch_at(i) != NULL && used < sizeof(known); i++) {
         used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s", i > 0 ? ", " : "",
@@ -194,32 +37,13 @@ static int find_arch(const struct gguf *g, const struct arch **ret, struct fmt_e
                     (int)(name.bytes < 40 ? name.bytes : 40), name.data, known);
 }
 
-static void read_rope(struct reader *r, struct model_shape *s)
+/* ---- rotation ---------------------------------------------------------------------------- */
+
+static void read_rope_scaling_type(struct shape_reader *r, struct model_shape *s)
 {
-    s->n_rot = s->k_dim;
-    s->rope_base = 10000;
-    s->rope_factor = 1;
-    s->rope_n_ctx_orig = s->n_ctx_train;
-    s->yarn_beta_fast = 32;
-    s->yarn_beta_slow = 1;
-    read_u32(r, "rope.dimension_count", false, 2, s->k_dim, &s->n_rot);
-    read_f32(r, "rope.freq_base", false, 2, 1e12f, &s->rope_base);
-    read_f32(r, "rope.scale_linear", false, 1e-3f, 1e6f, &s->rope_factor);
-    read_f32(r, "rope.scaling.factor", false, 1e-3f, 1e6f, &s->rope_factor);
-    if (s->rope_factor != 1) {
-        s->rope_scaling = ROPE_SCALING_LINEAR; /* a factor without a type */
-    }
-    read_f32(r, "rope.scaling.attn_factor", false, 1e-3f, 1e3f, &s->rope_attn_factor);
-    read_u32(r, "rope.scaling.original_context_length", false, 1, MAX_CTX, &s->rope_n_ctx_orig);
-    read_f32(r, "rope.scaling.yarn_beta_fast", false, 1e-3f, 1e6f, &s->yarn_beta_fast);
-    read_f32(r, "rope.scaling.yarn_beta_slow", false, 1e-3f, 1e6f, &s->yarn_beta_slow);
-    if (r->rc == 0 && s->n_rot % 2 != 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.rope.dimension_count is %u, must be even",
-                         gguf_path(r->g), r->arch, s->n_rot);
-    }
-    char key[KEY_BYTES];
+    char key[SHAPE_KEY_BYTES];
     struct gguf_string type;
-    arch_key(r, "rope.scaling.type", key);
+    shape_key(r, "rope.scaling.type", key);
     int rc = r->rc < 0 ? r->rc : gguf_get_string(r->g, key, &type);
     if (r->rc < 0 || rc == -ENOENT) {
         return;
@@ -249,40 +73,205 @@ static void read_rope(struct reader *r, struct model_shape *s)
                  gguf_path(r->g), key, (int)(type.bytes < 40 ? type.bytes : 40), type.data);
 }
 
-static void read_scales(struct reader *r, struct model_shape *s)
+static void read_rope(struct shape_reader *r, struct model_shape *s)
+{
+    s->n_rot = s->k_dim;
+    s->rope_base = 10000;
+    s->rope_factor = 1;
+    s->rope_n_ctx_orig = s->n_ctx_train;
+    s->yarn_beta_fast = 32;
+    s->yarn_beta_slow = 1;
+    shape_read_u32(r, "rope.dimension_count", false, 2, s->k_dim, &s->n_rot);
+    shape_read_f32(r, "rope.freq_base", false, 2, 1e12f, &s->rope_base);
+    s->rope_base_local = r->arch->local_base > 0 ? r->arch->local_base : s->rope_base;
+    shape_read_f32(r, "rope.freq_base_swa", false, 2, 1e12f, &s->rope_base_local);
+    shape_read_f32(r, "rope.scale_linear", false, 1e-3f, 1e6f, &s->rope_factor);
+    shape_read_f32(r, "rope.scaling.factor", false, 1e-3f, 1e6f, &s->rope_factor);
+    if (s->rope_factor != 1) {
+        s->rope_scaling = ROPE_SCALING_LINEAR; /* a factor without a type */
+    }
+    shape_read_f32(r, "rope.scaling.attn_factor", false, 1e-3f, 1e3f, &s->rope_attn_factor);
+    shape_read_u32(r, "rope.scaling.original_context_length", false, 1, MAX_CTX,
+                   &s->rope_n_ctx_orig);
+    shape_read_f32(r, "rope.scaling.yarn_beta_fast", false, 1e-3f, 1e6f, &s->yarn_beta_fast);
+    shape_read_f32(r, "rope.scaling.yarn_beta_slow", false, 1e-3f, 1e6f, &s->yarn_beta_slow);
+    shape_read_f32(r, "rope.scaling.yarn_log_multiplier", false, 0, 1e3f, &s->yarn_log_mul);
+    if (r->rc == 0 && s->n_rot % 2 != 0) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.rope.dimension_count is %u, must be even",
+                         gguf_path(r->g), r->arch->name, s->n_rot);
+    }
+    read_rope_scaling_type(r, s);
+    if (r->arch->flags & ARCH_ROPE_SWITCH) {
+        bool rotates = true;
+        shape_read_bool(r, "rope.scaling.finetuned", &rotates);
+        s->n_rot = rotates ? s->n_rot : 0;
+    }
+}
+
+/* Scores are scaled by 1 + scale * ln(1 + floor(position / original context)): by nothing within
+ * the original context, and that is as far as such a model goes here. */
+static void read_temperature(struct shape_reader *r, struct model_shape *s)
+{
+    float scale = 0;
+    shape_read_f32(r, "attention.temperature_scale", false, 0, 1e3f, &scale);
+    s->n_ctx_max = scale > 0 ? s->rope_n_ctx_orig : 0;
+}
+
+static void read_scales(struct shape_reader *r, struct model_shape *s)
 {
     s->embed_scale = s->arch->flags & ARCH_EMBED_SQRT ? sqrtf((float)s->n_embd) : 1;
     s->residual_scale = 1;
     s->logit_scale = 1;
     s->attn_scale = 1 / sqrtf((float)s->k_dim);
-    read_f32(r, "attn_logit_softcapping", false, 0, 1e6f, &s->attn_softcap);
-    read_f32(r, "final_logit_softcapping", false, 0, 1e6f, &s->logit_softcap);
-    read_f32(r, "attention.scale", false, 1e-6f, 1e6f, &s->attn_scale);
-    if (s->arch->flags & ARCH_SCALES) {
-        float divisor = 1;
-        read_f32(r, "embedding_scale", false, 1e-6f, 1e6f, &s->embed_scale);
-        read_f32(r, "residual_scale", false, 1e-6f, 1e6f, &s->residual_scale);
-        read_f32(r, "logit_scale", false, 1e-6f, 1e6f, &divisor);
-        s->logit_scale = 1 / divisor;
+    shape_read_f32(r, "attn_logit_softcapping", false, 0, 1e6f, &s->attn_softcap);
+    shape_read_f32(r, "final_logit_softcapping", false, 0, 1e6f, &s->logit_softcap);
+    shape_read_f32(r, "attention.scale", false, 1e-6f, 1e6f, &s->attn_scale);
+    float divisor = 1;
+    shape_read_f32(r, "embedding_scale", false, 1e-6f, 1e6f, &s->embed_scale);
+    shape_read_f32(r, "residual_scale", false, 1e-6f, 1e6f, &s->residual_scale);
+    shape_read_f32(r, "logit_scale", false, 1e-6f, 1e6f, &divisor);
+    s->logit_scale = 1 / divisor;
+}
+
+/* ---- windows ----------------------------------------------------------------------------- */
+
+static void set_windowed(struct model_shape *s, uint32_t layer)
+{
+    s->window_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+}
+
+/* The file's own pattern: a bool for every layer, or a period whose last layer sees everything (1:
+ * all do; 0: none does). */
+static bool read_window_pattern(struct shape_reader *r, struct model_shape *s)
+{
+    char key[SHAPE_KEY_BYTES];
+    shape_key(r, "attention.sliding_window_pattern", key);
+    if (r->rc < 0 || !gguf_has_key(r->g, key)) {
+        return false;
+    }
+    enum gguf_value_type type;
+    uint64_t count;
+    if (gguf_get_array(r->g, key, &type, &count) < 0) {
+        uint32_t period = 0;
+        shape_read_u32(r, "attention.sliding_window_pattern", true, 0, MODEL_MAX_LAYERS, &period);
+        for (uint32_t i = 0; r->rc == 0 && i < s->n_layers; i++) {
+            if (period == 0 || i % period != period - 1) {
+                set_windowed(s, i);
+            }
+        }
+        return true;
+    }
+    int32_t items[MODEL_MAX_LAYERS];
+    if (count != s->n_layers || gguf_get_i32s(r->g, key, items, count) < 0) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of %u bools", gguf_path(r->g),
+                         key, s->n_layers);
+        return true;
+    }
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        if (items[i] != 0) {
+            set_windowed(s, i);
+        }
+    }
+    return true;
+}
+
+static void read_windows(struct shape_reader *r, struct model_shape *s)
+{
+    uint32_t pattern = s->arch->window_pattern;
+    shape_read_u32(r, "attention.sliding_window", false, 0, MAX_CTX, &s->window);
+    if (read_window_pattern(r, s) || r->rc < 0 || s->window == 0) {
+        return;
+    }
+    if (pattern == 0 && s->window < s->n_ctx_train) {
+        r->rc = fmt_fail(r->err, -ENOTSUP,
+                         "%s: key %s.attention.sliding_window is %u, and nothing says which layers "
+                         "of this architecture are windowed",
+                         gguf_path(r->g), r->arch->name, s->window);
+    }
+    for (uint32_t i = 0; pattern > 0 && i < s->n_layers; i++) {
+        if (pattern == 1 || i % pattern != pattern - 1) {
+            set_windowed(s, i);
+        }
     }
 }
 
-static void read_sizes(struct reader *r, struct model_shape *s)
+/* ---- experts ----------------------------------------------------------------------------- */
+
+static void read_gating(struct shape_reader *r, struct model_shape *s)
 {
-    read_u32(r, "block_count", true, 1, MAX_LAYERS, &s->n_layers);
-    read_u32(r, "embedding_length", true, 1, MAX_EMBD, &s->n_embd);
-    read_u32(r, "context_length", true, 1, MAX_CTX, &s->n_ctx_train);
-    read_u32(r, "attention.head_count", true, 1, MAX_HEADS, &s->n_heads);
-    s->n_kv_heads = s->n_heads;
-    read_u32_or_equal(r, "attention.head_count_kv", s->n_layers, MAX_HEADS, &s->n_kv_heads);
-    read_u32_or_equal(r, "feed_forward_length", s->n_layers, MAX_FF, &s->n_ff);
-    read_f32(r, "attention.layer_norm_rms_epsilon", true, 0, 1, &s->norm_eps);
-    if (r->rc < 0) {
+    uint32_t gating = FILE_GATING_SOFTMAX, step = 1;
+    s->expert_scale = 1;
+    s->expert_renormalise = (s->arch->flags & ARCH_EXPERTS_RAW) == 0;
+    shape_read_f32(r, "expert_weights_scale", false, 0, 1e6f, &s->expert_scale);
+    s->expert_scale = s->expert_scale > 0 ? s->expert_scale : 1;
+    shape_read_bool(r, "expert_weights_norm", &s->expert_renormalise);
+    shape_read_u32(r, "interleave_moe_layer_step", false, 0, 1, &step);
+    shape_read_u32(r, "expert_gating_func", false, 0, UINT32_MAX, &gating);
+    if (gating == FILE_GATING_SOFTMAX_WEIGHT) {
+        s->expert_renormalise = true; /* softmax over the chosen ones is just that */
+    } else if (r->rc == 0 && gating > FILE_GATING_SOFTMAX) {
+        r->rc = fmt_fail(r->err, -ENOTSUP, "%s: key %s.expert_gating_func is %u; known are 1, 3",
+                         gguf_path(r->g), r->arch->name, gating);
+    }
+}
+
+static void read_experts(struct shape_reader *r, struct model_shape *s)
+{
+    uint32_t flags = s->arch->flags;
+    bool required = (flags & ARCH_EXPERTS) != 0;
+    shape_read_u32(r, "expert_count", required, required, MAX_EXPERTS, &s->n_experts);
+    if (r->rc < 0 || s->n_experts == 0) {
         return;
     }
-    if (s->n_ff == 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.feed_forward_length is missing",
-                         gguf_path(r->g), r->arch);
+    if ((flags & (ARCH_EXPERTS | ARCH_EXPERTS_IF_COUNT)) == 0) {
+        r->rc = fmt_fail(r->err, -ENOTSUP,
+                         "%s: key %s.expert_count is %u: experts are not supported for this "
+                         "architecture",
+                         gguf_path(r->g), r->arch->name, s->n_experts);
+        return;
+    }
+    shape_read_u32(r, "expert_used_count", true, 1, s->n_experts, &s->n_experts_used);
+    s->n_ff_expert = s->n_ff;
+    shape_read_u32_or_equal(r, "expert_feed_forward_length", s->n_layers, MAX_FF, &s->n_ff_expert);
+    if (flags & ARCH_SHARED_EXPERT) {
+        bool always = (flags & ARCH_SHARED_GATE) != 0;
+        s->n_ff_shared = always ? s->n_ff : 0;
+        shape_read_u32(r, "expert_shared_feed_forward_length", false, always, MAX_FF,
+                       &s->n_ff_shared);
+    }
+    read_gating(r, s);
+}
+
+/* ---- the rest ---------------------------------------------------------------------------- */
+
+static void check_feed_forward(struct shape_reader *r, const struct model_shape *s)
+{
+    bool moe = s->n_experts > 0;
+    if (r->rc == 0 && (moe ? s->n_ff_expert == 0 : s->n_ff == 0)) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.%s is missing", gguf_path(r->g),
+                         r->arch->name, moe ? "expert_feed_forward_length" : "feed_forward_length");
+    }
+    if (r->rc == 0 && (s->arch->flags & ARCH_SHARED_GATE) && s->n_ff_shared == 0) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.expert_shared_feed_forward_length is missing",
+                         gguf_path(r->g), r->arch->name);
+    }
+}
+
+static void read_sizes(struct shape_reader *r, struct model_shape *s)
+{
+    const char *eps = s->arch->norm == GQA_NORM_LAYER ? "attention.layer_norm_epsilon"
+                                                      : "attention.layer_norm_rms_epsilon";
+    shape_read_u32(r, "block_count", true, 1, MODEL_MAX_LAYERS, &s->n_layers);
+    shape_read_u32(r, "embedding_length", true, 1, MAX_EMBD, &s->n_embd);
+    shape_read_u32(r, "context_length", true, 1, MAX_CTX, &s->n_ctx_train);
+    shape_read_u32(r, "attention.head_count", true, 1, MAX_HEADS, &s->n_heads);
+    s->n_kv_heads = s->n_heads;
+    shape_read_u32_or_equal(r, "attention.head_count_kv", s->n_layers, MAX_HEADS, &s->n_kv_heads);
+    shape_read_u32_or_equal(r, "feed_forward_length", s->n_layers, MAX_FF, &s->n_ff);
+    shape_read_f32(r, eps, true, 0, 1, &s->norm_eps);
+    read_experts(r, s);
+    check_feed_forward(r, s);
+    if (r->rc < 0) {
         return;
     }
     if (s->n_heads % s->n_kv_heads != 0) {
@@ -296,24 +285,44 @@ static void read_sizes(struct reader *r, struct model_shape *s)
         s->k_dim = 0;
     }
     s->v_dim = s->k_dim;
-    read_u32(r, "attention.key_length", s->k_dim == 0, 1, MAX_DIM, &s->k_dim);
-    read_u32(r, "attention.value_length", s->v_dim == 0, 1, MAX_DIM, &s->v_dim);
-    read_u32(r, "attention.sliding_window", false, 0, MAX_CTX, &s->window);
+    shape_read_u32(r, "attention.key_length", s->k_dim == 0, 1, MAX_DIM, &s->k_dim);
+    shape_read_u32(r, "attention.value_length", s->v_dim == 0, 1, MAX_DIM, &s->v_dim);
 }
 
 /* Attention looks back only. */
-static void check_causal(struct reader *r)
+static void check_causal(struct shape_reader *r)
 {
-    char key[KEY_BYTES];
     bool causal = true;
-    arch_key(r, "attention.causal", key);
-    int rc = r->rc < 0 ? r->rc : gguf_get_bool(r->g, key, &causal);
-    if (r->rc == 0 && rc < 0 && rc != -ENOENT) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a bool", gguf_path(r->g), key);
-    } else if (r->rc == 0 && !causal) {
+    shape_read_bool(r, "attention.causal", &causal);
+    if (r->rc == 0 && !causal) {
         r->rc = fmt_fail(r->err, -ENOTSUP,
-                         "%s: key %s is false: attention in both directions is not supported",
-                         gguf_path(r->g), key);
+                         "%s: key %s.attention.causal is false: attention in both directions is "
+                         "not supported",
+                         gguf_path(r->g), r->arch->name);
+    }
+}
+
+static void read_vocabulary(struct shape_reader *r, struct model_shape *s)
+{
+    const struct gguf_tensor *embd = gguf_find_tensor(r->g, "token_embd.weight");
+    if (r->rc == 0 && embd == NULL) {
+        r->rc =
+            fmt_fail(r->err, -EINVAL, "%s: tensor token_embd.weight is missing", gguf_path(r->g));
+    }
+    if (r->rc == 0 && (embd->ne[1] < 1 || embd->ne[1] > MAX_VOCAB)) {
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: tensor token_embd.weight has %llu rows, limit %u",
+                         gguf_path(r->g), (unsigned long long)embd->ne[1], MAX_VOCAB);
+    }
+    if (r->rc < 0) {
+        return;
+    }
+    s->n_vocab = (uint32_t)embd->ne[1];
+    uint32_t stated = s->n_vocab;
+    shape_read_u32(r, "vocab_size", false, 1, MAX_VOCAB, &stated);
+    if (r->rc == 0 && stated != s->n_vocab) {
+        r->rc =
+            fmt_fail(r->err, -EINVAL, "%s: key %s.vocab_size is %u, token_embd.weight has %u rows",
+                     gguf_path(r->g), r->arch->name, stated, s->n_vocab);
     }
 }
 
@@ -321,41 +330,20 @@ int model_shape_read(const struct gguf *g, struct model_shape *ret, struct fmt_e
 {
     struct model_shape s = {0};
     int rc = find_arch(g, &s.arch, err);
-    rc = rc < 0 ? rc : check_understood(g, s.arch->name, err);
+    rc = rc < 0 ? rc : shape_check_understood(g, s.arch, err);
     if (rc < 0) {
         return rc;
     }
-    struct reader r = {.g = g, .arch = s.arch->name, .err = err};
-    uint32_t n_experts = 0;
-    read_u32(&r, "expert_count", false, 0, UINT32_MAX, &n_experts);
+    struct shape_reader r = {.g = g, .arch = s.arch, .err = err};
     check_causal(&r);
-    if (r.rc == 0 && n_experts > 0) {
-        return fmt_fail(err, -ENOTSUP, "%s: key %s.expert_count is %u: experts are not supported",
-                        gguf_path(g), s.arch->name, n_experts);
-    }
     read_sizes(&r, &s);
     if (r.rc == 0) {
+        read_windows(&r, &s);
         read_rope(&r, &s);
+        read_temperature(&r, &s);
         read_scales(&r, &s);
     }
-    const struct gguf_tensor *embd = gguf_find_tensor(g, "token_embd.weight");
-    if (r.rc == 0 && embd == NULL) {
-        r.rc = fmt_fail(err, -EINVAL, "%s: tensor token_embd.weight is missing", gguf_path(g));
-    }
-    if (r.rc == 0 && (embd->ne[1] < 1 || embd->ne[1] > MAX_VOCAB)) {
-        r.rc = fmt_fail(err, -EINVAL, "%s: tensor token_embd.weight has %llu rows, limit %u",
-                        gguf_path(g), (unsigned long long)embd->ne[1], MAX_VOCAB);
-    }
-    if (r.rc == 0) {
-        s.n_vocab = (uint32_t)embd->ne[1];
-        uint32_t stated = s.n_vocab;
-        read_u32(&r, "vocab_size", false, 1, MAX_VOCAB, &stated);
-        if (r.rc == 0 && stated != s.n_vocab) {
-            r.rc =
-                fmt_fail(err, -EINVAL, "%s: key %s.vocab_size is %u, token_embd.weight has %u rows",
-                         gguf_path(g), s.arch->name, stated, s.n_vocab);
-        }
-    }
+    read_vocabulary(&r, &s);
     if (r.rc == 0) {
         *ret = s;
     }

@@ -72,6 +72,46 @@ static void add_experts(struct gguf_writer *w)
     gguf_writer_add_u32(w, "llama.expert_count", 8);
 }
 
+static void add_too_many_used(struct gguf_writer *w)
+{
+    add_experts(w);
+    gguf_writer_add_u32(w, "llama.expert_used_count", 9);
+}
+
+static void add_too_many_experts(struct gguf_writer *w)
+{
+    gguf_writer_add_u32(w, "llama.expert_count", 1u << 20);
+}
+
+static void add_other_gating(struct gguf_writer *w)
+{
+    add_experts(w);
+    gguf_writer_add_u32(w, "llama.expert_used_count", 2);
+    gguf_writer_add_u32(w, "llama.expert_gating_func", 2);
+}
+
+static void add_experts_of_another(struct gguf_writer *w)
+{
+    gguf_writer_add_u32(w, "qwen2.expert_count", 8);
+}
+
+static void add_window_of_another(struct gguf_writer *w)
+{
+    gguf_writer_add_u32(w, "qwen2.attention.sliding_window", 64);
+}
+
+static void add_short_pattern(struct gguf_writer *w)
+{
+    const int32_t windowed[] = {1};
+    gguf_writer_add_u32(w, "llama.attention.sliding_window", 64);
+    gguf_writer_add_i32s(w, "llama.attention.sliding_window_pattern", windowed, 1);
+}
+
+static void add_scale_of_another(struct gguf_writer *w)
+{
+    gguf_writer_add_f32(w, "llama.embedding_scale", 2);
+}
+
 static void add_odd_rot(struct gguf_writer *w)
 {
     gguf_writer_add_u32(w, "llama.rope.dimension_count", 5);
@@ -122,7 +162,10 @@ static void add_few_layers(struct gguf_writer *w)
 Test(model, an_unknown_architecture_is_named_with_those_that_are_known)
 {
     tiny.arch = "mammoth";
-    refused(-ENOTSUP, "'mammoth'", "known are llama, qwen2, qwen3, gemma2, gemma3, phi3, granite");
+    refused(-ENOTSUP, "'mammoth'",
+            "known are llama, mistral3, smollm3, granite, granitemoe, qwen2, qwen2moe, qwen3, "
+            "qwen3moe, olmo2, olmoe, gemma, gemma2, gemma3, phi2, phi3, stablelm, starcoder2, "
+            "gpt-oss");
 }
 
 Test(model, a_key_that_could_change_results)
@@ -153,7 +196,41 @@ Test(model, numbers_out_of_range)
 Test(model, experts)
 {
     tiny.add_keys = add_experts;
-    refused(-ENOTSUP, "llama.expert_count is 8", "experts are not supported");
+    refused(-EINVAL, "llama.expert_used_count", "is missing");
+    tiny.add_keys = add_too_many_used;
+    refused(-EINVAL, "llama.expert_used_count is 9", "1..8");
+    tiny.add_keys = add_too_many_experts;
+    refused(-EINVAL, "llama.expert_count is 1048576", "0..4096");
+    tiny.add_keys = add_other_gating;
+    refused(-ENOTSUP, "llama.expert_gating_func is 2", NULL);
+    tiny.arch = "qwen3moe";
+    tiny.add_keys = NULL;
+    refused(-EINVAL, "qwen3moe.expert_count", "is missing");
+    tiny.arch = "qwen2";
+    tiny.add_keys = add_experts_of_another;
+    refused(-ENOTSUP, "qwen2.expert_count is 8", "experts are not supported");
+}
+
+Test(model, windows)
+{
+    tiny.add_keys = add_short_pattern;
+    refused(-EINVAL, "llama.attention.sliding_window_pattern", "array of 2");
+    tiny.arch = "qwen2";
+    tiny.add_keys = add_window_of_another;
+    refused(-ENOTSUP, "qwen2.attention.sliding_window is 64", "which layers");
+}
+
+/* Understood for some architectures, and for this one it would be ignored. */
+Test(model, a_key_of_other_architectures)
+{
+    tiny.add_keys = add_scale_of_another;
+    refused(-ENOTSUP, "llama.embedding_scale", "not understood");
+}
+
+Test(model, biases_that_the_architecture_needs)
+{
+    tiny.arch = "qwen2";
+    refused(-EINVAL, "blk.0.attn_q.bias", "is missing");
 }
 
 Test(model, rotary_dimensions)

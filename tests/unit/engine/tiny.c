@@ -56,7 +56,7 @@ static void add_u32(struct gguf_writer *w, const struct tiny *t, const char *key
     }
 }
 
-static void add_vocabulary(struct gguf_writer *w)
+void tiny_add_vocabulary(struct gguf_writer *w)
 {
     static char pieces[TINY_VOCAB][16];
     struct gguf_string tokens[TINY_VOCAB];
@@ -163,7 +163,7 @@ void tiny_write(const struct tiny *t, const char *path)
     char name[96];
     snprintf(name, sizeof(name), "%s.attention.layer_norm_rms_epsilon", t->arch);
     need(gguf_writer_add_f32(w, name, 1e-5f), name);
-    add_vocabulary(w);
+    tiny_add_vocabulary(w);
     if (t->add_keys != NULL) {
         t->add_keys(w);
     }

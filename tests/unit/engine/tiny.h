@@ -25,4 +25,7 @@ struct tiny {
 struct tiny tiny_default(void);
 void tiny_write(const struct tiny *t, const char *path);
 
+/* The keys of a vocabulary of TINY_VOCAB pieces, for models that a test writes itself. */
+void tiny_add_vocabulary(struct gguf_writer *w);
+
 #endif

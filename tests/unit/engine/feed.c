@@ -1,0 +1,54 @@
+#include "tests/unit/engine/feed.h"
+
+#include <errno.h>
+#include <string.h>
+
+int feed_tokens(struct model *m, struct kv_sequence *kv, const int32_t *tokens, uint32_t n,
+                uint32_t chunk, float *ret_logits)
+{
+    uint32_t n_vocab = model_shape(m)->n_vocab;
+    int rc = chunk > 0 && chunk <= FEED_ROWS ? 0 : -EINVAL;
+    while (rc == 0 && kv->n_tokens < n) {
+        uint32_t past = kv->n_tokens, rows = n - past < chunk ? n - past : chunk;
+        uint32_t positions[FEED_ROWS], out_rows[FEED_ROWS];
+        uint8_t row_class[FEED_ROWS] = {0};
+        for (uint32_t i = 0; i < rows; i++) {
+            positions[i] = past + i;
+            out_rows[i] = i;
+        }
+        rc = kv_sequence_reserve(kv, rows);
+        struct gqa_attn_seq seq = {.n_rows = rows, .n_past = past, .tables = kv->tables};
+        struct gqa_attn_batch attention = {
+            .struct_size = sizeof(attention),
+            .n_rows = rows,
+            .n_seqs = 1,
+            .commit = 1,
+            .seqs = &seq,
+            .row_class = row_class,
+        };
+        struct model_batch batch = {rows, rows, tokens + past, positions, out_rows, &attention};
+        const float *logits = NULL;
+        rc = rc < 0 ? rc : model_step(m, &batch, &logits);
+        if (rc == 0) {
+            memcpy(ret_logits + (size_t)past * n_vocab, logits,
+                   (size_t)rows * n_vocab * sizeof(*logits));
+            kv_sequence_commit(kv, rows);
+        }
+    }
+    return rc;
+}
+
+int feed_all(struct model *m, const int32_t *tokens, uint32_t n, uint32_t chunk, float *ret_logits)
+{
+    struct kv_arena *arena;
+    struct kv_sequence kv;
+    int rc = kv_arena_create(64u << 20, &arena);
+    if (rc < 0) {
+        return rc;
+    }
+    kv_sequence_init(&kv, model_kv_layout(m), arena);
+    rc = feed_tokens(m, &kv, tokens, n, chunk, ret_logits);
+    kv_sequence_finish(&kv);
+    kv_arena_destroy(arena);
+    return rc;
+}
