@@ -6,6 +6,7 @@
 #ifndef FORMAT_TYPES_H
 #define FORMAT_TYPES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -49,6 +50,15 @@ const struct fmt_type_info *fmt_type_at(size_t i);
 
 /* Bytes of n values of a type; 0 when n is not a multiple of its block or the size overflows. */
 uint64_t fmt_type_bytes(const struct fmt_type_info *info, uint64_t n);
+
+/* Whether all of n values (a multiple of the block) are numbers. If not, *ret_index is the first
+ * one that is infinite or no number. Costs a look at the scales of quantised blocks, not at every
+ * value; types that finite.c has no row for are converted. */
+bool fmt_type_finite(const struct fmt_type_info *info, const void *src, uint64_t n,
+                     uint64_t *ret_index);
+
+#define FMT_MAX_BLOCK_VALUES 256u
+#define FMT_MAX_BLOCK_BYTES  512u /* far above any type's */
 
 float fmt_f16_to_f32(uint16_t h);
 uint16_t fmt_f32_to_f16(float f); /* round to nearest even; NaN stays NaN */

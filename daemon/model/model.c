@@ -1,4 +1,5 @@
 #include "daemon/model/model_internal.h"
+#include "daemon/model/weight_scan.h"
 #include "format/types.h"
 
 #include <errno.h>
@@ -19,6 +20,7 @@ struct loading {
     void *progress_arg;
     const char *stage;
     uint64_t done, total;
+    struct weight_scan scan; /* of the file that is being read */
     struct fmt_error *err;
 };
 
@@ -97,10 +99,11 @@ static int on_read(void *arg, uint64_t offset, const void *data, size_t bytes)
     struct loading *l = arg;
     l->done += bytes;
     report(l, "read", l->done, l->total);
-    return 0;
+    return weight_scan_bytes(&l->scan, offset, data, bytes);
 }
 
-/* Reads every byte once: the page cache is warm then, and a bad disk is an error, not a fault. */
+/* Reads every byte once: the page cache is warm then, a bad disk is an error, not a fault, and
+ * weights that are no numbers are found. */
 static int read_through(struct model *m, struct loading *l)
 {
     l->total = gguf_file_bytes(m->gguf);
@@ -112,7 +115,13 @@ static int read_through(struct model *m, struct loading *l)
             .arg = l,
             .cancel = l->cancel,
         };
-        int rc = io_read_wait(l->io, &job);
+        struct fmt_error why = {""};
+        int rc = weight_scan_init(&l->scan, m->gguf, i, &why);
+        rc = rc < 0 ? rc : io_read_wait(l->io, &job);
+        weight_scan_finish(&l->scan);
+        if (rc < 0 && why.text[0] != '\0') {
+            return fmt_fail(l->err, rc, "%s", why.text);
+        }
         if (rc < 0) {
             return fmt_fail(l->err, rc, "%s: cannot be read: %s", gguf_file_path(m->gguf, i),
                             strerror(-rc));
