@@ -103,12 +103,20 @@ static char *filter_help(int key, const char *text, void *input)
     fprintf(stream, "Shapes:\n");
     for (size_t i = 0; synth_shape_at(i) != NULL; i++) {
         const struct synth_shape *s = synth_shape_at(i);
-        fprintf(stream, "  %-16s %s, %u layers, %u wide, %u heads, %u KV heads\n", s->name,
-                synth_arch_name(s->arch), s->n_layers, s->n_embd, s->n_heads, s->n_kv_heads);
+        fprintf(stream, "  %-21s %s, %u layers, %u wide, %u heads, %u KV heads", s->name,
+                s->arch->name, s->n_layers, s->n_embd, s->n_heads, s->n_kv_heads);
+        if (s->n_experts > 0) {
+            fprintf(stream, ", %u of %u experts", s->n_used, s->n_experts);
+        }
+        fprintf(stream, "\n");
     }
     fprintf(stream,
             "Keys: n_layers n_embd n_heads n_kv_heads head_dim n_ff n_vocab n_ctx rope_base "
-            "tied arch (llama, qwen2, qwen3). Keys without a name change 'tiny'.\n");
+            "tied n_experts n_used n_ff_expert window arch (");
+    for (size_t i = 0; synth_arch_at(i) != NULL; i++) {
+        fprintf(stream, "%s%s", i > 0 ? ", " : "", synth_arch_at(i)->name);
+    }
+    fprintf(stream, "). Keys without a name change 'tiny'.\n");
     if (fclose(stream) != 0) {
         free(list);
         return (char *)text;
@@ -127,22 +135,52 @@ static int add_u32(struct gguf_writer *w, const struct synth_shape *s, const cha
                    uint32_t value)
 {
     char name[96];
-    snprintf(name, sizeof(name), "%s.%s", synth_arch_name(s->arch), key);
+    snprintf(name, sizeof(name), "%s.%s", s->arch->name, key);
     return gguf_writer_add_u32(w, name, value);
 }
 
 static int add_f32(struct gguf_writer *w, const struct synth_shape *s, const char *key, float value)
 {
     char name[96];
-    snprintf(name, sizeof(name), "%s.%s", synth_arch_name(s->arch), key);
+    snprintf(name, sizeof(name), "%s.%s", s->arch->name, key);
     return gguf_writer_add_f32(w, name, value);
+}
+
+/* Numbers that the published models have. */
+static void add_special_keys(struct gguf_writer *w, const struct synth_shape *s)
+{
+    if (s->n_experts > 0) {
+        add_u32(w, s, "expert_count", s->n_experts);
+        add_u32(w, s, "expert_used_count", s->n_used);
+        add_u32(w, s, "expert_feed_forward_length", s->n_ff_expert);
+    }
+    if (s->window > 0) {
+        add_u32(w, s, "attention.sliding_window", s->window);
+    }
+    if (s->arch->flags & SYNTH_SOFTCAPS) {
+        add_f32(w, s, "attn_logit_softcapping", 50.0f);
+        add_f32(w, s, "final_logit_softcapping", 30.0f);
+    }
+    if (s->arch->flags & SYNTH_SCALES) {
+        add_f32(w, s, "embedding_scale", 12.0f);
+        add_f32(w, s, "residual_scale", 0.22f);
+        add_f32(w, s, "attention.scale", 0.015625f);
+        add_f32(w, s, "logit_scale", 6.0f);
+    }
+    if (s->arch->flags & SYNTH_YARN) {
+        char key[96];
+        snprintf(key, sizeof(key), "%s.rope.scaling.type", s->arch->name);
+        gguf_writer_add_string(w, key, "yarn");
+        add_f32(w, s, "rope.scaling.factor", 32.0f);
+        add_u32(w, s, "rope.scaling.original_context_length", 4096);
+    }
 }
 
 /* The writer's first error sticks, so that the last call reports it. */
 static int add_keys(struct gguf_writer *w, const struct options *options)
 {
     const struct synth_shape *s = &options->shape;
-    gguf_writer_add_string(w, "general.architecture", synth_arch_name(s->arch));
+    gguf_writer_add_string(w, "general.architecture", s->arch->name);
     gguf_writer_add_string(w, "general.name", options->shape_text);
     gguf_writer_add_u32(w, "general.file_type", options->mixture->file_type);
     gguf_writer_add_u32(w, "general.quantization_version", 2);
@@ -157,7 +195,9 @@ static int add_keys(struct gguf_writer *w, const struct options *options)
     add_u32(w, s, "attention.value_length", s->head_dim);
     add_u32(w, s, "rope.dimension_count", s->head_dim);
     add_f32(w, s, "rope.freq_base", (float)s->rope_base);
-    add_f32(w, s, "attention.layer_norm_rms_epsilon", s->arch == SYNTH_LLAMA ? 1e-5f : 1e-6f);
+    add_f32(w, s, "attention.layer_norm_rms_epsilon",
+            s->arch->flags & SYNTH_ROUGH_EPS ? 1e-5f : 1e-6f);
+    add_special_keys(w, s);
     return synth_vocab_add(w, s->n_vocab);
 }
 
@@ -165,7 +205,7 @@ static int write_tensor(struct gguf_writer *w, const struct synth_tensor *tensor
                         struct synth_random random, uint8_t *piece)
 {
     const struct fmt_type_info *type = fmt_type_info(tensor->type);
-    const uint64_t n_rows = tensor->n_dims == 2 ? tensor->ne[1] : 1;
+    const uint64_t n_rows = tensor->ne[1] * tensor->ne[2];
     uint64_t n_left = tensor->ne[0] / type->n_block * n_rows;
     while (n_left > 0) {
         uint64_t n = PIECE_BYTES / type->block_bytes;

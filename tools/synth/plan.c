@@ -7,7 +7,8 @@
  *           eighth of the layers and of every third layer between
  *   f32, f16, bf16  everything in that type
  *
- * Where the embedding is also the head it has the head's type. Norms and biases are F32. A K type
+ * Where the embedding is also the head it has the head's type. Norms, biases, sinks and
+ * routers are F32. A K type
  * needs rows of a multiple of 256 values; others fall back, Q4_K to Q5_0 and Q6_K to Q8_0, and to
  * F16 where not even 32 divides the row.
  *
@@ -26,7 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TENSORS_PER_LAYER_MAX 16
+#define TENSORS_PER_LAYER_MAX 32
 #define TENSORS_BESIDES       3 /* embedding, last norm, head */
 
 static const struct synth_mixture mixtures[] = {
@@ -85,59 +86,142 @@ __attribute__((format(printf, 2, 3))) static struct synth_tensor *add(struct syn
     return tensor;
 }
 
-/* F32 values about mean: a norm's weight or a bias. */
-static void set_vector(struct synth_plan *plan, struct synth_tensor *tensor, uint64_t n, float mean)
+/* F32 values about mean: a norm's weight or a bias; of all experts, when n_experts is not 0. */
+static void set_vector(struct synth_plan *plan, struct synth_tensor *tensor, uint64_t n,
+                       uint64_t n_experts, float mean)
 {
     tensor->type = FMT_TYPE_F32;
-    tensor->n_dims = 1;
+    tensor->n_dims = n_experts > 0 ? 2 : 1;
     tensor->ne[0] = n;
+    tensor->ne[1] = n_experts > 0 ? n_experts : 1;
+    tensor->ne[2] = 1;
     tensor->mean = mean;
     tensor->deviation = 0.05f;
-    plan->n_parameters += n;
+    plan->n_parameters += n * tensor->ne[1];
 }
 
-/* (n_out, n_in), rows of n_in. */
+/* (n_experts, n_out, n_in), rows of n_in; one matrix alone when n_experts is 0. */
+static void set_matrices(struct synth_plan *plan, struct synth_tensor *tensor, uint32_t type,
+                         uint64_t n_in, uint64_t n_out, uint64_t n_experts, float gain)
+{
+    tensor->type = fit_type(type, n_in);
+    tensor->n_dims = n_experts > 0 ? 3 : 2;
+    tensor->ne[0] = n_in;
+    tensor->ne[1] = n_out;
+    tensor->ne[2] = n_experts > 0 ? n_experts : 1;
+    tensor->deviation = gain / sqrtf((float)n_in);
+    plan->n_parameters += n_in * n_out * tensor->ne[2];
+}
+
 static void set_matrix(struct synth_plan *plan, struct synth_tensor *tensor, uint32_t type,
                        uint64_t n_in, uint64_t n_out, float gain)
 {
-    tensor->type = fit_type(type, n_in);
-    tensor->n_dims = 2;
-    tensor->ne[0] = n_in;
-    tensor->ne[1] = n_out;
-    tensor->deviation = gain / sqrtf((float)n_in);
-    plan->n_parameters += n_in * n_out;
+    set_matrices(plan, tensor, type, n_in, n_out, 0, gain);
+}
+
+/* What the tensors of one layer share. */
+struct layer {
+    const struct synth_shape *s;
+    struct synth_plan *plan;
+    uint32_t index, type, finer; /* finer: of attn_v and ffn_down */
+    float into_stream;           /* gain of what is added to the residual stream */
+};
+
+static void plan_norm(const struct layer *l, const char *name, uint64_t n)
+{
+    set_vector(l->plan, add(l->plan, "blk.%u.%s.weight", l->index, name), n, 0, 1.0f);
+}
+
+static void plan_attention(const struct layer *l)
+{
+    const struct synth_shape *s = l->s;
+    const unsigned flags = s->arch->flags;
+    const uint64_t q_rows = (uint64_t)s->n_heads * s->head_dim;
+    const uint64_t kv_rows = (uint64_t)s->n_kv_heads * s->head_dim;
+    struct synth_plan *plan = l->plan;
+    const uint32_t i = l->index;
+
+    if ((flags & SYNTH_NO_PRE_NORMS) == 0) {
+        plan_norm(l, "attn_norm", s->n_embd);
+    }
+    set_matrix(plan, add(plan, "blk.%u.attn_q.weight", i), l->type, s->n_embd, q_rows, 1.0f);
+    set_matrix(plan, add(plan, "blk.%u.attn_k.weight", i), l->type, s->n_embd, kv_rows, 1.0f);
+    set_matrix(plan, add(plan, "blk.%u.attn_v.weight", i), l->finer, s->n_embd, kv_rows, 1.0f);
+    if (flags & SYNTH_QKV_BIAS) {
+        set_vector(plan, add(plan, "blk.%u.attn_q.bias", i), q_rows, 0, 0.0f);
+        set_vector(plan, add(plan, "blk.%u.attn_k.bias", i), kv_rows, 0, 0.0f);
+        set_vector(plan, add(plan, "blk.%u.attn_v.bias", i), kv_rows, 0, 0.0f);
+    }
+    if (flags & (SYNTH_QK_NORM | SYNTH_QK_NORM_WIDE)) {
+        bool wide = (flags & SYNTH_QK_NORM_WIDE) != 0;
+        plan_norm(l, "attn_q_norm", wide ? q_rows : s->head_dim);
+        plan_norm(l, "attn_k_norm", wide ? kv_rows : s->head_dim);
+    }
+    if (flags & SYNTH_SINKS) {
+        set_vector(plan, add(plan, "blk.%u.attn_sinks.weight", i), s->n_heads, 0, 0.0f);
+    }
+    set_matrix(plan, add(plan, "blk.%u.attn_output.weight", i), l->type, q_rows, s->n_embd,
+               l->into_stream);
+    if (flags & SYNTH_BIASES) {
+        set_vector(plan, add(plan, "blk.%u.attn_output.bias", i), s->n_embd, 0, 0.0f);
+    }
+    if (flags & (SYNTH_POST_NORMS | SYNTH_NORM_2_NAME)) {
+        plan_norm(l, "post_attention_norm", s->n_embd);
+    }
+}
+
+static void plan_feed_forward(const struct layer *l)
+{
+    const struct synth_shape *s = l->s;
+    const uint64_t n = s->n_experts, width = n > 0 ? s->n_ff_expert : s->n_ff;
+    const char *suffix = n > 0 ? "_exps" : "";
+    const struct {
+        const char *name;
+        uint64_t n_in, n_out;
+        uint32_t type;
+        float gain;
+    } parts[] = {{"gate", s->n_embd, width, l->type, 1.0f},
+                 {"up", s->n_embd, width, l->type, 1.0f},
+                 {"down", width, s->n_embd, l->finer, l->into_stream}};
+    struct synth_plan *plan = l->plan;
+
+    if ((s->arch->flags & (SYNTH_NO_PRE_NORMS | SYNTH_NORM_2_NAME)) == 0) {
+        plan_norm(l, "ffn_norm", s->n_embd);
+    }
+    if (n > 0) {
+        set_matrix(plan, add(plan, "blk.%u.ffn_gate_inp.weight", l->index), FMT_TYPE_F32, s->n_embd,
+                   n, 1.0f);
+    }
+    if (n > 0 && (s->arch->flags & SYNTH_BIASES)) {
+        set_vector(plan, add(plan, "blk.%u.ffn_gate_inp.bias", l->index), n, 0, 0.0f);
+    }
+    for (size_t p = 0; p < 3; p++) {
+        set_matrices(plan, add(plan, "blk.%u.ffn_%s%s.weight", l->index, parts[p].name, suffix),
+                     parts[p].type, parts[p].n_in, parts[p].n_out, n, parts[p].gain);
+        if (s->arch->flags & SYNTH_BIASES) {
+            set_vector(plan, add(plan, "blk.%u.ffn_%s%s.bias", l->index, parts[p].name, suffix),
+                       parts[p].n_out, n, 0.0f);
+        }
+    }
+    if (s->arch->flags & SYNTH_POST_NORMS) {
+        plan_norm(l, "post_ffw_norm", s->n_embd);
+    }
 }
 
 static void plan_layer(const struct synth_shape *s, const struct synth_mixture *mixture, uint32_t i,
                        struct synth_plan *plan)
 {
-    const uint64_t q_rows = (uint64_t)s->n_heads * s->head_dim;
-    const uint64_t kv_rows = (uint64_t)s->n_kv_heads * s->head_dim;
-    const float into_stream = 1.0f / sqrtf(2.0f * (float)s->n_layers);
-    const uint32_t type = mixture->type;
-    const uint32_t finer =
-        mixture->more_bits && wants_more_bits(i, s->n_layers) ? FMT_TYPE_Q6_K : type;
-
-    set_vector(plan, add(plan, "blk.%u.attn_norm.weight", i), s->n_embd, 1.0f);
-    set_matrix(plan, add(plan, "blk.%u.attn_q.weight", i), type, s->n_embd, q_rows, 1.0f);
-    set_matrix(plan, add(plan, "blk.%u.attn_k.weight", i), type, s->n_embd, kv_rows, 1.0f);
-    set_matrix(plan, add(plan, "blk.%u.attn_v.weight", i), finer, s->n_embd, kv_rows, 1.0f);
-    if (s->arch == SYNTH_QWEN2) {
-        set_vector(plan, add(plan, "blk.%u.attn_q.bias", i), q_rows, 0.0f);
-        set_vector(plan, add(plan, "blk.%u.attn_k.bias", i), kv_rows, 0.0f);
-        set_vector(plan, add(plan, "blk.%u.attn_v.bias", i), kv_rows, 0.0f);
-    }
-    if (s->arch == SYNTH_QWEN3) {
-        set_vector(plan, add(plan, "blk.%u.attn_q_norm.weight", i), s->head_dim, 1.0f);
-        set_vector(plan, add(plan, "blk.%u.attn_k_norm.weight", i), s->head_dim, 1.0f);
-    }
-    set_matrix(plan, add(plan, "blk.%u.attn_output.weight", i), type, q_rows, s->n_embd,
-               into_stream);
-    set_vector(plan, add(plan, "blk.%u.ffn_norm.weight", i), s->n_embd, 1.0f);
-    set_matrix(plan, add(plan, "blk.%u.ffn_gate.weight", i), type, s->n_embd, s->n_ff, 1.0f);
-    set_matrix(plan, add(plan, "blk.%u.ffn_up.weight", i), type, s->n_embd, s->n_ff, 1.0f);
-    set_matrix(plan, add(plan, "blk.%u.ffn_down.weight", i), finer, s->n_ff, s->n_embd,
-               into_stream);
+    bool finer = mixture->more_bits && wants_more_bits(i, s->n_layers);
+    const struct layer l = {
+        .s = s,
+        .plan = plan,
+        .index = i,
+        .type = mixture->type,
+        .finer = finer ? FMT_TYPE_Q6_K : mixture->type,
+        .into_stream = 1.0f / sqrtf(2.0f * (float)s->n_layers),
+    };
+    plan_attention(&l);
+    plan_feed_forward(&l);
 }
 
 int synth_plan_init(const struct synth_shape *s, const struct synth_mixture *mixture,
@@ -154,7 +238,7 @@ int synth_plan_init(const struct synth_shape *s, const struct synth_mixture *mix
     for (uint32_t i = 0; i < s->n_layers; i++) {
         plan_layer(s, mixture, i, &plan);
     }
-    set_vector(&plan, add(&plan, "output_norm.weight"), s->n_embd, 1.0f);
+    set_vector(&plan, add(&plan, "output_norm.weight"), s->n_embd, 0, 1.0f);
     if (s->tied == 0) {
         set_matrix(&plan, add(&plan, "output.weight"), mixture->head_type, s->n_embd, s->n_vocab,
                    1.0f);

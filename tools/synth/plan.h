@@ -24,7 +24,7 @@ struct synth_tensor {
     char name[64];
     uint32_t type; /* enum fmt_type */
     uint32_t n_dims;
-    uint64_t ne[2];
+    uint64_t ne[3];
     float mean, deviation; /* of the values */
 };
 

@@ -6,15 +6,32 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum synth_arch {
-    SYNTH_LLAMA,
-    SYNTH_QWEN2, /* biases on q, k, v */
-    SYNTH_QWEN3, /* norms on the heads of q and k */
+/* What the tensors and keys of an architecture have beyond a llama's. */
+enum synth_flags {
+    SYNTH_QKV_BIAS = 1u << 0,
+    SYNTH_QK_NORM = 1u << 1,      /* norms of q and k, for a head */
+    SYNTH_QK_NORM_WIDE = 1u << 2, /* the same for all heads together */
+    SYNTH_POST_NORMS = 1u << 3,
+    SYNTH_NO_PRE_NORMS = 1u << 4,
+    SYNTH_BIASES = 1u << 5, /* of everything but norms */
+    SYNTH_SINKS = 1u << 6,
+    SYNTH_NORM_2_NAME = 1u << 7, /* ffn_norm is called post_attention_norm */
+    SYNTH_SOFTCAPS = 1u << 8,
+    SYNTH_SCALES = 1u << 9,
+    SYNTH_YARN = 1u << 10,
+    SYNTH_EXPERTS = 1u << 11,   /* there may be experts */
+    SYNTH_NOT_DENSE = 1u << 12, /* there must be */
+    SYNTH_ROUGH_EPS = 1u << 13, /* 1e-5 under the norms' roots, not 1e-6 */
+};
+
+struct synth_arch {
+    const char *name; /* general.architecture */
+    unsigned flags;
 };
 
 struct synth_shape {
     char name[64];
-    enum synth_arch arch;
+    const struct synth_arch *arch;
     uint32_t n_layers;
     uint32_t n_embd;
     uint32_t n_heads;
@@ -24,15 +41,19 @@ struct synth_shape {
     uint32_t n_vocab;
     uint32_t n_ctx;
     uint32_t rope_base;
-    uint32_t tied; /* 1: the output head is the embedding */
+    uint32_t tied;      /* 1: the output head is the embedding */
+    uint32_t n_experts; /* 0: dense */
+    uint32_t n_used;
+    uint32_t n_ff_expert;
+    uint32_t window; /* 0: none */
 };
 
 struct synth_error {
     char text[200];
 };
 
-/* The word that GGUF files use for an architecture. */
-const char *synth_arch_name(enum synth_arch arch);
+/* The i-th architecture, or NULL past the end. */
+const struct synth_arch *synth_arch_at(size_t i);
 
 /* The i-th known shape, or NULL past the end. */
 const struct synth_shape *synth_shape_at(size_t i);

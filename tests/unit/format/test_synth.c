@@ -218,6 +218,21 @@ Test(synth, the_seed_alone_decides_the_weights)
     cr_expect_neq(hashes[0], hashes[2]);
 }
 
+Test(synth, experts_have_a_matrix_each)
+{
+    struct gguf *g = synth("tiny-moe,n_embd=256,n_ff_expert=512", "q4_k_m", "1");
+    const struct gguf_tensor *down = gguf_find_tensor(g, "blk.1.ffn_down_exps.weight");
+    uint32_t n_used = 0;
+    cr_assert_not_null(down);
+    cr_expect(down->ne[0] == 512 && down->ne[1] == 256 && down->ne[2] == 8);
+    cr_expect_str_eq(type_of(g, "blk.0.ffn_gate_exps.weight"), "Q4_K");
+    cr_expect_str_eq(type_of(g, "blk.0.ffn_gate_inp.weight"), "F32");
+    cr_expect_null(gguf_find_tensor(g, "blk.0.ffn_gate.weight"));
+    cr_expect_eq(gguf_get_u32(g, "llama.expert_used_count", &n_used), 0);
+    cr_expect_eq(n_used, 2);
+    gguf_close(g);
+}
+
 Test(synth, refusals_have_their_exit_codes)
 {
     cr_expect_eq(run_synth("huge", "q4_0", "1", path), EX_USAGE);
@@ -226,6 +241,10 @@ Test(synth, refusals_have_their_exit_codes)
     cr_expect_eq(run_synth("tiny,n_layers=0", "q4_0", "1", path), EX_USAGE);
     cr_expect_eq(run_synth("tiny,n_heads=0", "q4_0", "1", path), EX_USAGE);
     cr_expect_eq(run_synth("tiny,colour=3", "q4_0", "1", path), EX_USAGE);
+    cr_expect_eq(run_synth("tiny,arch=qwen2,n_experts=4", "q4_0", "1", path), EX_USAGE);
+    cr_expect_eq(run_synth("tiny,arch=qwen3moe", "q4_0", "1", path), EX_USAGE);
+    cr_expect_eq(run_synth("tiny-moe,n_used=9", "q4_0", "1", path), EX_USAGE);
+    cr_expect_eq(run_synth("tiny-moe,n_ff_expert=0", "q4_0", "1", path), EX_USAGE);
     cr_expect_eq(run_synth("tiny", "q3_x", "1", path), EX_USAGE);
     cr_expect_eq(run_synth("tiny", "q4_0", "one", path), EX_USAGE);
     cr_expect_eq(run_synth("tiny", "q4_0", "1", "/nonexistent/m.gguf"), EX_CANTCREAT);
