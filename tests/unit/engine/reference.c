@@ -235,24 +235,49 @@ static void add_keys(struct gguf_writer *w, const struct reference_spec *s)
     }
 }
 
-void reference_write(const struct reference *r, const char *path)
+/* Tensors [first, last), and the keys: the model's in the first part, the split's where there are
+ * several. */
+static void write_part(const struct reference *r, const char *path, size_t first, size_t last,
+                       uint32_t part, uint32_t n_parts)
 {
     struct gguf_writer *w;
     need(gguf_writer_create(path, &w) == 0, path);
-    add_keys(w, &r->spec);
-    for (size_t i = 0; i < r->n_tensors; i++) {
+    if (part == 0) {
+        add_keys(w, &r->spec);
+    }
+    if (n_parts > 1) {
+        gguf_writer_add_u32(w, "split.no", part);
+        gguf_writer_add_u32(w, "split.count", n_parts);
+        gguf_writer_add_u32(w, "split.tensors.count", (uint32_t)r->n_tensors);
+    }
+    for (size_t i = first; i < last; i++) {
         need(gguf_writer_add_tensor(w, r->tensors[i].name, FMT_TYPE_F32, r->tensors[i].n_dims,
                                     r->tensors[i].ne) == 0,
              r->tensors[i].name);
     }
     need(gguf_writer_begin_data(w) == 0, "data");
-    for (size_t i = 0; i < r->n_tensors; i++) {
+    for (size_t i = first; i < last; i++) {
         const uint64_t *ne = r->tensors[i].ne;
         need(gguf_writer_write(w, r->tensors[i].values, ne[0] * ne[1] * ne[2] * sizeof(float)) == 0,
              "values");
     }
     need(gguf_writer_finish(w) == 0, path);
     gguf_writer_destroy(w);
+}
+
+void reference_write(const struct reference *r, const char *path)
+{
+    write_part(r, path, 0, r->n_tensors, 0, 1);
+}
+
+void reference_write_parts(const struct reference *r, const char *stem, uint32_t n_parts)
+{
+    for (uint32_t part = 0; part < n_parts; part++) {
+        char path[256];
+        snprintf(path, sizeof(path), "%s-%05u-of-%05u.gguf", stem, part + 1, n_parts);
+        write_part(r, path, r->n_tensors * part / n_parts, r->n_tensors * (part + 1) / n_parts,
+                   part, n_parts);
+    }
 }
 
 /* ---- the mathematics --------------------------------------------------------------------- */

@@ -58,8 +58,9 @@ struct reference {
 void reference_init(struct reference *r, const struct reference_spec *spec);
 void reference_finish(struct reference *r);
 
-/* Writes the model, to one file or (n_parts > 1) to "STEM-00001-of-0000N.gguf", ... */
+/* Writes the model to one file, or to "STEM-00001-of-0000N.gguf" and its siblings. */
 void reference_write(const struct reference *r, const char *path);
+void reference_write_parts(const struct reference *r, const char *stem, uint32_t n_parts);
 
 /* ret (n, TINY_VOCAB): logits after every token, as spec (usually r's own) has them computed. */
 void reference_logits(const struct reference *r, const struct reference_spec *spec,
