@@ -63,7 +63,8 @@ static void *packer_main(void *arg)
 
 static size_t rows_per_piece(const struct gqa_program *iface, const struct gqa_weight *w)
 {
-    uint64_t row_bytes = w->packed_bytes / (w->ne[1] > 0 ? w->ne[1] : 1) + 1;
+    uint64_t all_rows = w->ne[1] * w->ne[2] * w->ne[3];
+    uint64_t row_bytes = w->packed_bytes / (all_rows > 0 ? all_rows : 1) + 1;
     uint64_t rows = PIECE_BYTES / row_bytes;
     uint64_t unit = iface->pack_rows > 0 ? iface->pack_rows : 1;
     rows = rows / unit * unit;

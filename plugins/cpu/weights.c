@@ -147,16 +147,29 @@ enum cpu_layout_id cpu_layout_of(uint32_t type)
     return CPU_LAYOUT_COUNT;
 }
 
+/* Outputs of all of a weight's matrices, or 0 for a shape that is not packed. */
+static uint64_t packed_rows(const struct gqa_weight *weight)
+{
+    uint64_t rows = weight->ne[1];
+
+    if (weight->n_dims == 3 && (weight->ne[1] % CPU_STRIP_ROWS != 0 ||
+                                __builtin_mul_overflow(rows, weight->ne[2], &rows))) {
+        return 0;
+    }
+    return weight->n_dims < 2 || weight->n_dims > 3 || rows > UINT64_MAX - CPU_STRIP_ROWS ? 0
+                                                                                          : rows;
+}
+
 uint64_t cpu_weights_packed_bytes(const struct gqa_weight *weight)
 {
     enum cpu_layout_id id = cpu_layout_of(weight->type);
-    uint64_t bytes;
+    uint64_t rows = packed_rows(weight), bytes;
 
-    if (id == CPU_LAYOUT_COUNT || weight->n_dims != 2 || weight->ne[0] == 0 || weight->ne[1] == 0 ||
-        weight->ne[0] % cpu_layouts[id].unit != 0 || weight->ne[1] > UINT64_MAX - CPU_STRIP_ROWS) {
+    if (id == CPU_LAYOUT_COUNT || weight->ne[0] == 0 || rows == 0 ||
+        weight->ne[0] % cpu_layouts[id].unit != 0) {
         return 0;
     }
-    uint64_t strips = (weight->ne[1] + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+    uint64_t strips = (rows + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
     uint64_t units = weight->ne[0] / cpu_layouts[id].unit;
     if (__builtin_mul_overflow(units, cpu_layout_unit_bytes(&cpu_layouts[id]), &bytes) ||
         __builtin_mul_overflow(bytes, strips, &bytes)) {
@@ -210,10 +223,11 @@ int cpu_weights_pack(const struct gqa_weight *weight, uint64_t first_row, uint64
                      void *dst)
 {
     enum cpu_layout_id id = cpu_layout_of(weight->type);
+    uint64_t all_rows = packed_rows(weight);
 
     if (cpu_weights_packed_bytes(weight) == 0 || first_row % CPU_STRIP_ROWS != 0 ||
-        first_row > weight->ne[1] || n_rows > weight->ne[1] - first_row ||
-        (n_rows % CPU_STRIP_ROWS != 0 && first_row + n_rows != weight->ne[1])) {
+        first_row > all_rows || n_rows > all_rows - first_row ||
+        (n_rows % CPU_STRIP_ROWS != 0 && first_row + n_rows != all_rows)) {
         return -EINVAL;
     }
     const struct cpu_layout *l = &cpu_layouts[id];

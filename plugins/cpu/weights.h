@@ -2,7 +2,8 @@
  *
  * A weight of n outputs by k inputs becomes ceil(n / 16) strips, each of 16 outputs by all k, one
  * after the other in memory. All levels read the same bytes, so a packed file is good on any
- * processor. Outputs past n in the last strip are zeros.
+ * processor. Outputs past n in the last strip are zeros. A weight of several matrices (experts:
+ * three dimensions) is its matrices one after the other; their n is a multiple of 16.
  *
  *   strip = unit, unit, ...            a unit: 16 outputs x 32 k (plain types) or x 256 k (K types)
  *   unit  = | header | block | block ...                         a block: 16 outputs x 32 k
@@ -86,13 +87,15 @@ static inline uint32_t cpu_layout_unit_bytes(const struct cpu_layout *l)
 /* The id of a type's layout, or CPU_LAYOUT_COUNT when the type is not packed. */
 enum cpu_layout_id cpu_layout_of(uint32_t type);
 
-/* Bytes of the packed weight; 0 when it is not one that is packed (its type, more than two
- * dimensions, k no multiple of the unit, or no size that fits 64 bits). */
+/* Bytes of the packed weight; 0 when it is not one that is packed (its type, one dimension or more
+ * than three, k no multiple of the unit, matrices of experts whose n is no multiple of
+ * CPU_STRIP_ROWS, or no size that fits 64 bits). */
 uint64_t cpu_weights_packed_bytes(const struct gqa_weight *weight);
 
-/* Packs outputs [first_row, first_row + n_rows) into their places in dst, the start of the whole
- * packed weight. first_row is a multiple of CPU_STRIP_ROWS; so is n_rows, unless the range reaches
- * the end. Touches only those strips: ranges may be packed by different threads. 0 or -EINVAL. */
+/* Packs outputs [first_row, first_row + n_rows), which count on from one matrix to the next, into
+ * their places in dst, the start of the whole packed weight. first_row is a multiple of
+ * CPU_STRIP_ROWS; so is n_rows, unless the range reaches the end. Touches only those strips: ranges
+ * may be packed by different threads. 0 or -EINVAL. */
 int cpu_weights_pack(const struct gqa_weight *weight, uint64_t first_row, uint64_t n_rows,
                      void *dst);
 
