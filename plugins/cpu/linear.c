@@ -184,34 +184,76 @@ struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
     };
 }
 
-/* One call of cpu_linear_run: what all its tasks read. */
+/* One call of cpu_linear_run_groups: what all its tasks read. */
 struct job {
     const struct cpu_linear *lin;
     const float *x;
     size_t x_stride;
-    uint32_t n_rows;
+    const uint32_t *first_rows; /* (n_groups + 1) */
+    uint32_t n_groups;
     const struct cpu_product *products;
     uint32_t n_products;
-    uint32_t first_task[CPU_PRODUCTS_MAX + 1];
-    uint32_t task_strips[CPU_PRODUCTS_MAX];
 };
 
-static void quantise_row(void *arg, uint32_t row, uint32_t worker)
+static uint32_t group_first(const struct job *job, uint32_t group)
+{
+    return job->first_rows[group] - job->first_rows[0];
+}
+
+static uint32_t group_rows(const struct job *job, uint32_t group)
+{
+    return group_first(job, group + 1) - group_first(job, group);
+}
+
+/* A group's part of the quantised activations: tiles of its own, whatever rows lie before it. */
+static struct cpu_acts group_acts(const struct job *job, uint32_t group)
+{
+    struct cpu_acts acts = job->lin->acts;
+    size_t at = (size_t)group_first(job, group) * acts.n_blocks;
+
+    acts.n_rows = group_rows(job, group);
+    acts.q += at * CPU_BLOCK;
+    acts.scale += at;
+    acts.halves += at * 2;
+    acts.total += at;
+    return acts;
+}
+
+/* The last group that begins at or before a row: the one that holds it, since empty groups end
+ * where they begin. */
+static uint32_t group_of_row(const struct job *job, uint32_t row)
+{
+    uint32_t low = 0, high = job->n_groups;
+
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (group_first(job, middle) <= row) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+static void quantise_row(void *arg, uint32_t index, uint32_t worker)
 {
     const struct job *job = arg;
-    const struct cpu_acts *acts = &job->lin->acts;
+    uint32_t group = group_of_row(job, index);
+    const struct cpu_acts acts = group_acts(job, group);
+    uint32_t row = index - group_first(job, group);
     uint32_t first = row / CPU_TILE_ROWS * CPU_TILE_ROWS, r = row - first;
-    size_t at = (size_t)first * acts->n_blocks + r;
+    size_t at = (size_t)first * acts.n_blocks + r;
     const struct cpu_act_place place = {
-        .n_blocks = acts->n_blocks,
-        .n_tile_rows = cpu_acts_tile(acts, row / CPU_TILE_ROWS).n_rows,
-        .q = acts->q + at * CPU_BLOCK,
-        .scale = acts->scale + at,
-        .halves = acts->halves + at * 2,
-        .total = acts->total + at,
+        .n_blocks = acts.n_blocks,
+        .n_tile_rows = cpu_acts_tile(&acts, row / CPU_TILE_ROWS).n_rows,
+        .q = acts.q + at * CPU_BLOCK,
+        .scale = acts.scale + at,
+        .halves = acts.halves + at * 2,
+        .total = acts.total + at,
     };
 
-    job->lin->kernels.quantise(job->x + row * job->x_stride, &place);
+    job->lin->kernels.quantise(job->x + index * job->x_stride, &place);
 }
 
 /* Writes a kernel's outputs to their places. out (n_rows, 16) */
@@ -233,20 +275,21 @@ static void store(const struct cpu_product *p, uint32_t first_out, uint32_t n_ou
     }
 }
 
-static void run_strip(const struct job *job, const struct cpu_product *p, uint32_t strip,
-                      uint32_t tile_index)
+/* acts: the group's; of float matrices only its n_rows is set. */
+static void run_strip(const struct job *job, const struct cpu_product *p,
+                      const struct cpu_acts *acts, uint32_t strip, uint32_t tile_index)
 {
     const struct cpu_matrix *m = p->matrix;
     uint32_t first_out = strip * CPU_STRIP_ROWS;
     uint32_t n_outs = m->n - first_out < CPU_STRIP_ROWS ? m->n - first_out : CPU_STRIP_ROWS;
     uint32_t first_row = tile_index * CPU_TILE_ROWS;
-    uint32_t rows_left = job->n_rows - first_row;
+    uint32_t rows_left = acts->n_rows - first_row;
     uint32_t n_rows = rows_left < CPU_TILE_ROWS ? rows_left : CPU_TILE_ROWS;
     const uint8_t *w = m->data + strip * m->strip_bytes;
     _Alignas(64) float out[CPU_TILE_ROWS * CPU_STRIP_ROWS];
 
     if (m->layout != CPU_LAYOUT_COUNT) {
-        struct cpu_act_tile tile = cpu_acts_tile(&job->lin->acts, tile_index);
+        struct cpu_act_tile tile = cpu_acts_tile(acts, tile_index);
         job->lin->kernels.quant[m->layout](&tile, w, out);
     } else {
         struct cpu_float_strip s = {
@@ -254,7 +297,7 @@ static void run_strip(const struct job *job, const struct cpu_product *p, uint32
             .w_stride = m->strip_bytes / CPU_STRIP_ROWS,
             .n_outs = n_outs,
             .k = m->k,
-            .x = job->x + first_row * job->x_stride,
+            .x = job->x + (group_first(job, p->group) + first_row) * job->x_stride,
             .x_stride = job->x_stride,
             .n_rows = n_rows,
         };
@@ -294,27 +337,43 @@ static uint32_t take_task(const struct cpu_linear *lin, uint32_t worker)
     return GQA_NONE;
 }
 
+/* The last product whose tasks begin at or before a task; every product has some. */
+static const struct cpu_product *product_of_task(const struct job *job, uint32_t task)
+{
+    uint32_t low = 0, high = job->n_products;
+
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (job->products[middle].first_task <= task) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return &job->products[low];
+}
+
 static void run_task(void *arg, uint32_t call, uint32_t worker)
 {
     const struct job *job = arg;
     uint32_t index = take_task(job->lin, worker);
-    uint32_t i = 0;
 
     if (index == GQA_NONE) {
         return;
     }
-    while (index >= job->first_task[i + 1]) {
-        i++;
-    }
-    const struct cpu_product *p = &job->products[i];
+    const struct cpu_product *p = product_of_task(job, index);
+    struct cpu_acts acts = {.n_rows = group_rows(job, p->group)};
     uint32_t n_strips = (p->matrix->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
-    uint32_t first = (index - job->first_task[i]) * job->task_strips[i];
-    uint32_t last = n_strips - first < job->task_strips[i] ? n_strips : first + job->task_strips[i];
-    uint32_t n_tiles = (job->n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS;
+    uint32_t first = (index - p->first_task) * p->task_strips;
+    uint32_t last = n_strips - first < p->task_strips ? n_strips : first + p->task_strips;
+    uint32_t n_tiles = (acts.n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS;
 
+    if (p->matrix->layout != CPU_LAYOUT_COUNT) {
+        acts = group_acts(job, p->group);
+    }
     for (uint32_t tile = 0; tile < n_tiles; tile++) {
         for (uint32_t strip = first; strip < last; strip++) {
-            run_strip(job, p, strip, tile);
+            run_strip(job, p, &acts, strip, tile);
         }
     }
 }
@@ -331,21 +390,34 @@ static uint32_t plan_task_strips(const struct cpu_matrix *m, uint32_t n_rows, ui
     return strips > 0 ? (uint32_t)strips : 1;
 }
 
-void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,
-                    const struct cpu_product *products, uint32_t n_products)
+/* Cuts the products into tasks; returns how many there are. */
+static uint32_t plan_tasks(const struct job *job, struct cpu_product *products, uint32_t n_threads)
+{
+    uint32_t n_tasks = 0;
+
+    for (uint32_t i = 0; i < job->n_products; i++) {
+        struct cpu_product *p = &products[i];
+        uint32_t n_rows = group_rows(job, p->group);
+        uint32_t n_strips = (p->matrix->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
+
+        p->task_strips = plan_task_strips(p->matrix, n_rows, n_threads);
+        p->first_task = n_tasks;
+        n_tasks += (n_strips + p->task_strips - 1) / p->task_strips;
+    }
+    return n_tasks;
+}
+
+void cpu_linear_run_groups(struct cpu_linear *lin, const float *x, size_t x_stride,
+                           const uint32_t *first_rows, uint32_t n_groups,
+                           struct cpu_product *products, uint32_t n_products)
 {
     const struct gqa_host *host = lin->host;
-    struct job job = {lin, x, x_stride, n_rows, products, n_products};
+    struct job job = {lin, x, x_stride, first_rows, n_groups, products, n_products};
+    uint32_t n_rows = first_rows[n_groups] - first_rows[0];
     uint32_t quantised = 0;
 
     for (uint32_t i = 0; i < n_products; i++) {
-        const struct cpu_matrix *m = products[i].matrix;
-        uint32_t n_strips = (m->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
-
-        job.task_strips[i] = plan_task_strips(m, n_rows, host->n_threads);
-        job.first_task[i + 1] =
-            job.first_task[i] + (n_strips + job.task_strips[i] - 1) / job.task_strips[i];
-        quantised |= m->layout != CPU_LAYOUT_COUNT;
+        quantised |= products[i].matrix->layout != CPU_LAYOUT_COUNT;
     }
     if (quantised) {
         lin->acts.n_rows = n_rows;
@@ -358,6 +430,15 @@ void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uin
             }
         }
     }
-    share_out(lin, job.first_task[n_products]);
-    host->parallel(host->data, run_task, &job, job.first_task[n_products]);
+    uint32_t n_tasks = plan_tasks(&job, products, host->n_threads);
+    share_out(lin, n_tasks);
+    host->parallel(host->data, run_task, &job, n_tasks);
+}
+
+void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,
+                    struct cpu_product *products, uint32_t n_products)
+{
+    const uint32_t first_rows[2] = {0, n_rows};
+
+    cpu_linear_run_groups(lin, x, x_stride, first_rows, 1, products, n_products);
 }

@@ -28,9 +28,6 @@
 /* Rows that a kernel takes at once: a tile of quantised activations. */
 #define CPU_TILE_ROWS 16u
 
-/* Consecutive products over the same activations that may share one call. */
-#define CPU_PRODUCTS_MAX 8u
-
 /* Quantised activations: value = scale * q. Tiles of CPU_TILE_ROWS rows follow each other; a tile
  * of t rows (only the last has fewer) holds, block of k by block, its rows side by side:
  *
@@ -156,13 +153,24 @@ void cpu_linear_finish(struct cpu_linear *lin);
 
 struct cpu_product {
     const struct cpu_matrix *matrix;
-    float *dst; /* (n_rows, matrix->n) */
+    float *dst; /* (n_rows of the group, matrix->n) */
     size_t dst_stride;
+    uint32_t group; /* of cpu_linear_run_groups; else 0 */
+    /* Set by the run: the first of its tasks, and the strips that each takes. */
+    uint32_t first_task, task_strips;
 };
 
 /* Every product's dst = x (n_rows, k) x matrix^T + bias; all matrices have the same k. The dst do
- * not overlap each other nor x. At most CPU_PRODUCTS_MAX products and max_rows rows. */
+ * not overlap each other nor x. At most max_rows rows, and one product at least. */
 void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,
-                    const struct cpu_product *products, uint32_t n_products);
+                    struct cpu_product *products, uint32_t n_products);
+
+/* The same with products that take some rows each: group g is x's rows [first_rows[g] -
+ * first_rows[0], first_rows[g + 1] - first_rows[0]), and its products' dst begin with the first of
+ * them. first_rows (n_groups + 1) ascends; a group that has products has rows. All groups' rows are
+ * quantised at once and all products are one set of tasks. At most max_rows rows in all. */
+void cpu_linear_run_groups(struct cpu_linear *lin, const float *x, size_t x_stride,
+                           const uint32_t *first_rows, uint32_t n_groups,
+                           struct cpu_product *products, uint32_t n_products);
 
 #endif

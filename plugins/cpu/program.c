@@ -5,6 +5,8 @@
 
 /* Values per task from which rows are lent to the workers; less is quicker on the spot. */
 #define TASK_VALUES 8192u
+/* Consecutive LINEARs of one input that share a call. */
+#define PRODUCTS_MAX 8u
 
 static const cpu_row_op row_ops[] = {
     [GQA_OP_EMBED] = cpu_op_embed,     [GQA_OP_NORM] = cpu_op_norm,
@@ -152,7 +154,7 @@ static int may_join(const struct cpu_op *ops, uint32_t n, const struct cpu_op *o
 {
     const struct gqa_view *a = &ops[0].op.src, *b = &op->op.src;
 
-    if (op->op.kind != GQA_OP_LINEAR || n == CPU_PRODUCTS_MAX || a->reg != b->reg ||
+    if (op->op.kind != GQA_OP_LINEAR || n == PRODUCTS_MAX || a->reg != b->reg ||
         a->first != b->first || a->width != b->width) {
         return 0;
     }
@@ -168,7 +170,7 @@ static int may_join(const struct cpu_op *ops, uint32_t n, const struct cpu_op *o
  * once, and their strips are one set of tasks. Returns how many ops that were. */
 static uint32_t run_linears(struct cpu_program *p, const struct cpu_op *ops, uint32_t n_ops)
 {
-    struct cpu_product products[CPU_PRODUCTS_MAX];
+    struct cpu_product products[PRODUCTS_MAX];
     const struct gqa_view *src = &ops[0].op.src;
     uint32_t n_rows = n_rows_of(p, src);
     uint32_t n = 0;

@@ -359,7 +359,7 @@ static double time_products(struct cpu_linear *lin, const struct copies *c, cons
     for (uint32_t i = 0; i < n; i++) {
         struct cpu_matrix m = c->matrix;
         m.data = c->memory + i * c->bytes_each;
-        struct cpu_product product = {&m, y, m.n};
+        struct cpu_product product = {.matrix = &m, .dst = y, .dst_stride = m.n};
         cpu_linear_run(lin, x, m.k, n_rows, &product, 1);
     }
     return (seconds() - start) / n;
