@@ -160,8 +160,8 @@ struct cpu_product {
     uint32_t first_task, task_strips;
 };
 
-/* Every product's dst = x (n_rows, k) x matrix^T + bias; all matrices have the same k. The dst do
- * not overlap each other nor x. At most max_rows rows, and one product at least. */
+/* Every product's dst = x (n_rows, k) x matrix^T + bias; all quantised matrices have the same k.
+ * The dst do not overlap each other nor x. At most max_rows rows, and one product at least. */
 void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,
                     struct cpu_product *products, uint32_t n_products);
 

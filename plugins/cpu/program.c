@@ -15,49 +15,57 @@ static const cpu_row_op row_ops[] = {
     [GQA_OP_SOFTCAP] = cpu_op_softcap, [GQA_OP_GATHER] = cpu_op_gather,
 };
 
-static uint32_t n_rows_of(const struct cpu_program *p, const struct gqa_view *v)
+struct spread {
+    cpu_range_fn fn;
+    void *arg;
+    uint32_t n, step;
+};
+
+static void run_range(void *arg, uint32_t index, uint32_t worker)
 {
-    return p->regs[v->reg].flags & GQA_REG_OUT ? p->batch->n_out : p->batch->n_rows;
+    const struct spread *spread = arg;
+    uint32_t first = index * spread->step;
+    uint32_t left = spread->n - first;
+
+    spread->fn(spread->arg, first, first + (left < spread->step ? left : spread->step));
+}
+
+void cpu_spread(const struct gqa_host *host, cpu_range_fn fn, void *arg, uint32_t n,
+                uint32_t values)
+{
+    uint32_t step = values < TASK_VALUES ? TASK_VALUES / (values + 1) + 1 : 1;
+    struct spread spread = {fn, arg, n, step};
+
+    if (n <= step || host->n_threads == 1) {
+        fn(arg, 0, n);
+        return;
+    }
+    host->parallel(host->data, run_range, &spread, (n + step - 1) / step);
 }
 
 struct row_job {
     const struct cpu_program *program;
-    const struct cpu_op *op; /* NULL: fill the rope tables */
-    uint32_t n_rows, task_rows;
+    const struct cpu_op *op;
 };
 
-static void run_rows(void *arg, uint32_t index, uint32_t worker)
+static void run_rows(void *arg, uint32_t first, uint32_t last)
 {
     const struct row_job *job = arg;
-    const struct cpu_program *p = job->program;
-    uint32_t first = index * job->task_rows;
-    uint32_t left = job->n_rows - first;
-    uint32_t last = first + (left < job->task_rows ? left : job->task_rows);
 
     for (uint32_t row = first; row < last; row++) {
-        if (job->op != NULL) {
-            row_ops[job->op->op.kind](p, job->op, row);
-            continue;
-        }
+        row_ops[job->op->op.kind](job->program, job->op, row);
+    }
+}
+
+static void fill_ropes(void *arg, uint32_t first, uint32_t last)
+{
+    const struct cpu_program *p = arg;
+
+    for (uint32_t row = first; row < last; row++) {
         for (uint32_t i = 0; i < p->n_ropes; i++) {
             cpu_rope_fill(&p->ropes[i], row, p->batch->positions[row]);
         }
     }
-}
-
-/* Runs a job over its rows; row_values: how much work one is. */
-static void spread_rows(struct row_job *job, uint32_t row_values)
-{
-    const struct gqa_host *host = job->program->context->host;
-    uint32_t task_rows = row_values < TASK_VALUES ? TASK_VALUES / (row_values + 1) + 1 : 1;
-
-    if (job->n_rows <= task_rows || host->n_threads == 1) {
-        job->task_rows = job->n_rows;
-        run_rows(job, 0, 0);
-        return;
-    }
-    job->task_rows = task_rows;
-    host->parallel(host->data, run_rows, job, (job->n_rows + task_rows - 1) / task_rows);
 }
 
 static int check_batch(const struct cpu_program *p, const struct gqa_batch *batch)
@@ -102,7 +110,6 @@ static int check_tokens(const struct cpu_program *p, const struct gqa_batch *bat
 int cpu_program_begin(void *context, void *program, const struct gqa_batch *batch)
 {
     struct cpu_program *p = program;
-    struct row_job job = {.program = p, .n_rows = batch->n_rows};
     uint32_t n_angles = 0;
 
     int r = check_batch(p, batch);
@@ -117,7 +124,8 @@ int cpu_program_begin(void *context, void *program, const struct gqa_batch *batc
         n_angles += p->ropes[i].n_freqs;
     }
     if (n_angles > 0) {
-        spread_rows(&job, 32 * n_angles); /* a sine costs as much as tens of plain values */
+        /* A sine costs as much as tens of plain values. */
+        cpu_spread(p->context->host, fill_ropes, p, batch->n_rows, 32 * n_angles);
     }
     return 0;
 }
@@ -172,7 +180,7 @@ static uint32_t run_linears(struct cpu_program *p, const struct cpu_op *ops, uin
 {
     struct cpu_product products[PRODUCTS_MAX];
     const struct gqa_view *src = &ops[0].op.src;
-    uint32_t n_rows = n_rows_of(p, src);
+    uint32_t n_rows = cpu_view_n_rows(p, src);
     uint32_t n = 0;
 
     do {
@@ -209,9 +217,12 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
             if (r < 0) {
                 return r;
             }
+        } else if (op->op.kind == GQA_OP_EXPERTS) {
+            cpu_experts_run(p, op);
         } else {
-            struct row_job job = {.program = p, .op = op, .n_rows = n_rows_of(p, &op->op.dst)};
-            spread_rows(&job, op->op.dst.width);
+            struct row_job job = {p, op};
+            cpu_spread(p->context->host, run_rows, &job, cpu_view_n_rows(p, &op->op.dst),
+                       op->op.dst.width);
         }
         i++;
     }

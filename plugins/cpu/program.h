@@ -2,14 +2,16 @@
  *
  * program_prepare.c checks a description and builds everything that a step needs, so that a step
  * allocates nothing and its ops have nothing left to refuse. program.c runs steps; ops.c,
- * ops_rope.c and glu*.c hold the ops. Every op but LINEAR and ATTENTION is a function of one row,
- * and rows are lent to the host's workers where there is enough to do.
+ * ops_rope.c, glu*.c and experts*.c hold the ops. Every op but LINEAR, EXPERTS and
+ * ATTENTION is a function of one row, and rows are lent to the host's workers where there is enough
+ * to do.
  *
  * Class P equals class D in this backend: both use the arithmetic of linear.h. */
 #ifndef PLUGINS_CPU_PROGRAM_H
 #define PLUGINS_CPU_PROGRAM_H
 
 #include "plugins/cpu/context.h"
+#include "plugins/cpu/experts.h"
 #include "plugins/cpu/glu.h"
 #include "plugins/cpu/linear.h"
 
@@ -32,6 +34,7 @@ struct cpu_op {
     float *weight, *bias;
     struct gqa_weight table;          /* EMBED: (ne[1], ne[0]) */
     const struct fmt_type_info *type; /* EMBED: how to read a row of it */
+    struct cpu_mixture *mixture;      /* EXPERTS; owned by the program */
 };
 
 struct cpu_register {
@@ -58,6 +61,7 @@ struct cpu_program {
     struct cpu_rope *ropes;
     struct cpu_linear linear;
     struct cpu_glu_kernels glu;
+    struct cpu_mixture_room mixture_room;
     const struct gqa_batch *batch; /* between begin and end */
 };
 
@@ -76,6 +80,18 @@ static inline float *cpu_view_row(const struct cpu_program *p, const struct gqa_
     const struct cpu_register *reg = &p->regs[v->reg];
     return reg->rows + (size_t)row * reg->width + v->first;
 }
+
+/* How many rows a view has in the batch. */
+static inline uint32_t cpu_view_n_rows(const struct cpu_program *p, const struct gqa_view *v)
+{
+    return p->regs[v->reg].flags & GQA_REG_OUT ? p->batch->n_out : p->batch->n_rows;
+}
+
+/* Calls fn for ranges that make up [0, n), on the host's workers where that is worth while: one
+ * index is work like that on so many plain values. */
+typedef void (*cpu_range_fn)(void *arg, uint32_t first, uint32_t last);
+void cpu_spread(const struct gqa_host *host, cpu_range_fn fn, void *arg, uint32_t n,
+                uint32_t values);
 
 /* The ops on one row; for GATHER a row of dst. */
 typedef void (*cpu_row_op)(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);

@@ -8,6 +8,7 @@
 #include "format/types.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -134,11 +135,9 @@ static int check_vector(const struct check *c, uint32_t weight, uint64_t n)
     return w->data != NULL ? 0 : FAIL(c, weight, -EINVAL, "has no data");
 }
 
-/* A weight of outputs x inputs. */
-static int check_matrix(const struct check *c, uint64_t inputs, uint64_t outputs)
+/* A weight of outputs x inputs; outputs 0: any number. */
+static int check_matrix(const struct check *c, uint32_t weight, uint64_t inputs, uint64_t outputs)
 {
-    uint32_t weight = c->op->weight;
-
     if (weight >= c->desc->n_weights) {
         return FAIL(c, GQA_NONE, -EINVAL, "weight %u of %u", weight, c->desc->n_weights);
     }
@@ -155,7 +154,7 @@ static int check_embed(const struct check *c)
 {
     const struct gqa_op *op = c->op;
 
-    int r = check_matrix(c, op->dst.width, 0);
+    int r = check_matrix(c, op->weight, op->dst.width, 0);
     if (r < 0) {
         return r;
     }
@@ -199,7 +198,7 @@ static int check_linear(const struct check *c)
 
     int r = check_view(c, "src", &op->src);
     if (r == 0) {
-        r = check_matrix(c, op->src.width, op->dst.width);
+        r = check_matrix(c, op->weight, op->src.width, op->dst.width);
     }
     if (r == 0) {
         r = check_vector(c, op->bias, op->dst.width);
@@ -309,9 +308,141 @@ static int check_gather(const struct check *c)
     return r;
 }
 
+/* A weight of all experts' matrices, whose size fits memory. */
+static int check_expert_matrices(const struct check *c, uint32_t weight, uint64_t inputs,
+                                 uint64_t outputs)
+{
+    uint64_t bytes;
+
+    if (weight >= c->desc->n_weights) {
+        return FAIL(c, GQA_NONE, -EINVAL, "weight %u of %u", weight, c->desc->n_weights);
+    }
+    const struct gqa_weight *w = &c->desc->weights[weight];
+    uint32_t n_experts = c->op->u.experts.n_experts;
+    if (w->n_dims != 3 || w->ne[0] != inputs || w->ne[1] != outputs || w->ne[2] != n_experts) {
+        return FAIL(c, weight, -EINVAL, "is %llu x %llu x %llu instead of %llu x %llu x %u",
+                    (unsigned long long)w->ne[0], (unsigned long long)w->ne[1],
+                    (unsigned long long)w->ne[2], (unsigned long long)inputs,
+                    (unsigned long long)outputs, n_experts);
+    }
+    const struct fmt_type_info *type = fmt_type_info(w->type);
+    if (type == NULL) {
+        return FAIL(c, weight, -ENOTSUP, "no product for this type");
+    }
+    if (fmt_type_bytes(type, inputs) == 0 ||
+        __builtin_mul_overflow(fmt_type_bytes(type, inputs), outputs, &bytes) ||
+        __builtin_mul_overflow(bytes, n_experts, &bytes)) {
+        return FAIL(c, weight, -EINVAL, "rows are no multiple of the type's block, or too large");
+    }
+    return 0;
+}
+
+/* Their biases; GQA_NONE is legal. */
+static int check_expert_biases(const struct check *c, uint32_t weight, uint64_t outputs)
+{
+    if (weight == GQA_NONE) {
+        return 0;
+    }
+    if (weight >= c->desc->n_weights) {
+        return FAIL(c, GQA_NONE, -EINVAL, "weight %u of %u", weight, c->desc->n_weights);
+    }
+    const struct gqa_weight *w = &c->desc->weights[weight];
+    const struct fmt_type_info *type = fmt_type_info(w->type);
+    if (type == NULL || type->dequantise == NULL) {
+        return FAIL(c, weight, -ENOTSUP, "no reader for type %u", w->type);
+    }
+    if (w->n_dims != 2 || w->ne[0] != outputs || w->ne[1] != c->op->u.experts.n_experts ||
+        fmt_type_bytes(type, outputs) == 0) {
+        return FAIL(c, weight, -EINVAL, "is %llu x %llu instead of %llu x %u",
+                    (unsigned long long)w->ne[0], (unsigned long long)w->ne[1],
+                    (unsigned long long)outputs, c->op->u.experts.n_experts);
+    }
+    return w->data != NULL ? 0 : FAIL(c, weight, -EINVAL, "has no data");
+}
+
+static int check_expert_numbers(const struct check *c)
+{
+    const struct gqa_op_experts *e = &c->op->u.experts;
+    int gated = e->fused || e->gate != GQA_NONE;
+
+    if (e->n_experts == 0 || e->n_experts > CPU_EXPERTS_MAX || e->n_used == 0 ||
+        e->n_used > e->n_experts || (uint64_t)c->desc->max_rows * e->n_used > INT32_MAX) {
+        return FAIL(c, GQA_NONE, -EINVAL, "%u of %u experts for each of %u rows", e->n_used,
+                    e->n_experts, c->desc->max_rows);
+    }
+    if (e->gating > GQA_GATING_SOFTMAX_CHOSEN) {
+        return FAIL(c, GQA_NONE, -ENOTSUP, "gating %u", e->gating);
+    }
+    if (e->act >= CPU_GLU_KINDS) {
+        return FAIL(c, GQA_NONE, -ENOTSUP, "activation %u", e->act);
+    }
+    if (e->act == GQA_ACT_SWIGLU_OAI && !gated) {
+        return FAIL(c, GQA_NONE, -EINVAL, "this activation needs a gate");
+    }
+    if (e->fused && (e->gate != GQA_NONE || e->gate_bias != GQA_NONE)) {
+        return FAIL(c, GQA_NONE, -EINVAL, "a gate of its own beside a fused one");
+    }
+    if (e->gate == GQA_NONE && e->gate_bias != GQA_NONE) {
+        return FAIL(c, e->gate_bias, -EINVAL, "a bias without its gate");
+    }
+    if (!(e->weight_scale > 0.0f) || !isfinite(e->weight_scale)) {
+        return FAIL(c, GQA_NONE, -EINVAL, "weights times %g", (double)e->weight_scale);
+    }
+    return 0;
+}
+
+static int check_expert_weights(const struct check *c, uint64_t n_ff)
+{
+    const struct gqa_op_experts *e = &c->op->u.experts;
+    uint64_t n_in = c->op->src.width, n_out = c->op->dst.width;
+    uint64_t n_up = e->fused ? 2 * n_ff : n_ff;
+
+    int r = check_expert_matrices(c, e->down, n_ff, n_out);
+    if (r == 0) {
+        r = check_expert_matrices(c, e->up, n_in, n_up);
+    }
+    if (r == 0 && e->gate != GQA_NONE) {
+        r = check_expert_matrices(c, e->gate, n_in, n_ff);
+    }
+    if (r == 0) {
+        r = check_expert_biases(c, e->gate_bias, n_ff);
+    }
+    if (r == 0) {
+        r = check_expert_biases(c, e->up_bias, n_up);
+    }
+    return r == 0 ? check_expert_biases(c, e->down_bias, n_out) : r;
+}
+
 static int check_experts(const struct check *c)
 {
-    return FAIL(c, c->op->u.experts.up, -ENOTSUP, "mixtures of experts are not supported");
+    const struct gqa_op *op = c->op;
+    const struct gqa_op_experts *e = &op->u.experts;
+
+    int r = check_view(c, "src", &op->src);
+    if (r == 0) {
+        r = check_expert_numbers(c);
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (rows_kind(c, &op->src) != rows_kind(c, &op->dst) || overlap(&op->src, &op->dst)) {
+        return FAIL(c, GQA_NONE, -EINVAL, "src and dst have different rows, or overlap");
+    }
+    r = check_matrix(c, e->router, op->src.width, e->n_experts);
+    if (r == 0) {
+        r = check_vector(c, e->router_bias, e->n_experts);
+    }
+    if (r == 0) {
+        r = check_vector(c, e->selection_bias, e->n_experts);
+    }
+    if (r < 0) {
+        return r;
+    }
+    uint64_t n_ff = e->down < c->desc->n_weights ? c->desc->weights[e->down].ne[0] : 0;
+    if (n_ff > CPU_PROGRAM_WIDTH_MAX) {
+        return FAIL(c, e->down, -EINVAL, "%llu inputs", (unsigned long long)n_ff);
+    }
+    return check_expert_weights(c, n_ff);
 }
 
 static int (*const checks[N_KINDS])(const struct check *c) = {

@@ -10,6 +10,10 @@
 int cpu_program_check_op(const struct gqa_program_desc *desc, uint32_t index,
                          struct gqa_reason *reason);
 
+/* A weight of one or two dimensions that has been checked, as float32; NULL for GQA_NONE. The
+ * caller frees it. 0 or -ENOMEM. */
+int cpu_program_floats(const struct gqa_program_desc *desc, uint32_t weight, float **ret);
+
 /* Fills reason with "op 12 (linear, layer 3), blk.3.attn_q.weight (Q4_K): " and the text; weight is
  * an index or GQA_NONE. Returns error. */
 __attribute__((format(printf, 6, 7))) int cpu_program_fail(const struct gqa_program_desc *desc,

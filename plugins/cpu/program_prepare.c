@@ -128,19 +128,19 @@ static int build_ropes(struct cpu_program *p, const struct gqa_program_desc *des
     return 0;
 }
 
-/* A vector weight as float32, NULL for GQA_NONE. */
-static int build_vector(const struct gqa_program_desc *desc, uint32_t weight, float **ret)
+int cpu_program_floats(const struct gqa_program_desc *desc, uint32_t weight, float **ret)
 {
     if (weight == GQA_NONE) {
         *ret = NULL;
         return 0;
     }
     const struct gqa_weight *w = &desc->weights[weight];
-    float *values = malloc(w->ne[0] * sizeof(*values));
+    uint64_t n = w->n_dims == 2 ? w->ne[0] * w->ne[1] : w->ne[0];
+    float *values = malloc(n * sizeof(*values));
     if (values == NULL) {
         return -ENOMEM;
     }
-    fmt_type_info(w->type)->dequantise(w->data, values, w->ne[0]);
+    fmt_type_info(w->type)->dequantise(w->data, values, n);
     *ret = values;
     return 0;
 }
@@ -155,13 +155,13 @@ static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint
         return 0;
     }
     if (op->op.kind == GQA_OP_NORM || op->op.kind == GQA_OP_LINEAR) {
-        int r = build_vector(desc, op->op.bias, &op->bias);
+        int r = cpu_program_floats(desc, op->op.bias, &op->bias);
         if (r < 0) {
             return r;
         }
     }
     if (op->op.kind == GQA_OP_NORM) {
-        return build_vector(desc, op->op.weight, &op->weight);
+        return cpu_program_floats(desc, op->op.weight, &op->weight);
     }
     if (op->op.kind == GQA_OP_LINEAR) {
         struct gqa_reason why = {""};
@@ -171,7 +171,17 @@ static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint
         }
         op->matrix.bias = op->bias;
     }
-    return 0;
+    return op->op.kind == GQA_OP_EXPERTS ? cpu_mixture_create(desc, index, &op->mixture, reason)
+                                         : 0;
+}
+
+/* The widest input of an op's quantised matrices; 0: none. */
+static uint32_t quantised_k(const struct cpu_op *op)
+{
+    if (op->op.kind == GQA_OP_EXPERTS) {
+        return cpu_mixture_quantised_k(op->mixture);
+    }
+    return op->op.kind == GQA_OP_LINEAR && op->matrix.layout != CPU_LAYOUT_COUNT ? op->matrix.k : 0;
 }
 
 /* Checks and builds all ops; finds the widest input that will be quantised. */
@@ -193,10 +203,8 @@ static int build_ops(struct cpu_program *p, const struct gqa_program_desc *desc,
         if (r < 0) {
             return r;
         }
-        const struct cpu_matrix *m = &p->ops[i].matrix;
-        if (p->ops[i].op.kind == GQA_OP_LINEAR && m->layout != CPU_LAYOUT_COUNT && m->k > max_k) {
-            max_k = m->k;
-        }
+        uint32_t k = quantised_k(&p->ops[i]);
+        max_k = k > max_k ? k : max_k;
     }
     *ret_max_k = max_k;
     return 0;
@@ -223,6 +231,9 @@ int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void
     cpu_glu_kernels(c->isa, &p->glu);
     r = build_ops(p, desc, &max_k, reason);
     if (r == 0) {
+        r = cpu_mixture_room_init(p);
+    }
+    if (r == 0) {
         r = build_layers(p, desc);
     }
     if (r == 0) {
@@ -232,7 +243,9 @@ int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void
         r = build_registers(p, desc);
     }
     if (r == 0) {
-        r = cpu_linear_init(&p->linear, c->host, c->isa, desc->max_rows, max_k);
+        uint32_t slots = p->mixture_room.n_slots;
+        r = cpu_linear_init(&p->linear, c->host, c->isa, slots > p->max_rows ? slots : p->max_rows,
+                            max_k);
     }
     if (r < 0) {
         goto err_release;
@@ -259,6 +272,7 @@ void cpu_program_release(void *context, void *program)
         return;
     }
     cpu_linear_finish(&p->linear);
+    cpu_mixture_room_finish(p);
     for (uint32_t i = 0; i < p->n_regs; i++) {
         if (p->regs[i].rows != NULL) {
             c->host->release(c->host->data, p->regs[i].rows, register_bytes(p, &p->regs[i]));
@@ -272,6 +286,7 @@ void cpu_program_release(void *context, void *program)
     for (uint32_t i = 0; i < p->n_ops; i++) {
         free(p->ops[i].weight);
         free(p->ops[i].bias);
+        cpu_mixture_destroy(p->ops[i].mixture);
     }
     free(p->regs);
     free(p->ropes);

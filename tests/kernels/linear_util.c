@@ -164,10 +164,34 @@ void test_weight_random(struct test_weight *w, struct test_random *r, uint32_t t
     test_weight_pack(w);
 }
 
+void test_weight_experts(struct test_weight *w, struct test_random *r, uint32_t type, uint32_t n,
+                         uint32_t k, uint32_t n_experts)
+{
+    test_weight_random(w, r, type, n * n_experts, k);
+    w->weight.n_dims = 3;
+    w->weight.ne[1] = n;
+    w->weight.ne[2] = n_experts;
+    test_weight_pack(w);
+}
+
+struct test_weight test_weight_expert(const struct test_weight *w, uint32_t expert)
+{
+    struct test_weight one = *w;
+    uint64_t file_bytes = fmt_type_bytes(fmt_type_info(w->weight.type), w->weight.ne[0]);
+
+    one.packed = NULL;
+    one.file = (uint8_t *)w->file + file_bytes * w->weight.ne[1] * expert;
+    one.weight.data = one.file;
+    one.weight.n_dims = 2;
+    one.weight.ne[2] = 1;
+    test_weight_pack(&one);
+    return one;
+}
+
 void test_weight_pack(struct test_weight *w)
 {
     uint64_t bytes = cpu_weights_packed_bytes(&w->weight);
-    uint64_t n = w->weight.ne[1];
+    uint64_t n = w->weight.ne[1] * w->weight.ne[2];
 
     if (bytes == 0) {
         return;

@@ -36,6 +36,11 @@ struct test_weight {
 /* Valid random blocks of any type: small random f16 scales, all other bits random. */
 void test_weight_random(struct test_weight *w, struct test_random *r, uint32_t type, uint32_t n,
                         uint32_t k);
+/* The same of n_experts matrices, one after the other. */
+void test_weight_experts(struct test_weight *w, struct test_random *r, uint32_t type, uint32_t n,
+                         uint32_t k, uint32_t n_experts);
+/* One expert's matrix, packed on its own; the caller frees packed, and nothing else of it. */
+struct test_weight test_weight_expert(const struct test_weight *w, uint32_t expert);
 /* Packs as the host does, in ranges of pack_rows. */
 void test_weight_pack(struct test_weight *w);
 void test_weight_finish(struct test_weight *w);

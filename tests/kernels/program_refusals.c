@@ -154,9 +154,6 @@ Test(refusals, kinds_and_types_that_are_not_here)
                            .data = floats};
 
     begin(&t);
-    test_program_op(&t, GQA_OP_EXPERTS)->dst = test_view(&t, 1);
-    refused(&t, -ENOTSUP, "op 0 (experts)");
-    begin(&t);
     test_program_op(&t, 99)->dst = test_view(&t, 1);
     refused(&t, -ENOTSUP, "unknown kind 99");
     begin(&t);
