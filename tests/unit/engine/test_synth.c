@@ -70,3 +70,13 @@ Test(synth, dense_shapes_load)
     }
     check_shape("gemma-2-2b", ",window=64", "q4_0");
 }
+
+Test(synth, shapes_with_experts_load)
+{
+    static const char *const names[] = {"mixtral-8x7b", "qwen3-30b-a3b", "granite-3.0-1b-a400m",
+                                        "gpt-oss-20b", "tiny-moe"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        check_shape(names[i], ",n_experts=6,n_used=2,n_ff_expert=32", "q4_0");
+        check_shape(names[i], ",n_experts=6,n_used=2,n_ff_expert=32", "bf16");
+    }
+}
