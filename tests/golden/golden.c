@@ -50,14 +50,13 @@ static float *load_floats(const struct golden *g, const char *file, size_t n)
 }
 
 /* The better of the two engines, flash attention off, f16 cache. */
-static double engine_kl(const json_t *meta, const char *seq)
+static double engine_kl(const json_t *meta, const char *seq, const char *what)
 {
     static const char *const keys[] = {"llama.cpp fa=0 kv=f16", "ik_llama.cpp fa=0 kv=f16"};
     const json_t *engines = json_object_get(json_object_get(meta, "engines"), seq);
     double best = 0;
     for (size_t i = 0; i < 2; i++) {
-        double kl =
-            json_number_value(json_object_get(json_object_get(engines, keys[i]), "mean_kl"));
+        double kl = json_number_value(json_object_get(json_object_get(engines, keys[i]), what));
         best = kl > 0 && (best == 0 || kl < best) ? kl : best;
     }
     return best;
@@ -97,7 +96,8 @@ int golden_open(const char *root, const char *name, struct golden *ret)
             seq->ids = load_ids(json_object_get(s, "ids"), &seq->n_ids);
             seq->truth = load_floats(&g, json_string_value(json_object_get(s, "logits")),
                                      seq->n_ids * g.n_vocab);
-            g.engine_kl[i] = engine_kl(meta, seq->name);
+            g.engine_kl[i] = engine_kl(meta, seq->name, "mean_kl");
+            g.engine_median_kl[i] = engine_kl(meta, seq->name, "median_kl");
             rc = seq->ids == NULL || seq->truth == NULL ? -1 : rc;
         }
         json_t *ids = json_is_array(greedy) ? greedy : json_object_get(greedy, "ids");
@@ -124,28 +124,56 @@ void golden_close(struct golden *g)
     memset(g, 0, sizeof(*g));
 }
 
+static double row_kl(const float *t, const float *c, uint32_t n_vocab)
+{
+    double t_max = t[0], c_max = c[0], t_sum = 0, c_sum = 0, kl = 0;
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        t_max = t[i] > t_max ? t[i] : t_max;
+        c_max = c[i] > c_max ? c[i] : c_max;
+    }
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        t_sum += exp(t[i] - t_max);
+        c_sum += exp(c[i] - c_max);
+    }
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        double lt = t[i] - t_max - log(t_sum);
+        kl += exp(lt) * (lt - (c[i] - c_max - log(c_sum)));
+    }
+    return kl;
+}
+
 double mean_kl(const float *truth, const float *candidate, size_t n_rows, uint32_t n_vocab)
 {
     double total = 0;
     for (size_t row = 0; row < n_rows; row++) {
-        const float *t = truth + row * n_vocab;
-        const float *c = candidate + row * n_vocab;
-        double t_max = t[0], c_max = c[0], t_sum = 0, c_sum = 0, kl = 0;
-        for (uint32_t i = 0; i < n_vocab; i++) {
-            t_max = t[i] > t_max ? t[i] : t_max;
-            c_max = c[i] > c_max ? c[i] : c_max;
-        }
-        for (uint32_t i = 0; i < n_vocab; i++) {
-            t_sum += exp(t[i] - t_max);
-            c_sum += exp(c[i] - c_max);
-        }
-        for (uint32_t i = 0; i < n_vocab; i++) {
-            double lt = t[i] - t_max - log(t_sum);
-            kl += exp(lt) * (lt - (c[i] - c_max - log(c_sum)));
-        }
-        total += kl;
+        total += row_kl(truth + row * n_vocab, candidate + row * n_vocab, n_vocab);
     }
     return total / (double)n_rows;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double median_kl(const float *truth, const float *candidate, size_t n_rows, uint32_t n_vocab)
+{
+    double *rows = calloc(n_rows, sizeof(*rows));
+    if (rows == NULL) {
+        return INFINITY;
+    }
+    for (size_t row = 0; row < n_rows; row++) {
+        rows[row] = row_kl(truth + row * n_vocab, candidate + row * n_vocab, n_vocab);
+    }
+    bool numbers = true;
+    for (size_t row = 0; row < n_rows; row++) {
+        numbers = numbers && !isnan(rows[row]);
+    }
+    qsort(rows, n_rows, sizeof(*rows), by_value);
+    double median = numbers ? (rows[(n_rows - 1) / 2] + rows[n_rows / 2]) / 2 : INFINITY;
+    free(rows);
+    return median;
 }
 
 /* ---- running ----------------------------------------------------------------------------- */

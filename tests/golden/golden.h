@@ -19,8 +19,9 @@ struct golden {
     size_t n_seqs;
     int32_t *greedy; /* after sequence a */
     size_t n_greedy;
-    double engine_kl[4]; /* by sequence: the better engine's mean KL with an f16 cache, or 0 */
-    bool quantised;      /* 8-bit activations are used: some matrix is neither F32, F16 nor BF16 */
+    /* By sequence: the better engine's mean and median KL with an f16 cache, or 0. */
+    double engine_kl[4], engine_median_kl[4];
+    bool quantised; /* 8-bit activations are used: some matrix is neither F32, F16 nor BF16 */
     bool bf16;
 };
 
@@ -63,8 +64,9 @@ int feed_step(struct feed *const *feeds, uint32_t n_feeds, uint32_t n, float *co
 int run_chunked(struct rig *r, struct model *m, const int32_t *ids, size_t n_ids, uint32_t chunk,
                 float *ret_logits);
 
-/* Mean over positions of KL(truth || candidate), in nats. */
+/* Over positions, of KL(truth || candidate) in nats. */
 double mean_kl(const float *truth, const float *candidate, size_t n_rows, uint32_t n_vocab);
+double median_kl(const float *truth, const float *candidate, size_t n_rows, uint32_t n_vocab);
 
 #define RIG_MAX_ROWS 512
 
