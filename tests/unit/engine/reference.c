@@ -472,9 +472,12 @@ static void feed_forward(const struct pass *p, const char *suffix, uint32_t expe
         uint32_t n_out = i == 2 ? s->n_embd : i == 1 && fused ? 2 * width : width;
         weights[i] = get(p, stems[i], suffix, "weight");
         biases[i] = s->ff_bias ? get(p, stems[i], suffix, "bias") : NULL;
-        weights[i] +=
-            weights[i] != NULL ? (size_t)expert * s->n_embd * (i == 1 && fused ? 2 : 1) * width : 0;
-        biases[i] += biases[i] != NULL ? (size_t)expert * n_out : 0;
+        if (weights[i] != NULL) {
+            weights[i] += (size_t)expert * s->n_embd * (i == 1 && fused ? 2 : 1) * width;
+        }
+        if (biases[i] != NULL) {
+            biases[i] += (size_t)expert * n_out;
+        }
     }
     double *gate = calloc(3 * (size_t)width, sizeof(*gate)), *up = gate + width;
     double *out = calloc(s->n_embd, sizeof(*out));
