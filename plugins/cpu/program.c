@@ -83,8 +83,9 @@ static int check_batch(const struct cpu_program *p, const struct gqa_batch *batc
         }
     }
     for (uint32_t i = 0; batch->adapters != NULL && i < batch->n_rows; i++) {
-        if (batch->adapters[i] != GQA_NONE) {
-            return -ENOTSUP; /* a program describes no adapters' weights */
+        if (batch->adapters[i] != GQA_NONE &&
+            !cpu_adapters_have(&p->adapters, batch->adapters[i])) {
+            return -EINVAL;
         }
     }
     return 0;
@@ -194,6 +195,9 @@ static uint32_t run_linears(struct cpu_program *p, const struct cpu_op *ops, uin
     if (n_rows > 0) {
         cpu_linear_run(&p->linear, cpu_view_row(p, src, 0), p->regs[src->reg].width, n_rows,
                        products, n);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cpu_adapters_run(p, &ops[i]);
     }
     return n;
 }

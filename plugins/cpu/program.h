@@ -2,7 +2,7 @@
  *
  * program_prepare.c checks a description and builds everything that a step needs, so that a step
  * allocates nothing and its ops have nothing left to refuse. program.c runs steps; ops.c,
- * ops_rope.c, glu*.c and experts*.c hold the ops. Every op but LINEAR, EXPERTS and
+ * ops_rope.c, glu*.c, experts*.c and adapters.c hold the ops. Every op but LINEAR, EXPERTS and
  * ATTENTION is a function of one row, and rows are lent to the host's workers where there is enough
  * to do.
  *
@@ -10,6 +10,7 @@
 #ifndef PLUGINS_CPU_PROGRAM_H
 #define PLUGINS_CPU_PROGRAM_H
 
+#include "plugins/cpu/adapters.h"
 #include "plugins/cpu/context.h"
 #include "plugins/cpu/experts.h"
 #include "plugins/cpu/glu.h"
@@ -35,6 +36,9 @@ struct cpu_op {
     struct gqa_weight table;          /* EMBED: (ne[1], ne[0]) */
     const struct fmt_type_info *type; /* EMBED: how to read a row of it */
     struct cpu_mixture *mixture;      /* EXPERTS; owned by the program */
+    /* LINEAR: what adapters do to its weight, by ascending id; part of the program's list. */
+    const struct cpu_adapter *adapters;
+    uint32_t n_adapters;
 };
 
 struct cpu_register {
@@ -62,6 +66,8 @@ struct cpu_program {
     struct cpu_linear linear;
     struct cpu_glu_kernels glu;
     struct cpu_mixture_room mixture_room;
+    struct cpu_adapter_list adapters;
+    struct cpu_adapter_room adapter_room;
     const struct gqa_batch *batch; /* between begin and end */
 };
 

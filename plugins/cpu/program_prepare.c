@@ -10,8 +10,8 @@
 
 static int check_limits(const struct gqa_program_desc *desc, struct gqa_reason *reason)
 {
-    const uint32_t counts[] = {desc->n_ops, desc->n_regs, desc->n_weights, desc->n_attn_layers,
-                               desc->n_rope_tables};
+    const uint32_t counts[] = {desc->n_ops,         desc->n_regs,        desc->n_weights,
+                               desc->n_attn_layers, desc->n_rope_tables, desc->n_adapters};
 
     if (desc->max_rows == 0 || desc->max_rows > CPU_PROGRAM_ROWS_MAX ||
         desc->max_out_rows > desc->max_rows) {
@@ -146,7 +146,7 @@ int cpu_program_floats(const struct gqa_program_desc *desc, uint32_t weight, flo
 }
 
 static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint32_t index,
-                    struct gqa_reason *reason)
+                    const struct cpu_adapter_list *adapters, struct gqa_reason *reason)
 {
     op->op = desc->ops[index];
     if (op->op.kind == GQA_OP_EMBED) {
@@ -170,6 +170,9 @@ static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint
             return cpu_program_fail(desc, index, op->op.weight, r, reason, "%.120s", why.text);
         }
         op->matrix.bias = op->bias;
+        if (op->op.u.linear.adapters) {
+            op->adapters = cpu_adapters_of(adapters, op->op.weight, &op->n_adapters);
+        }
     }
     return op->op.kind == GQA_OP_EXPERTS ? cpu_mixture_create(desc, index, &op->mixture, reason)
                                          : 0;
@@ -198,7 +201,7 @@ static int build_ops(struct cpu_program *p, const struct gqa_program_desc *desc,
     for (uint32_t i = 0; i < p->n_ops; i++) {
         int r = cpu_program_check_op(desc, i, reason);
         if (r == 0) {
-            r = build_op(&p->ops[i], desc, i, reason);
+            r = build_op(&p->ops[i], desc, i, &p->adapters, reason);
         }
         if (r < 0) {
             return r;
@@ -229,7 +232,13 @@ int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void
     p->max_rows = desc->max_rows;
     p->max_out_rows = desc->max_out_rows;
     cpu_glu_kernels(c->isa, &p->glu);
-    r = build_ops(p, desc, &max_k, reason);
+    r = cpu_adapters_init(&p->adapters, desc, reason);
+    if (r == 0) {
+        r = build_ops(p, desc, &max_k, reason);
+    }
+    if (r == 0) {
+        r = cpu_adapter_room_init(p);
+    }
     if (r == 0) {
         r = cpu_mixture_room_init(p);
     }
@@ -273,6 +282,8 @@ void cpu_program_release(void *context, void *program)
     }
     cpu_linear_finish(&p->linear);
     cpu_mixture_room_finish(p);
+    cpu_adapter_room_finish(p);
+    cpu_adapters_finish(&p->adapters);
     for (uint32_t i = 0; i < p->n_regs; i++) {
         if (p->regs[i].rows != NULL) {
             c->host->release(c->host->data, p->regs[i].rows, register_bytes(p, &p->regs[i]));

@@ -437,7 +437,7 @@ Test(program, begin_refuses_a_wrong_batch)
     cr_assert_eq(cpu_program_begin(c, p, &b), -EINVAL, "output row past the batch");
     b = good;
     b.adapters = adapters;
-    cr_assert_eq(cpu_program_begin(c, p, &b), -ENOTSUP, "an adapter");
+    cr_assert_eq(cpu_program_begin(c, p, &b), -EINVAL, "an adapter that the program lacks");
     b = good;
     b.attention = NULL;
     cr_assert_eq(cpu_program_begin(c, p, &b), -EINVAL, "no attention");

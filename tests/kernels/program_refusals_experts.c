@@ -1,4 +1,4 @@
-/* tests/kernels/program_refusals_experts.c - what prepare refuses of mixtures. */
+/* tests/kernels/program_refusals_experts.c - what prepare refuses of mixtures and adapters. */
 #include "tests/kernels/program_util.h"
 
 #include <criterion/criterion.h>
@@ -208,6 +208,92 @@ Test(refusals_experts, no_memory_is_an_error)
     struct test_program t;
 
     begin(&t);
+    t.host.host.allocate = no_memory;
+    refused(&t, -ENOMEM, "not enough memory");
+}
+
+/* ---- adapters ---------------------------------------------------------------------------- */
+
+enum { RANK = 8 };
+
+static uint32_t factor(struct test_program *t, const char *name, uint32_t n_in, uint32_t n_out)
+{
+    const struct gqa_weight w = {
+        .name = name, .type = GQA_TYPE_F32, .n_dims = 2, .ne = {n_in, n_out, 1, 1}, .data = floats};
+    return test_program_weight(t, &w);
+}
+
+/* A LINEAR of weight 0, and an adapter of it that is right. */
+static struct gqa_adapter *begin_adapter(struct test_program *t)
+{
+    test_program_init(t, CPU_ISA_C, 1, 4);
+    uint32_t src = test_program_reg(t, N_IN, 0), dst = test_program_reg(t, N_OUT, 0);
+    struct gqa_op *op = test_program_op(t, GQA_OP_LINEAR);
+    op->src = test_view(t, src);
+    op->dst = test_view(t, dst);
+    op->weight = factor(t, "base", N_IN, N_OUT);
+    op->u.linear.adapters = 1;
+    uint32_t a = factor(t, "low", N_IN, RANK), b = factor(t, "high", RANK, N_OUT);
+    return test_program_adapter(t, 3, op->weight, a, b, 1.0f);
+}
+
+Test(refusals_adapters, a_right_adapter_prepares)
+{
+    struct test_program t;
+
+    begin_adapter(&t);
+    cr_assert_eq(test_program_prepare(&t), 0, "%s", t.reason.text);
+    test_program_finish(&t);
+}
+
+Test(refusals_adapters, entries_that_do_not_fit)
+{
+    struct test_program t;
+
+    begin_adapter(&t)->id = GQA_NONE;
+    refused(&t, -EINVAL, "this id means none");
+    begin_adapter(&t)->weight = 3;
+    refused(&t, -EINVAL, "weight 3 of 3 is no matrix");
+    begin_adapter(&t)->a = 3;
+    refused(&t, -EINVAL, "adapter 3 of base: weight 3 of 3");
+    begin_adapter(&t)->b = GQA_NONE;
+    refused(&t, -EINVAL, "adapter 3 of base: weight 4294967295 of 3");
+    begin_adapter(&t)->scale = NAN;
+    refused(&t, -EINVAL, "scale nan");
+    struct gqa_adapter *x = begin_adapter(&t);
+    test_program_adapter(&t, x->id, x->weight, x->a, x->b, 2.0f);
+    refused(&t, -EINVAL, "adapter 3 of base: is there twice");
+    begin_adapter(&t);
+    t.desc.n_adapters = UINT32_MAX;
+    refused(&t, -EINVAL, "a list of 4294967295 entries");
+}
+
+Test(refusals_adapters, factors_that_do_not_fit)
+{
+    struct test_program t;
+
+    struct gqa_adapter *x = begin_adapter(&t);
+    t.weights[x->a].ne[0] = 32;
+    refused(&t, -EINVAL, "adapter 3 of base, low (F32): is 32 x 8 instead of 64 x 8");
+    x = begin_adapter(&t);
+    t.weights[x->b].ne[0] = 4;
+    refused(&t, -EINVAL, "adapter 3 of base, high (F32): is 4 x 48 instead of 8 x 48");
+    x = begin_adapter(&t);
+    t.weights[x->b].ne[1] = 32;
+    refused(&t, -EINVAL, "high (F32): is 8 x 32 instead of 8 x 48");
+    x = begin_adapter(&t);
+    t.weights[x->a].ne[1] = t.weights[x->b].ne[0] = 0;
+    refused(&t, -EINVAL, "low (F32): not a matrix");
+    x = begin_adapter(&t);
+    t.weights[x->a].type = GQA_TYPE_Q8_0;
+    refused(&t, -ENOTSUP, "low (Q8_0): adapters are of type F32, F16 or BF16");
+    x = begin_adapter(&t);
+    t.weights[x->a].type = GQA_TYPE_IQ4_NL;
+    refused(&t, -ENOTSUP, "low (IQ4_NL)");
+    x = begin_adapter(&t);
+    t.weights[x->b].data = NULL;
+    refused(&t, -EINVAL, "high (F32): has no data");
+    begin_adapter(&t);
     t.host.host.allocate = no_memory;
     refused(&t, -ENOMEM, "not enough memory");
 }

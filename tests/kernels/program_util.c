@@ -20,6 +20,7 @@ void test_program_init(struct test_program *t, enum cpu_isa isa, uint32_t n_thre
         .regs = t->regs,
         .weights = t->weights,
         .rope_tables = t->ropes,
+        .adapters = t->adapters,
     };
 }
 
@@ -67,6 +68,16 @@ struct gqa_op *test_program_op(struct test_program *t, uint32_t kind)
         .scale = 1.0f,
     };
     return op;
+}
+
+struct gqa_adapter *test_program_adapter(struct test_program *t, uint32_t id, uint32_t weight,
+                                         uint32_t a, uint32_t b, float scale)
+{
+    cr_assert(t->desc.n_adapters < TEST_ADAPTERS_MAX);
+    struct gqa_adapter *adapter = &t->adapters[t->desc.n_adapters++];
+
+    *adapter = (struct gqa_adapter){id, weight, a, b, scale};
+    return adapter;
 }
 
 struct gqa_view test_view(const struct test_program *t, uint32_t reg)

@@ -6,8 +6,9 @@
 
 #include "plugins/cpu/program.h"
 
-#define TEST_OPS_MAX  32u
-#define TEST_REGS_MAX 32u
+#define TEST_OPS_MAX      32u
+#define TEST_REGS_MAX     32u
+#define TEST_ADAPTERS_MAX 8u
 
 /* A description under construction, and then a prepared program. */
 struct test_program {
@@ -18,6 +19,7 @@ struct test_program {
     struct gqa_reg regs[TEST_REGS_MAX];
     struct gqa_weight weights[TEST_REGS_MAX];
     struct gqa_rope_table ropes[2];
+    struct gqa_adapter adapters[TEST_ADAPTERS_MAX];
     void *program;
     struct gqa_reason reason;
 };
@@ -31,6 +33,9 @@ uint32_t test_program_weight(struct test_program *t, const struct gqa_weight *we
 uint32_t test_program_floats(struct test_program *t, const float *values, uint32_t n, uint32_t k);
 /* A new op of a kind: all views absent, layer, weight and bias GQA_NONE, scale 1. */
 struct gqa_op *test_program_op(struct test_program *t, uint32_t kind);
+/* What adapter id changes in a weight: a new entry of the description. */
+struct gqa_adapter *test_program_adapter(struct test_program *t, uint32_t id, uint32_t weight,
+                                         uint32_t a, uint32_t b, float scale);
 /* All of a register. */
 struct gqa_view test_view(const struct test_program *t, uint32_t reg);
 
