@@ -18,6 +18,11 @@ int io_create(bool force_fallback, struct io **ret);
 void io_destroy(struct io *io); /* waits for the running job, fails queued ones with -ECANCELED */
 bool io_uses_uring(const struct io *io);
 
+struct io_job { /* a place in the queue */
+    struct io_job *next;
+    bool is_call;
+};
+
 /* Reads [offset, offset + bytes) of fd in pieces, in order, and hands each to on_data; a non-zero
  * return of on_data ends the job with that code. done gets 0, or -errno (-EIO: short file).
  * fd stays the caller's and must live until done. *cancel may be set to true at any time:
@@ -29,7 +34,7 @@ struct io_read_job {
     void (*done)(void *arg, int result);
     void *arg;
     const atomic_bool *cancel; /* or NULL */
-    struct io_read_job *next;  /* the io thread's */
+    struct io_job queued;      /* the io thread's */
 };
 int io_submit_read(struct io *io, struct io_read_job *job);
 
@@ -43,7 +48,7 @@ struct io_call_job {
     int (*fn)(void *arg);
     void (*done)(void *arg, int result); /* or NULL */
     void *arg;
-    struct io_call_job *next; /* the io thread's */
+    struct io_job queued; /* the io thread's */
 };
 int io_submit_call(struct io *io, struct io_call_job *job);
 
