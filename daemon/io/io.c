@@ -28,18 +28,50 @@ static struct io_job *next_job(struct io *io, bool *ret_stop)
 /* What the queue links is a part of the job. */
 #define JOB_OF(type, queued_job) ((type *)((char *)(queued_job)-offsetof(type, queued)))
 
+static int append(struct io *io, struct io_job *job)
+{
+    int rc = 0;
+    job->next = NULL;
+    pthread_mutex_lock(&io->lock);
+    if (io->stop) {
+        rc = -ECANCELED;
+    } else {
+        *io->queue_end = job;
+        io->queue_end = &job->next;
+        pthread_cond_signal(&io->wake);
+    }
+    pthread_mutex_unlock(&io->lock);
+    return rc;
+}
+
+static void run_call(struct io_call_job *job, bool stop)
+{
+    int rc = stop ? -ECANCELED : job->fn(job->arg);
+    if (job->done != NULL) {
+        job->done(job->arg, rc);
+    }
+}
+
+/* A model is read for minutes: after every slice the rest goes to the queue's end. */
+static void run_read(struct io *io, struct io_read_job *job, bool stop)
+{
+    int rc = stop ? -ECANCELED : io_run_read(io, job);
+    if (rc == 0 && job->queued.taken < job->bytes) {
+        rc = append(io, &job->queued);
+        if (rc == 0) {
+            return;
+        }
+    }
+    job->done(job->arg, rc);
+}
+
 static void run(struct io *io, struct io_job *queued, bool stop)
 {
     if (queued->is_call) {
-        struct io_call_job *job = JOB_OF(struct io_call_job, queued);
-        int rc = stop ? -ECANCELED : job->fn(job->arg);
-        if (job->done != NULL) {
-            job->done(job->arg, rc);
-        }
-        return;
+        run_call(JOB_OF(struct io_call_job, queued), stop);
+    } else {
+        run_read(io, JOB_OF(struct io_read_job, queued), stop);
     }
-    struct io_read_job *job = JOB_OF(struct io_read_job, queued);
-    job->done(job->arg, stop ? -ECANCELED : io_run_read(io, job));
 }
 
 static void *io_main(void *arg)
@@ -163,29 +195,14 @@ bool io_on_thread(const struct io *io)
     return io != NULL && current == io;
 }
 
-static int submit(struct io *io, struct io_job *job, bool is_call)
-{
-    int rc = 0;
-    job->next = NULL;
-    job->is_call = is_call;
-    pthread_mutex_lock(&io->lock);
-    if (io->stop) {
-        rc = -ECANCELED;
-    } else {
-        *io->queue_end = job;
-        io->queue_end = &job->next;
-        pthread_cond_signal(&io->wake);
-    }
-    pthread_mutex_unlock(&io->lock);
-    return rc;
-}
-
 int io_submit_read(struct io *io, struct io_read_job *job)
 {
-    return submit(io, &job->queued, false);
+    job->queued = (struct io_job){.is_call = false};
+    return append(io, &job->queued);
 }
 
 int io_submit_call(struct io *io, struct io_call_job *job)
 {
-    return submit(io, &job->queued, true);
+    job->queued = (struct io_job){.is_call = true};
+    return append(io, &job->queued);
 }

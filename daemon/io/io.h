@@ -1,8 +1,8 @@
 /* daemon/io/io.h - the io thread: one io_uring, with pread and pwrite where it is refused.
  *
  * Jobs are queued from any thread and run by the io thread in their order, several reads or writes
- * in flight at once in registered buffers (4 MiB in all). Callbacks run on the io thread and must
- * not block; they may submit jobs. */
+ * in flight at once in registered buffers (4 MiB in all). A long read lets others in between.
+ * Callbacks run on the io thread and must not block; they may submit jobs. */
 #ifndef DAEMON_IO_IO_H
 #define DAEMON_IO_IO_H
 
@@ -20,6 +20,7 @@ bool io_uses_uring(const struct io *io);
 
 struct io_job { /* a place in the queue */
     struct io_job *next;
+    uint64_t taken; /* bytes of a read that are done */
     bool is_call;
 };
 
@@ -61,14 +62,14 @@ struct io_span { /* bytes that go into a file in one piece */
     uint64_t offset;
     const void *data;
     size_t bytes;
-    /* Sees the bytes as they are copied for writing, in order: checksums cost no second pass. NULL:
-     * nobody looks. */
+    /* Sees the bytes as they are copied for writing, in order and one span after another: checksums
+     * cost no second pass. NULL: nobody looks. */
     void (*on_piece)(void *arg, const void *data, size_t bytes);
     void *arg;
     int result; /* 0 or -errno; a span that was written in part has failed */
 };
 
-/* Writes all spans, in no particular order among each other; returns the first failure. */
+/* Writes all spans, in any order among each other; returns the first failure. */
 int io_write_spans(struct io *io, struct io_span *spans, size_t n_spans);
 int io_sync(struct io *io, int fd); /* fdatasync */
 

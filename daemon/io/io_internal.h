@@ -10,6 +10,7 @@
 /* Registered buffers count against RLIMIT_MEMLOCK, which unprivileged daemons have 8 MiB of. */
 #define IO_N_BUFFERS    4u
 #define IO_BUFFER_BYTES (1u << 20)
+#define IO_SLICE_BYTES  (64u << 20) /* of a long read, before other jobs get their turn */
 
 struct io {
     pthread_t thread;
@@ -33,7 +34,7 @@ int io_ring_submit(struct io *io);
  * -errno. */
 int io_ring_wait(struct io *io, uint32_t *ret_slot, int *ret_result);
 
-/* Runs a read, wholly. */
+/* Runs the next slice of a read. */
 int io_run_read(struct io *io, struct io_read_job *job);
 
 /* Gives the ring back once it was found unusable. */

@@ -16,17 +16,16 @@ static bool job_cancelled(const struct io_read_job *job)
 
 /* ---- plain ------------------------------------------------------------------------ */
 
-static int read_plain(struct io *io, struct io_read_job *job)
+static int read_plain(struct io *io, struct io_read_job *job, uint64_t offset, uint64_t bytes)
 {
-    for (uint64_t done = 0; done < job->bytes;) {
-        size_t n =
-            job->bytes - done < IO_BUFFER_BYTES ? (size_t)(job->bytes - done) : IO_BUFFER_BYTES;
+    for (uint64_t done = 0; done < bytes;) {
+        size_t n = bytes - done < IO_BUFFER_BYTES ? (size_t)(bytes - done) : IO_BUFFER_BYTES;
         if (job_cancelled(job)) {
             return -ECANCELED;
         }
-        int rc = io_pread_all(job->fd, io->buffers, n, job->offset + done);
+        int rc = io_pread_all(job->fd, io->buffers, n, offset + done);
         if (rc == 0 && job->on_data != NULL) {
-            rc = job->on_data(job->arg, job->offset + done, io->buffers, n);
+            rc = job->on_data(job->arg, offset + done, io->buffers, n);
         }
         if (rc != 0) {
             return rc;
@@ -87,10 +86,10 @@ static int reap(struct io *io, const struct io_read_job *job, struct piece *piec
 }
 
 /* Keeps IO_N_BUFFERS reads in flight and hands their data over in order. */
-static int read_ring(struct io *io, struct io_read_job *job)
+static int read_ring(struct io *io, struct io_read_job *job, uint64_t offset, uint64_t bytes)
 {
     struct piece pieces[IO_N_BUFFERS] = {0};
-    uint64_t n_pieces = (job->bytes + IO_BUFFER_BYTES - 1) / IO_BUFFER_BYTES;
+    uint64_t n_pieces = (bytes + IO_BUFFER_BYTES - 1) / IO_BUFFER_BYTES;
     uint64_t submitted = 0, delivered = 0;
     uint32_t in_flight = 0;
     int rc = 0;
@@ -98,9 +97,9 @@ static int read_ring(struct io *io, struct io_read_job *job)
         while (rc == 0 && submitted < n_pieces && submitted - delivered < IO_N_BUFFERS) {
             uint32_t slot = (uint32_t)(submitted % IO_N_BUFFERS);
             uint64_t at = submitted * IO_BUFFER_BYTES;
-            uint64_t left = job->bytes - at;
+            uint64_t left = bytes - at;
             pieces[slot] = (struct piece){
-                .offset = job->offset + at,
+                .offset = offset + at,
                 .wanted = left < IO_BUFFER_BYTES ? (uint32_t)left : IO_BUFFER_BYTES,
             };
             rc = submit_piece(io, job, pieces, slot);
@@ -132,11 +131,17 @@ static int read_ring(struct io *io, struct io_read_job *job)
 
 int io_run_read(struct io *io, struct io_read_job *job)
 {
-    if (!io->has_ring) {
-        return read_plain(io, job);
+    uint64_t offset = job->offset + job->queued.taken;
+    uint64_t left = job->bytes - job->queued.taken;
+    uint64_t bytes = left < IO_SLICE_BYTES ? left : IO_SLICE_BYTES;
+    int rc;
+    if (io->has_ring) {
+        rc = read_ring(io, job, offset, bytes);
+        io_ring_check(io);
+    } else {
+        rc = read_plain(io, job, offset, bytes);
     }
-    int rc = read_ring(io, job);
-    io_ring_check(io);
+    job->queued.taken += bytes;
     return rc;
 }
 

@@ -229,6 +229,60 @@ Test(io_write, a_call_may_submit_itself_until_the_thread_ends)
     }
 }
 
+struct turn { /* who came when */
+    sem_t gate, done;
+    int n, read, call;
+};
+
+static int wait_at_gate(void *arg)
+{
+    while (sem_wait(&((struct turn *)arg)->gate) < 0) {
+    }
+    return 0;
+}
+
+static int note_call(void *arg)
+{
+    struct turn *t = arg;
+    t->call = ++t->n;
+    return 0;
+}
+
+static void note_read(void *arg, int result)
+{
+    struct turn *t = arg;
+    t->read = result == 0 ? ++t->n : -1;
+    sem_post(&t->done);
+}
+
+Test(io_write, a_long_read_lets_a_call_in_between)
+{
+    for (int fallback = 0; fallback < 2; fallback++) {
+        struct io *io = make(fallback);
+        struct turn t = {0};
+        struct io_call_job gate = {.fn = wait_at_gate, .arg = &t};
+        struct io_call_job note = {.fn = note_call, .arg = &t};
+        struct io_read_job job = {
+            .fd = memfd_create("long", MFD_CLOEXEC), .done = note_read, .arg = &t};
+        job.bytes = 150 * (uint64_t)MIB;
+        cr_assert(eq(int, ftruncate(job.fd, (off_t)job.bytes), 0));
+        sem_init(&t.gate, 0, 0);
+        sem_init(&t.done, 0, 0);
+        cr_assert(eq(int, io_submit_call(io, &gate), 0));
+        cr_assert(eq(int, io_submit_read(io, &job), 0));
+        cr_assert(eq(int, io_submit_call(io, &note), 0));
+        sem_post(&t.gate);
+        while (sem_wait(&t.done) < 0) {
+        }
+        io_destroy(io);
+        cr_expect(eq(int, t.call, 1));
+        cr_expect(eq(int, t.read, 2));
+        close(job.fd);
+        sem_destroy(&t.gate);
+        sem_destroy(&t.done);
+    }
+}
+
 /* ---- the system's files ------------------------------------------------------------------ */
 
 static int count_names(void *arg, const char *name, uint64_t bytes)
