@@ -1,4 +1,5 @@
 /* daemon/main.c - gqad: options, configuration, then the server. */
+#include "daemon/kv/guard.h"
 #include "daemon/log.h"
 #include "daemon/options.h"
 #include "daemon/server.h"
@@ -54,6 +55,15 @@ static void raise_fd_limit(void)
     }
 }
 
+/* Before there are threads: files that are mapped may shrink, and that must not end the daemon. */
+static void survive_lost_pages(void)
+{
+    int rc = kv_guard_install();
+    if (rc < 0) {
+        log_warning("a mapped file that shrinks will end this process: %s", strerror(-rc));
+    }
+}
+
 static int serve(const struct options *o, struct config *config)
 {
     const struct server_options options = {.config = config,
@@ -99,6 +109,7 @@ int main(int argc, char **argv)
     log_init((enum log_level)config->log_level);
     forbid_core_files();
     raise_fd_limit();
+    survive_lost_pages();
     int status = EX_CONFIG;
     if (!config->user_mode && check_identity() < 0) {
         config_destroy(config);

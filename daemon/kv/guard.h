@@ -4,8 +4,8 @@
  * SIGBUS. The handler looks the address up in a table of our mappings. Inside one, it notes the
  * unit (a block's slot, a page of a model) that the address lies in, puts zeros over that unit, and
  * the reading thread goes on; whoever used the bytes asks kv_guard_marked() before it believes
- * them. Any other address, or a table of marks that cannot take the fault, gets what it would have
- * got without us: the action that was there before, by default the end of the process.
+ * them. Any other address gets what it would have got without us: the action that was there before,
+ * by default the end of the process.
  *
  * The table is static and lock-free: the handler reads it on whichever thread faults, at any time.
  * All functions may be called from any thread; a mapping is added and removed by its owner, who
@@ -24,12 +24,11 @@ int kv_guard_install(void);
 
 /* [memory, memory + bytes), whole pages, in units of unit_bytes (a multiple of the page size, the
  * last one may be shorter). *ret_id names the mapping in the calls below. -EINVAL: not whole pages;
- * -ENOSPC: the table is full. */
+ * -ENOSPC: the table is full; -ENOMEM: no memory for a bit per unit. */
 int kv_guard_add(void *memory, size_t bytes, size_t unit_bytes, uint32_t *ret_id);
 void kv_guard_remove(uint32_t id);
 
-/* Whether zeros may have been read in place of any of these bytes since the marks were cleared.
- * When more units failed than can be noted, all of the mapping is marked. */
+/* Whether zeros may have been read in place of any of these bytes since the marks were cleared. */
 bool kv_guard_marked(uint32_t id, size_t offset, size_t bytes);
 
 /* Forgets the marks of these bytes. The zeros stay until the owner maps the file there again, which

@@ -95,7 +95,8 @@ struct kv_store_write {
     const void *data;                    /* block_bytes of the class, unchanged until done */
     void (*done)(void *arg, int result); /* io thread; the write is the caller's again */
     void *arg;
-    struct kv_store_write *next; /* the store's, until done */
+    struct kv_store_write *next; /* the store's, until done, as all below */
+    uint64_t turn;
 };
 
 /* Queues a write; the caller's memory until done, which comes exactly once unless this fails.
@@ -121,8 +122,8 @@ struct kv_store_call {                   /* the caller's memory until done */
     void *arg;
     const struct kv_store_block *blocks; /* purge: these; NULL: everything */
     uint32_t n_blocks;
-    struct kv_store_call *next; /* the store's, until done */
-    struct kv_store_write *after;
+    struct kv_store_call *next; /* the store's, until done, as all below */
+    uint64_t turn;
     bool purge;
 };
 
@@ -132,8 +133,9 @@ void kv_store_flush(struct kv_store *s, struct kv_store_call *call);
 
 /* Really removes blocks, and with them everything that no live block needs: their data becomes
  * holes (or zeros, where the file system makes no holes), the index is written anew without their
- * records, both synced. With blocks NULL all blocks go, and files that were set aside as well.
- * Nobody may be reading their data. done gets 0, or the first failure: then call again. */
+ * records, both synced. A block whose slot has another key by now is passed over. With blocks NULL
+ * all go, and files that were set aside as well. Nobody may be reading their data. done gets 0, or
+ * the first failure: then call again. */
 void kv_store_purge(struct kv_store *s, struct kv_store_call *call);
 
 /* ---- reading: any thread, while the block is neither forgotten nor purged ------------------ */
