@@ -46,6 +46,13 @@ struct config_list {
     S(CACHE, cache_type_v, 0, RESTART, 0, 0, "f16", "type of V in the cache (-ctv)")           \
     S(BYTES, kv_bytes, 0, RESTART, 0, 1125899906842624, "0",                                   \
       "most memory of the KV cache, as in 8G; 0: a quarter of the host's")                     \
+    S(BOOL, kv_store, 0, RESTART, 0, 1, "true", "keep the KV cache on disk, in cache_dir")     \
+    S(BYTES, kv_store_bytes, 0, RESTART, 0, 1125899906842624, "0",                             \
+      "most disk space of the KV cache; 0: a tenth of what is free, 32 GiB at most")           \
+    S(BYTES, kv_store_bytes_per_user, 0, RESTART, 0, 1125899906842624, "0",                    \
+      "the same for one uid; 0: no bound of its own")                                          \
+    S(STRING, kv_realm, 0, RESTART, 0, 40, "",                                                 \
+      "all users share cached prompts under this name; empty: each has only its own")          \
     S(STRING, backend, 0, RESTART, 0, 63, "", "backend of models, NAME or NAME:options")       \
     S(STRING, attention, 0, RESTART, 0, 63, "", "backend of attention alone")                  \
     S(BOOL, io_uring, 0, RESTART, 0, 1, "true", "read through io_uring where it is allowed")   \

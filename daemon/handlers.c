@@ -4,6 +4,7 @@
 #include "daemon/log.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -70,6 +71,7 @@ int service_create(const struct service_options *options, struct service **ret)
     s->registry = options->registry;
     s->catalogue = options->catalogue;
     s->host = options->host;
+    snprintf(s->realm, sizeof(s->realm), "%s", options->realm ? options->realm : "");
     s->started_ns = clock_now_ns();
     ipc_buffer_init(&s->nowhere);
     LIST_INIT(&s->unloads);
@@ -216,7 +218,7 @@ static bool method_is_work(enum proto_method method)
 {
     return method == PROTO_TEXT_GENERATE || method == PROTO_TEXT_LOGITS ||
            method == PROTO_TEXT_TOKENIZE || method == PROTO_TEXT_DETOKENIZE ||
-           method == PROTO_MODEL_LOAD || method == PROTO_MODEL_UNLOAD;
+           method == PROTO_MODEL_LOAD || method == PROTO_KV_PIN || method == PROTO_MODEL_UNLOAD;
 }
 
 static void dispatch_request(struct call *call)

@@ -60,6 +60,7 @@ struct service_options {
     struct engine *engine;
     struct registry *registry;
     struct backend_catalogue *catalogue;
+    const char *realm; /* whose cached prompts all users share; "": each has its own. Copied. */
     struct service_host host;
     struct service_limits limits;
 };

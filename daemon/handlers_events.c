@@ -140,6 +140,15 @@ static void pack_collected(struct call *call, struct ipc_buffer *b)
     }
 }
 
+/* Where the adopted blocks came from. */
+static const char *cache_source(const struct request *r)
+{
+    if (r->hit_blocks == 0) {
+        return r->n_cached > 0 ? "memory" : "none";
+    }
+    return r->store_blocks == 0 ? "memory" : r->store_blocks == r->hit_blocks ? "store" : "mixed";
+}
+
 static void answer_generate(struct call *call, const struct request *r)
 {
     const struct proto_text_generate *p = &call->params.text_generate;
@@ -161,8 +170,8 @@ static void answer_generate(struct call *call, const struct request *r)
     pack_timings(b, r);
     pack_kv_map(b, "cache", 3);
     pack_kv_u64(b, "hit_blocks", r->hit_blocks);
-    pack_kv_str(b, "source", "none");
-    pack_kv_str(b, "miss_reason", "prefixes are not kept");
+    pack_kv_str(b, "source", cache_source(r));
+    pack_kv_str(b, "miss_reason", kv_miss_text(r->miss));
     if (!p->stream) {
         pack_collected(call, b);
     }
@@ -174,6 +183,16 @@ void call_finish_cancelled_generate(struct call *call)
 {
     const struct request nothing = {.finish = FINISH_CANCELLED, .stop_index = -1};
     answer_generate(call, &nothing);
+}
+
+static void answer_pin(struct call *call, const struct request *r)
+{
+    struct ipc_buffer *b = call_begin_result(call);
+    ipc_pack_map(b, 3);
+    pack_kv_u64(b, "n_prompt", r->n_prompt);
+    pack_kv_u64(b, "n_cached", r->n_cached);
+    pack_kv_u64(b, "n_pinned", r->n_pinned);
+    call_end(call);
 }
 
 static void answer_logits(struct call *call, const struct request *r)
@@ -193,8 +212,11 @@ static void deliver_done(struct call *call)
         call_fail(call, PROTO_E_NO_MEMORY, "no memory to collect the result; use stream");
     } else if (r->finish == FINISH_ERROR) {
         call_fail(call, r->error ? r->error : PROTO_E_INTERNAL, "%s", r->error_message);
-    } else if (r->finish == FINISH_CANCELLED && !(call->cancelled && r->kind == REQUEST_GENERATE)) {
+    } else if (r->finish == FINISH_CANCELLED &&
+               !(call->cancelled && call->method == PROTO_TEXT_GENERATE)) {
         call_fail_cancelled(call);
+    } else if (call->method == PROTO_KV_PIN) {
+        answer_pin(call, r);
     } else if (r->kind == REQUEST_GENERATE) {
         answer_generate(call, r);
     } else {

@@ -4,6 +4,8 @@
 
 #include "daemon/handlers.h"
 
+struct kv_job;
+
 /* What an open call waits for. */
 enum call_wait {
     CALL_WAIT_NOTHING,
@@ -64,6 +66,7 @@ struct call {
     char *text; /* of a detokenise */
     size_t text_bytes;
     struct request *request;
+    struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
     size_t held_bytes; /* of events packed for a congested caller */
     struct call_collected collected;
 };
@@ -86,6 +89,7 @@ struct service {
     struct engine *engine;
     struct registry *registry;
     struct backend_catalogue *catalogue;
+    char realm[KV_REALM_BYTES]; /* shared by all users, or "" */
     struct service_host host;
     struct service_limits limits; /* allow_models is an owned copy */
     uint64_t started_ns;
@@ -154,6 +158,9 @@ bool call_check_tokens(struct call *call, const char *field, struct proto_tokens
 bool call_deliver(struct call *call, struct request_event *ev);
 void call_release_held(struct call *call); /* held_bytes are delivered now */
 void call_finish_cancelled_generate(struct call *call);
+
+/* The realm whose cached blocks the caller shares. */
+void call_realm(const struct call *call, char realm[KV_REALM_BYTES]);
 
 /* ---- the methods ------------------------------------------------------------------------- */
 #define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);

@@ -153,10 +153,15 @@ void handle_server_stats(struct call *call)
     pack_kv_u64(b, "tokens_generated_total", stats.n_generated_tokens);
     pack_kv_u64(b, "steps_total", stats.n_steps);
     pack_kv_f64(b, "step_ms_mean", step_ms);
-    pack_kv_map(b, "kv", 3);
+    pack_kv_map(b, "kv", 8);
     pack_kv_u64(b, "bytes_used", stats.kv_bytes_used);
     pack_kv_u64(b, "bytes_max", stats.kv_bytes_max);
-    pack_kv_u64(b, "blocks_used", stats.kv_blocks_used);
+    pack_kv_u64(b, "bytes_cached", stats.kv.arena_bytes_cached);
+    pack_kv_u64(b, "blocks_used", stats.kv.blocks_held);
+    pack_kv_u64(b, "store_bytes", stats.kv.store_bytes);
+    pack_kv_str(b, "store_state", stats.kv.store_state);
+    pack_kv_u64(b, "prefix_cache_queries", stats.kv.queries);
+    pack_kv_u64(b, "prefix_cache_hits", stats.kv.hits);
     pack_kv_u64(b, "connections", s->host.n_connections(s->host.data));
     pack_kv_bool(b, "draining", s->draining);
     pack_models(b, s);

@@ -2,6 +2,7 @@
 #include "daemon/handlers_internal.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -22,6 +23,11 @@ static struct prompt_params prompt_of(const struct call *call)
 {
     if (call->method == PROTO_TEXT_GENERATE) {
         const struct proto_text_generate *p = &call->params.text_generate;
+        return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
+                                      p->has_tokens, p->add_special, p->parse_special};
+    }
+    if (call->method == PROTO_KV_PIN) {
+        const struct proto_kv_pin *p = &call->params.kv_pin;
         return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
                                       p->has_tokens, p->add_special, p->parse_special};
     }
@@ -86,6 +92,18 @@ static bool check_context(struct call *call, uint32_t n_more)
     return true;
 }
 
+/* Cached prompts are shared within a realm: a uid's own, or the one that the administrator named.
+ */
+void call_realm(const struct call *call, char realm[KV_REALM_BYTES])
+{
+    const struct service *s = call->service;
+    if (s->realm[0]) {
+        snprintf(realm, KV_REALM_BYTES, "shared-%.40s", s->realm);
+    } else {
+        snprintf(realm, KV_REALM_BYTES, "uid-%u", (unsigned)call->uid);
+    }
+}
+
 static struct request *begin_request(struct call *call, enum request_kind kind)
 {
     struct request *r = request_create(kind, call->model);
@@ -94,6 +112,7 @@ static struct request *begin_request(struct call *call, enum request_kind kind)
         return NULL;
     }
     r->uid = call->uid;
+    call_realm(call, r->realm);
     r->owner = call;
     r->tokens = call->tokens;
     r->n_tokens = call->n_tokens;
@@ -251,6 +270,10 @@ static void generate_submit(struct call *call)
     r->n_predict = p->n_predict;
     r->ignore_eos = p->ignore_eos;
     r->t_max_predict_ms = p->t_max_predict_ms;
+    r->cache_exact = p->cache_exact;
+    if (!p->cache_prompt) {
+        r->realm[0] = '\0';
+    }
     if (fill_sampling(r, p) < 0 || copy_stops(r, p->stop) < 0) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
         return;
@@ -267,6 +290,32 @@ void handle_text_generate(struct call *call)
 {
     if (check_generate(call)) {
         call_with_model(call, call->params.text_generate.model, generate_with_model);
+    }
+}
+
+/* ---- kv.pin: a generation of nothing, whose prompt stays --------------------------------- */
+
+static void pin_submit(struct call *call)
+{
+    if (!check_context(call, 1)) {
+        return;
+    }
+    struct request *r = begin_request(call, REQUEST_GENERATE);
+    if (r) {
+        r->pin = call->params.kv_pin.pinned ? 1 : -1;
+        submit(call);
+    }
+}
+
+static void pin_with_model(struct call *call)
+{
+    take_prompt(call, pin_submit);
+}
+
+void handle_kv_pin(struct call *call)
+{
+    if (check_prompt(call)) {
+        call_with_model(call, call->params.kv_pin.model, pin_with_model);
     }
 }
 
@@ -289,6 +338,9 @@ static void logits_submit(struct call *call)
     }
     r->first_row = p->first_row;
     r->logprobs = p->logprobs;
+    if (!p->cache_prompt) {
+        r->realm[0] = '\0';
+    }
     submit(call);
 }
 

@@ -6,6 +6,7 @@
 #ifndef DAEMON_REQUEST_H
 #define DAEMON_REQUEST_H
 
+#include "daemon/kv/sequence.h"
 #include "daemon/model/model.h"
 #include "daemon/model/sampler.h"
 #include "ipc/protocol.h"
@@ -44,9 +45,12 @@ struct request {
     size_t n_stops;
     bool ignore_eos;
     uint32_t t_max_predict_ms;
-    uint32_t first_row; /* LOGITS */
-    bool logprobs;      /* LOGITS */
-    void *owner;        /* the loop's own, never touched by the engine */
+    uint32_t first_row;         /* LOGITS */
+    char realm[KV_REALM_BYTES]; /* whose cached blocks it shares; "": it shares nothing */
+    int pin;                    /* 1: the prompt's blocks stay until unpinned; -1: no longer */
+    bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
+    bool logprobs;              /* LOGITS */
+    void *owner;                /* the loop's own, never touched by the engine */
 
     /* Shared. */
     atomic_bool cancelled;           /* set by the loop, read by the engine between steps */
@@ -58,7 +62,9 @@ struct request {
     enum proto_error_code error;
     char error_message[256];
     uint32_t n_prompt, n_cached, n_generated;
-    uint32_t hit_blocks;
+    uint32_t hit_blocks, store_blocks; /* adopted; of these from the store */
+    enum kv_miss miss;                 /* why no more of them */
+    uint32_t n_pinned;                 /* tokens, of whole blocks */
     struct request_timings timings;
     uint64_t submitted_ns;
 

@@ -83,7 +83,6 @@ static void on_end_signal(uv_signal_t *handle, int signum)
     if (s->n_signals++ > 0) {
         log_warning("signal %d again: ending at once", signum);
         listen_close(s);
-        places_destroy(s);
         _exit(128 + signum);
     }
     log_info("signal %d: finishing", signum);
@@ -209,13 +208,14 @@ static int start_loop(struct server *s)
 
 static int start_service(struct server *s)
 {
-    int rc = parts_create(&s->parts, s->config, on_engine_notify, s);
+    int rc = parts_create(&s->parts, s->config, s->in_memory, on_engine_notify, s);
     if (rc < 0) {
         return rc;
     }
     const struct service_options options = {.engine = s->parts.engine,
                                             .registry = s->parts.registry,
                                             .catalogue = s->parts.catalogue,
+                                            .realm = s->config->kv_realm,
                                             .host = {.data = s,
                                                      .run = tasks_run,
                                                      .post = tasks_post,
@@ -255,7 +255,8 @@ int server_create(const struct server_options *options, struct server **ret)
         free(s);
         return rc;
     }
-    rc = places_create(s, options->temporary_cache);
+    s->in_memory = options->temporary_cache;
+    rc = places_create(s);
     rc = rc < 0 ? rc : start_service(s);
     rc = rc < 0 ? rc : listen_open(s, options);
     rc = rc < 0 ? rc : start_lifetime(s, options->lifetime_fd);
@@ -328,7 +329,6 @@ void server_destroy(struct server *s)
     uv_loop_close(&s->loop);
     service_destroy(s->service);
     parts_destroy(&s->parts);
-    places_destroy(s);
     if (s->reserve_fd >= 0) {
         close(s->reserve_fd);
     }

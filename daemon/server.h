@@ -14,7 +14,7 @@ struct server_options {
     const struct config_source *source; /* for reloads; outlives the server */
     int serve_fd, lifetime_fd;          /* or -1; taken over when server_create succeeds */
     bool listen;                        /* on config's socket, unless the manager passed some */
-    bool temporary_cache;               /* cache_dir is to be made and removed */
+    bool temporary_cache;               /* nothing is kept in cache_dir */
 };
 
 /* 0, or -errno after what went wrong is in the log. */

@@ -40,6 +40,9 @@ struct user { /* connections per uid */
 struct parts {
     struct pool *pool;
     struct io *io;
+    struct io *kv_io; /* the KV store's, or NULL */
+    char *kv_folder;  /* the same */
+    char *digests;    /* file that remembers what models contain */
     struct backend_catalogue *catalogue;
     struct registry *registry;
     struct engine *engine;
@@ -53,7 +56,7 @@ struct server {
     enum server_state state;
     struct parts parts;
     struct service *service;
-    char *temporary_dir; /* the cache, when it is to be removed at the end; or NULL */
+    bool in_memory; /* nothing is kept in cache_dir */
 
     /* Sockets. */
     struct listener listeners[SERVER_LISTENERS_MAX];
@@ -88,12 +91,16 @@ static inline struct server *server_of_peers(struct peer_host *host)
 }
 
 /* server_parts.c */
-int parts_create(struct parts *p, const struct config *c, void (*notify)(void *), void *notify_arg);
+int parts_create(struct parts *p, const struct config *c, bool in_memory, void (*notify)(void *),
+                 void *notify_arg);
 /* registry first: its loader thread reports into the service. */
 void parts_stop(struct parts *p);
 void parts_destroy(struct parts *p);
-int places_create(struct server *s, bool temporary_cache);
-void places_destroy(struct server *s); /* removes a temporary cache */
+
+/* server_places.c */
+int places_create(const struct server *s);
+int places_make_private(const char *path);           /* a folder of mode 0700, with its parents */
+uint64_t places_store_bytes(const struct config *c); /* the bound of the KV store */
 
 /* server_listen.c */
 int listen_open(struct server *s, const struct server_options *options);

@@ -1,14 +1,12 @@
-/* What computes and where it lies: pool, io, backends, models, engine, folders. */
+/* What computes: pool, io, backends, models, engine. */
 #include "daemon/server_internal.h"
 
 #include "daemon/log.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define POOL_SPIN_US     50u
 #define CHECK_TIMEOUT_MS 30000u /* of one plugin's check in its child */
@@ -61,6 +59,7 @@ static int make_registry(struct parts *p, const struct config *c)
         .defaults = {.n_ctx = c->ctx_size,
                      .k_type = c->cache_type_k,
                      .v_type = c->cache_type_v,
+                     .digests = p->digests,
                      .max_batch_rows = c->batch_size,
                      .max_out_rows = max_out_rows < c->batch_size ? max_out_rows : c->batch_size,
                      .backend = c->backend[0] ? c->backend : NULL,
@@ -68,14 +67,54 @@ static int make_registry(struct parts *p, const struct config *c)
     return registry_create(&options, &p->registry);
 }
 
-int parts_create(struct parts *p, const struct config *c, void (*notify)(void *), void *notify_arg)
+/* The store's io thread is not the loader's: a large model is read for minutes, and blocks must not
+ * wait for that. */
+static int make_cache_files(struct parts *p, const struct config *c)
 {
-    const struct engine_options engine = {.n_batch = c->batch_size,
-                                          .n_parallel = c->parallel,
-                                          .n_queue = c->queue_size,
-                                          .kv_bytes_max = c->kv_bytes,
-                                          .notify = notify,
-                                          .notify_arg = notify_arg};
+    if (asprintf(&p->digests, "%s/digests", c->cache_dir) < 0) {
+        p->digests = NULL;
+        return -ENOMEM;
+    }
+    if (!c->kv_store) {
+        return 0;
+    }
+    if (asprintf(&p->kv_folder, "%s/kv", c->cache_dir) < 0) {
+        p->kv_folder = NULL;
+        return -ENOMEM;
+    }
+    int rc = places_make_private(p->kv_folder);
+    if (rc < 0) {
+        log_warning("%s: %s: the KV cache is kept in memory alone", p->kv_folder, strerror(-rc));
+        free(p->kv_folder);
+        p->kv_folder = NULL;
+        return 0;
+    }
+    return io_create(!c->io_uring, &p->kv_io);
+}
+
+static int make_engine(struct parts *p, const struct config *c, void (*notify)(void *),
+                       void *notify_arg)
+{
+    const struct engine_options options = {
+        .pool = p->pool,
+        .n_batch = c->batch_size,
+        .n_parallel = c->parallel,
+        .n_queue = c->queue_size,
+        .kv = {.arena_bytes_max = c->kv_bytes,
+               .folder = p->kv_folder,
+               .io = p->kv_io,
+               .store_bytes_max = places_store_bytes(c),
+               .store_bytes_per_realm = c->kv_store_bytes_per_user,
+               .pool = p->pool},
+        .notify = notify,
+        .notify_arg = notify_arg,
+    };
+    return engine_create(&options, &p->engine);
+}
+
+int parts_create(struct parts *p, const struct config *c, bool in_memory, void (*notify)(void *),
+                 void *notify_arg)
+{
     *p = (struct parts){0};
     int rc = explain(pool_create(c->threads, POOL_SPIN_US, &p->pool), "compute threads");
     if (rc == 0) {
@@ -85,15 +124,16 @@ int parts_create(struct parts *p, const struct config *c, void (*notify)(void *)
         log_info("io_uring is refused here: files are read with pread");
     }
     if (rc == 0) {
+        rc = explain(in_memory ? 0 : make_cache_files(p, c), "the folder of the KV cache");
+    }
+    if (rc == 0) {
         rc = explain(make_catalogue(p, c), "backends");
     }
     if (rc == 0) {
         rc = explain(make_registry(p, c), "models");
     }
     if (rc == 0) {
-        struct engine_options options = engine;
-        options.pool = p->pool;
-        rc = explain(engine_create(&options, &p->engine), "the engine");
+        rc = explain(make_engine(p, c, notify, notify_arg), "the engine");
     }
     if (rc < 0) {
         parts_stop(p);
@@ -113,86 +153,10 @@ void parts_stop(struct parts *p)
 void parts_destroy(struct parts *p)
 {
     backend_catalogue_destroy(p->catalogue);
+    io_destroy(p->kv_io);
     io_destroy(p->io);
     pool_destroy(p->pool);
+    free(p->kv_folder);
+    free(p->digests);
     *p = (struct parts){0};
-}
-
-/* ---- folders ----------------------------------------------------------------------------- */
-
-/* Makes the folder and its parents; only the last one's mode matters to us. */
-static int make_dirs(const char *path)
-{
-    char copy[4096];
-    if (snprintf(copy, sizeof(copy), "%s", path) >= (int)sizeof(copy)) {
-        return -ENAMETOOLONG;
-    }
-    for (char *slash = strchr(copy + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        if (mkdir(copy, 0700) < 0 && errno != EEXIST) {
-            return -errno;
-        }
-        *slash = '/';
-    }
-    return mkdir(copy, 0700) < 0 && errno != EEXIST ? -errno : 0;
-}
-
-/* What users said to the models lies in there: nobody else may look. */
-static int check_private(const char *path)
-{
-    struct stat st;
-    if (stat(path, &st) < 0) {
-        return -errno;
-    }
-    if (!S_ISDIR(st.st_mode)) {
-        return -ENOTDIR;
-    }
-    if (st.st_uid != geteuid()) {
-        return -EPERM;
-    }
-    return (st.st_mode & 077) && chmod(path, 0700) < 0 ? -errno : 0;
-}
-
-static int make_temporary(struct server *s)
-{
-    const char *base = getenv("TMPDIR");
-    char *path = NULL;
-    if (asprintf(&path, "%s/gqad-XXXXXX", base && base[0] == '/' ? base : "/tmp") < 0) {
-        return explain(-ENOMEM, "the cache folder");
-    }
-    if (!mkdtemp(path)) {
-        int rc = explain(-errno, path);
-        free(path);
-        return rc;
-    }
-    s->temporary_dir = path;
-    return 0;
-}
-
-int places_create(struct server *s, bool temporary_cache)
-{
-    if (temporary_cache) {
-        return make_temporary(s);
-    }
-    const char *path = s->config->cache_dir;
-    int rc = make_dirs(path);
-    rc = rc < 0 ? rc : check_private(path);
-    if (rc < 0) {
-        log_error("cache_dir %s: %s", path, strerror(-rc));
-    }
-    return rc;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *walk)
-{
-    return remove(path);
-}
-
-void places_destroy(struct server *s)
-{
-    if (s->temporary_dir) {
-        nftw(s->temporary_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
-        free(s->temporary_dir);
-        s->temporary_dir = NULL;
-    }
 }

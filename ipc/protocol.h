@@ -121,7 +121,9 @@ enum proto_field_type {
     F(BOOL, ignore_eos, OPTIONAL, 0, 1, 0, "end-of-generation tokens are never chosen")        \
     F(U32, n_probs, OPTIONAL, 0, 32, 0, "report the logprobs of so many best candidates")      \
     F(BOOL, stream, OPTIONAL, 0, 1, 1, "send an event per step; else all with the result")     \
-    F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")
+    F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")      \
+    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")     \
+    F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")
 
 #define GQA_FIELDS_TOKENIZE(F)                                                \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model") \
@@ -141,7 +143,22 @@ enum proto_field_type {
     F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt") \
     F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")    \
     F(U32, first_row, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "first position reported")             \
-    F(BOOL, logprobs, OPTIONAL, 0, 1, 0, "only the log-probability of each next token")
+    F(BOOL, logprobs, OPTIONAL, 0, 1, 0, "only the log-probability of each next token")        \
+    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")
+
+#define GQA_FIELDS_KV_LIST(F) F(BOOL, all, OPTIONAL, 0, 1, 0, "every realm: administrators")
+
+#define GQA_FIELDS_KV_PIN(F)                                                                   \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                  \
+    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")              \
+    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")         \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt") \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")    \
+    F(BOOL, pinned, OPTIONAL, 0, 1, 1, "false: it may be evicted again")
+
+#define GQA_FIELDS_KV_DROP(F)                                                                    \
+    F(NAME, model, OPTIONAL, 1, PROTO_PATH_BYTES_MAX, 0, "of this loaded model; absent: of all") \
+    F(BOOL, all, OPTIONAL, 0, 1, 0, "every realm: administrators")
 
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
@@ -169,6 +186,16 @@ enum proto_field_type {
       "token ids to text, byte for byte")                                                    \
     M(TEXT_LOGITS, text_logits, "text.logits", PROTO_OWN, GQA_FIELDS_LOGITS,                 \
       "logits after every token; events carry them as tensors")                              \
+    M(KV_STATS, kv_stats, "kv.stats", PROTO_ANY, GQA_FIELDS_NONE,                            \
+      "the KV cache in numbers: memory, store, hits")                                        \
+    M(KV_LIST, kv_list, "kv.list", PROTO_OWN, GQA_FIELDS_KV_LIST,                            \
+      "what is kept of the caller's prompts, by model")                                      \
+    M(KV_PIN, kv_pin, "kv.pin", PROTO_OWN, GQA_FIELDS_KV_PIN,                                \
+      "computes a prompt's blocks and keeps them from eviction")                             \
+    M(KV_DROP, kv_drop, "kv.drop", PROTO_OWN, GQA_FIELDS_KV_DROP,                            \
+      "lets go of what is kept, but for pinned blocks")                                      \
+    M(KV_PURGE, kv_purge, "kv.purge", PROTO_OWN, GQA_FIELDS_KV_LIST,                         \
+      "removes all that is kept, from memory and disk, for good")                            \
     M(BACKEND_LIST, backend_list, "backend.list", PROTO_ANY, GQA_FIELDS_NONE,                \
       "plugins, what they can do here, who uses them")                                       \
     M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \

@@ -1,26 +1,78 @@
 #include "daemon/kv/sequence.h"
 
+#include "daemon/kv/cache_internal.h"
+#include "daemon/kv/sequence_internal.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-void kv_sequence_init(struct kv_sequence *s, const struct kv_layout *layout, struct kv_arena *arena)
+void kv_sequence_init(struct kv_sequence *s, const struct kv_layout *layout, struct kv_cache *cache,
+                      struct kv_space *space, bool exact)
 {
     memset(s, 0, sizeof(*s));
     s->layout = layout;
-    s->arena = arena;
+    s->cache = cache;
+    s->space = space;
+    s->exact = exact;
+    s->miss = space != NULL ? KV_MISS_NONE : KV_MISS_OFF;
+    if (space != NULL) {
+        space->n_holders++;
+        s->last_key = space->tree.root->key;
+    }
+}
+
+/* Gives back blocks [first_live, first_live of later) of a class. */
+static void give_back(struct kv_sequence *s, uint32_t layer_class, uint32_t first_live)
+{
+    struct kv_block_list *list = &s->lists[layer_class];
+    for (; list->first_live < first_live && list->first_live < list->n; list->first_live++) {
+        uint32_t i = list->first_live;
+        atomic_fetch_sub(&s->cache->blocks_held, list->pages[i] != NULL);
+        kv_block_unref(kv_cache_arena(s->cache), list->blocks[i]);
+        list->blocks[i] = NULL;
+        list->pages[i] = NULL;
+        if (i < s->n_sealed) {
+            kv_space_release_saved(s->space, s->nodes[i], layer_class);
+        }
+    }
+}
+
+static void release_all(struct kv_sequence *s)
+{
+    for (uint32_t c = 0; s->layout != NULL && c < s->layout->n_classes; c++) {
+        give_back(s, c, s->lists[c].n);
+        s->lists[c].n = s->lists[c].first_live = 0;
+        s->tables[c] = (struct gqa_page_table){0};
+    }
+    while (s->n_sealed > 0) { /* leaves first: an empty node goes when its children have gone */
+        struct kv_node *n = s->nodes[--s->n_sealed];
+        n->users--;
+        kv_space_drop_if_empty(s->space, n);
+    }
+    s->n_tokens = 0;
+}
+
+void kv_sequence_reset(struct kv_sequence *s)
+{
+    release_all(s);
+    s->sealing_failed = false;
+    if (s->space != NULL) {
+        s->last_key = s->space->tree.root->key;
+    }
 }
 
 void kv_sequence_finish(struct kv_sequence *s)
 {
-    for (uint32_t c = 0; c < KV_MAX_CLASSES; c++) {
-        struct kv_block_list *list = &s->lists[c];
-        for (uint32_t i = list->first_live; i < list->n; i++) {
-            kv_block_unref(s->arena, list->blocks[i]);
-        }
-        free(list->blocks);
-        free(list->pages);
+    release_all(s);
+    if (s->space != NULL) {
+        s->space->n_holders--;
     }
+    for (uint32_t c = 0; c < KV_MAX_CLASSES; c++) {
+        free(s->lists[c].blocks);
+        free(s->lists[c].pages);
+    }
+    free(s->nodes);
     memset(s, 0, sizeof(*s));
 }
 
@@ -29,7 +81,7 @@ static uint64_t blocks_for(uint64_t n_tokens)
     return n_tokens / GQA_KV_BLOCK_TOKENS + (n_tokens % GQA_KV_BLOCK_TOKENS != 0);
 }
 
-static int list_grow(struct kv_block_list *list, uint32_t n)
+int kv_list_grow(struct kv_block_list *list, uint32_t n)
 {
     if (n <= list->capacity) {
         return 0;
@@ -49,53 +101,68 @@ static int list_grow(struct kv_block_list *list, uint32_t n)
     return 0;
 }
 
+void kv_sequence_set_tables(struct kv_sequence *s)
+{
+    for (uint32_t c = 0; c < s->layout->n_classes; c++) {
+        struct kv_block_list *list = &s->lists[c];
+        s->tables[c] = (struct gqa_page_table){.n_pages = list->n, .pages = list->pages};
+    }
+}
+
 int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new)
 {
     uint32_t n_blocks = (uint32_t)blocks_for((uint64_t)s->n_tokens + n_new);
     int rc = 0;
     for (uint32_t c = 0; rc == 0 && c < s->layout->n_classes; c++) {
         struct kv_block_list *list = &s->lists[c];
-        rc = list_grow(list, n_blocks);
+        rc = kv_list_grow(list, n_blocks);
         while (rc == 0 && list->n < n_blocks) {
             struct kv_block *block;
-            rc = kv_arena_alloc(s->arena, s->layout->classes[c].block_bytes, &block);
+            rc = kv_cache_alloc(s->cache, s->layout->classes[c].block_bytes, &block);
             if (rc == 0) {
                 list->blocks[list->n] = block;
                 list->pages[list->n] = block->data;
                 list->n++;
+                atomic_fetch_add(&s->cache->blocks_held, 1);
             }
         }
-        s->tables[c] = (struct gqa_page_table){.n_pages = list->n, .pages = list->pages};
     }
+    kv_sequence_set_tables(s);
     return rc;
 }
 
-void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new)
+void kv_sequence_leave_windows(struct kv_sequence *s)
 {
-    s->n_tokens += n_new;
     for (uint32_t c = 0; c < s->layout->n_classes; c++) {
-        uint32_t window = s->layout->classes[c].desc.window;
-        if (window == 0 || s->n_tokens < window) {
-            continue;
-        }
-        /* The next token's position is n_tokens: it sees positions from n_tokens - window + 1. */
-        uint32_t first_seen = s->n_tokens - window + 1;
-        uint32_t first_live = first_seen / GQA_KV_BLOCK_TOKENS;
-        struct kv_block_list *list = &s->lists[c];
-        for (; list->first_live < first_live && list->first_live < list->n; list->first_live++) {
-            kv_block_unref(s->arena, list->blocks[list->first_live]);
-            list->blocks[list->first_live] = NULL;
-            list->pages[list->first_live] = NULL;
-        }
+        give_back(s, c, kv_first_needed(s->layout->classes[c].desc.window, s->n_tokens));
     }
 }
 
-uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens)
+void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new, const struct kv_text *text)
+{
+    s->n_tokens += n_new;
+    if (s->space != NULL) {
+        kv_sequence_seal(s, text);
+    }
+    kv_sequence_leave_windows(s);
+}
+
+/* A windowed class holds its window and the rows of a step, each reaching into a block. */
+static uint64_t blocks_held(uint32_t window, uint64_t n_tokens, uint32_t step_rows)
+{
+    uint64_t all = blocks_for(n_tokens);
+    uint64_t held = blocks_for((uint64_t)window + step_rows) + 2;
+    return window > 0 && held < all ? held : all;
+}
+
+uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens,
+                               uint32_t step_rows)
 {
     uint64_t bytes = 0;
     for (uint32_t c = 0; c < layout->n_classes; c++) {
-        uint64_t of_class =
-            kv_arena_bytes_for(layout->classes[c].block_bytes, blocks_for(n_tokens));
+        const struct kv_class *class = &layout->classes[c];
+        uint64_t of_class = kv_arena_bytes_for(
+            class->block_bytes, blocks_held(class->desc.window, n_tokens, step_rows));
         if (__builtin_add_overflow(bytes, of_class, &bytes)) {
             return UINT64_MAX;
         }

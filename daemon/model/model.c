@@ -21,6 +21,7 @@ struct loading {
     const char *stage;
     uint64_t done, total;
     struct weight_scan scan; /* of the file that is being read */
+    struct digest *digest; /* of the bytes read, or NULL: it is known */
     struct fmt_error *err;
 };
 
@@ -98,6 +99,9 @@ static int on_read(void *arg, uint64_t offset, const void *data, size_t bytes)
 {
     struct loading *l = arg;
     l->done += bytes;
+    if (l->digest != NULL) {
+        digest_update(l->digest, data, bytes);
+    }
     report(l, "read", l->done, l->total);
     return weight_scan_bytes(&l->scan, offset, data, bytes);
 }
@@ -128,6 +132,26 @@ static int read_through(struct model *m, struct loading *l)
         }
     }
     return 0;
+}
+
+/* Reads the files, and names their contents on the way where that was not done before. */
+static int read_and_digest(struct model *m, struct loading *l)
+{
+    struct digest_value weights;
+    const char *memory = l->options->digests;
+    bool known = digest_recall(memory, m->gguf, &weights);
+    int rc = known ? 0 : digest_create(&l->digest);
+    rc = rc < 0 ? fmt_fail(l->err, rc, "no memory") : read_through(m, l);
+    if (rc == 0 && !known) {
+        weights = digest_value(l->digest);
+        digest_remember(memory, m->gguf, &weights);
+    }
+    digest_destroy(l->digest);
+    l->digest = NULL;
+    if (rc == 0 && model_identity_init(m, &weights) < 0) {
+        rc = fmt_fail(l->err, -ENOMEM, "no memory");
+    }
+    return rc;
 }
 
 static int open_backends(struct model *m, struct loading *l, struct backend_catalogue *catalogue,
@@ -238,7 +262,7 @@ int model_load(const struct model_options *options, struct backend_catalogue *ca
     rc = rc < 0 ? rc
                 : model_program_init(&m->program, m->gguf, &m->shape, &m->layout, m->n_ctx, err);
     rc = rc < 0 ? rc : open_backends(m, &l, catalogue, pool);
-    rc = rc < 0 ? rc : read_through(m, &l);
+    rc = rc < 0 ? rc : read_and_digest(m, &l);
     rc = rc < 0 ? rc : prepare(m, &l);
     if (rc < 0) {
         model_unref(m);

@@ -7,6 +7,7 @@
 
 #include "daemon/backend/backend.h"
 #include "daemon/io/io.h"
+#include "daemon/kv/cache.h"
 #include "daemon/kv/layout.h"
 #include "daemon/model/arch.h"
 #include "daemon/model/tokenizer.h"
@@ -25,6 +26,7 @@ struct model_options {
     uint32_t max_out_rows;         /* rows of one step that give logits */
     const char *backend;           /* spec for the program, or NULL: the best */
     const char *attention_backend; /* spec for attention alone, or NULL: the program's */
+    const char *digests;           /* file that remembers digests of weights, or NULL */
 };
 
 /* Progress of a load; called on the loading thread and on the io thread, never both at once. */
@@ -51,6 +53,9 @@ const struct tokenizer *model_tokenizer(const struct model *m);
 const struct model_shape *model_shape(const struct model *m);
 const struct kv_layout *model_kv_layout(const struct model *m);
 uint32_t model_n_ctx(const struct model *m);
+/* What blocks of its KV cache have in common: equal for the same weights, context scaling, cache
+ * types and numerics, however often it is loaded. */
+const struct kv_identity *model_kv_identity(const struct model *m);
 
 struct model_facts { /* what model.info tells beyond the shape */
     const char *path, *description, *type_name;

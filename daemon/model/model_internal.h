@@ -2,6 +2,7 @@
 #ifndef DAEMON_MODEL_MODEL_INTERNAL_H
 #define DAEMON_MODEL_MODEL_INTERNAL_H
 
+#include "daemon/model/digest.h"
 #include "daemon/model/model.h"
 #include "daemon/model/pack.h"
 #include "daemon/model/program.h"
@@ -15,6 +16,7 @@ struct model {
     struct tokenizer *tokenizer;
     struct model_shape shape;
     struct kv_layout layout;
+    struct kv_identity identity;
     struct model_program program;
     struct packed_weights packed;
     struct backend *backend;   /* owns the program's context */
@@ -30,6 +32,9 @@ struct model {
     void (*retire)(void *arg, struct model *m);
     void *retire_arg;
 };
+
+/* What the KV cache knows the model by; weights: the digest of its files. -ENOMEM. */
+int model_identity_init(struct model *m, const struct digest_value *weights);
 
 /* Counts and names what model_facts() tells, when everything is loaded. */
 void model_facts_init(struct model *m);

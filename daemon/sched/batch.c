@@ -62,7 +62,7 @@ static uint8_t row_class(const struct sequence *s, size_t index)
 }
 
 /* Adds up to max_rows of the sequence's pending tokens; fewer where the output rows run out. */
-static int add_rows(struct batch *b, struct sequence *s, size_t max_rows)
+static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
 {
     size_t first = s->kv.n_tokens;
     size_t n = sequence_pending(s);
@@ -79,11 +79,11 @@ static int add_rows(struct batch *b, struct sequence *s, size_t max_rows)
         taken++;
     }
     if (taken == 0) {
-        return 0;
+        return;
     }
-    int rc = kv_sequence_reserve(&s->kv, (uint32_t)taken);
-    if (rc < 0) {
-        return rc;
+    if (kv_sequence_reserve(&s->kv, (uint32_t)taken) < 0) {
+        s->hold = SEQUENCE_STARVED;
+        return;
     }
     s->step_first_row = b->n_rows;
     s->step_rows = (uint32_t)taken;
@@ -105,11 +105,38 @@ static int add_rows(struct batch *b, struct sequence *s, size_t max_rows)
         .tables = s->kv.tables,
     };
     b->members[b->n_seqs++] = s;
-    return 0;
 }
 
-uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running,
-                    void (*on_no_memory)(void *arg, struct sequence *s), void *arg)
+/* Whether one that came before is about to compute what this one needs next: then it waits for that
+ * and adopts it, and a prefix that many requests share is computed once. */
+static bool follows_another(const struct sequence *s, const struct sequence *running)
+{
+    const struct kv_text text = sequence_text(s);
+    for (const struct sequence *other = running; other != s; other = other->next) {
+        const struct kv_text others = sequence_text(other);
+        if (other->hold != SEQUENCE_STARVED && sequence_is_prefilling(other) &&
+            !sequence_is_paused(other) &&
+            kv_sequence_follows(&s->kv, &text, sequence_adopt_limit(s), &other->kv, &others,
+                                (uint32_t)other->request->n_tokens)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Takes from the cache what is there. False: the sequence waits. */
+static bool adopt(struct sequence *s, const struct sequence *running, bool alone)
+{
+    const struct kv_text text = sequence_text(s);
+    if (kv_sequence_adopt(&s->kv, &text, sequence_adopt_limit(s), alone) == -EAGAIN ||
+        follows_another(s, running)) {
+        s->hold = SEQUENCE_WAITING;
+        return false;
+    }
+    return true;
+}
+
+uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running, bool alone)
 {
     b->model = model;
     b->n_rows = b->n_outs = b->n_seqs = 0;
@@ -121,8 +148,8 @@ uint32_t batch_form(struct batch *b, struct model *model, struct sequence *runni
                 sequence_is_paused(s) || !fits) {
                 continue;
             }
-            if (add_rows(b, s, prefill ? SIZE_MAX : 1) < 0) {
-                on_no_memory(arg, s);
+            if (!prefill || adopt(s, running, alone)) {
+                add_rows(b, s, prefill ? SIZE_MAX : 1);
             }
         }
     }
@@ -147,9 +174,14 @@ int batch_run(struct batch *b, const float **ret_logits)
         .out_rows = b->out_rows,
         .attention = &attention,
     };
-    int rc = model_step(b->model, &step, ret_logits);
-    for (uint32_t i = 0; rc == 0 && i < b->n_seqs; i++) {
-        kv_sequence_commit(&b->members[i]->kv, b->members[i]->step_rows);
+    return model_step(b->model, &step, ret_logits);
+}
+
+void batch_commit(struct batch *b)
+{
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        struct sequence *s = b->members[i];
+        const struct kv_text text = sequence_text(s);
+        kv_sequence_commit(&s->kv, s->step_rows, &text);
     }
-    return rc;
 }

@@ -23,14 +23,16 @@ int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_outs, uint32_t m
 void batch_finish(struct batch *b);
 
 /* Fills the batch from the running sequences of one model, leaving out those that wait for a slow
- * reader. Reserves KV; a sequence for which there is none is handed to on_no_memory and left out.
- * Returns the number of rows. */
-uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running,
-                    void (*on_no_memory)(void *arg, struct sequence *s), void *arg);
+ * reader. A prompt first adopts what is known of it; one whose next block another sequence is about
+ * to compute waits for that. Reserves KV. Sequences that cannot take part are left out and say why
+ * in hold. alone: nothing else runs. Returns the number of rows. */
+uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running, bool alone);
 
-/* Runs the step. On success the members' KV is committed and *ret_logits holds (n_outs, n_vocab),
- * valid until the next step. */
+/* Runs the step. *ret_logits: (n_outs, n_vocab), valid until the next step. */
 int batch_run(struct batch *b, const float **ret_logits);
+
+/* The step's results are good: the members' KV counts from now on, and others may adopt it. */
+void batch_commit(struct batch *b);
 
 /* Whether a sequence may run, or waits for its reader. */
 bool sequence_is_paused(const struct sequence *s);

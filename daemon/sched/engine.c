@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define MIN_OUT_ROWS 128u
 
@@ -32,6 +33,25 @@ struct request_event *engine_take_events(struct engine *e)
 
 /* ---- the thread -------------------------------------------------------------------------- */
 
+/* Sleeps until somebody kicks, or the cache has something to try again. Under the lock. */
+static void wait_for_kick(struct engine *e, bool busy)
+{
+    int timeout_ms = busy ? 0 : kv_cache_timeout_ms(e->cache);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += timeout_ms / 1000;
+    until.tv_nsec += timeout_ms % 1000 * 1000000l;
+    if (until.tv_nsec >= 1000000000l) {
+        until.tv_nsec -= 1000000000l;
+        until.tv_sec++;
+    }
+    int rc = 0;
+    while (!busy && !e->kicked && !e->stop && rc != ETIMEDOUT) {
+        rc = timeout_ms < 0 ? pthread_cond_wait(&e->wake, &e->lock)
+                            : pthread_cond_timedwait(&e->wake, &e->lock, &until);
+    }
+}
+
 /* Waits until there is something to do; false when the engine shall end and nothing runs. */
 static bool wait_for_work(struct engine *e, bool busy)
 {
@@ -42,12 +62,10 @@ static bool wait_for_work(struct engine *e, bool busy)
         e->options.notify(e->options.notify_arg);
     }
     if (!busy && e->running == NULL) {
-        kv_arena_trim(e->arena); /* without the lock: giving back gigabytes takes time */
+        kv_cache_trim(e->cache); /* without the lock: giving back gigabytes takes time */
     }
     pthread_mutex_lock(&e->lock);
-    while (!busy && !e->kicked && !e->stop) {
-        pthread_cond_wait(&e->wake, &e->lock);
-    }
+    wait_for_kick(e, busy);
     e->kicked = false;
     bool ended = e->stop && e->running == NULL && e->queue == NULL;
     for (struct sequence *s = e->running; e->stop && s != NULL; s = s->next) {
@@ -62,6 +80,11 @@ static void *engine_main(void *arg)
     struct engine *e = arg;
     bool busy = false;
     while (wait_for_work(e, busy)) {
+        kv_cache_poll(e->cache);
+        if (!engine_run_kv_calls(e)) {
+            busy = false;
+            continue;
+        }
         engine_drop_cancelled(e);
         engine_retire_finished(e);
         engine_admit(e);
@@ -69,6 +92,21 @@ static void *engine_main(void *arg)
         engine_retire_finished(e);
     }
     return NULL;
+}
+
+static void wake_engine(void *arg)
+{
+    engine_kick(arg);
+}
+
+/* Timed waits go by the clock that nobody sets. */
+static void init_wake(pthread_cond_t *wake)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(wake, &attr);
+    pthread_condattr_destroy(&attr);
 }
 
 /* ---- interface --------------------------------------------------------------------------- */
@@ -87,16 +125,20 @@ int engine_create(const struct engine_options *options, struct engine **ret)
     e->publisher = (struct publisher){emit, e};
     e->queue_end = &e->queue;
     e->events_end = &e->events;
+    e->kv_calls_end = &e->kv_calls;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->wake, NULL);
-    int rc = kv_arena_create(options->kv_bytes_max, &e->arena);
+    init_wake(&e->wake);
+    struct kv_cache_options kv = options->kv;
+    kv.wake = wake_engine;
+    kv.wake_arg = e;
+    int rc = kv_cache_create(&kv, &e->cache);
     rc = rc < 0 ? rc
                 : batch_init(&e->batch, options->n_batch, engine_max_out_rows(options->n_parallel),
                              options->n_parallel);
     rc = rc < 0 ? rc : -pthread_create(&e->thread, NULL, engine_main, e);
     if (rc < 0) {
         batch_finish(&e->batch);
-        kv_arena_destroy(e->arena);
+        kv_cache_destroy(e->cache);
         pthread_mutex_destroy(&e->lock);
         pthread_cond_destroy(&e->wake);
         free(e);
@@ -116,13 +158,14 @@ void engine_destroy(struct engine *e)
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
+    engine_end_kv_calls(e);
     while (e->events != NULL) {
         struct request_event *event = e->events;
         e->events = event->next;
         free(event);
     }
     batch_finish(&e->batch);
-    kv_arena_destroy(e->arena);
+    kv_cache_destroy(e->cache);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
     free(e);
@@ -199,10 +242,11 @@ void engine_stats(struct engine *e, struct engine_stats *ret)
         .n_prompt_tokens = atomic_load(&e->n_prompt_tokens),
         .n_generated_tokens = atomic_load(&e->n_generated_tokens),
         .step_ns_total = atomic_load(&e->step_ns_total),
-        .kv_bytes_used = kv_arena_bytes_used(e->arena),
-        .kv_bytes_max = kv_arena_bytes_max(e->arena),
-        .kv_blocks_used = kv_arena_blocks_used(e->arena),
+        .kv_bytes_used = kv_arena_bytes_used(kv_cache_arena(e->cache)),
+        .kv_bytes_max = kv_arena_bytes_max(kv_cache_arena(e->cache)),
+        .kv_blocks_used = kv_arena_blocks_used(kv_cache_arena(e->cache)),
     };
+    kv_cache_stats(e->cache, &ret->kv);
 }
 
 uint32_t engine_model_users(struct engine *e, const struct model *m)

@@ -9,6 +9,7 @@
 #ifndef DAEMON_SCHED_ENGINE_H
 #define DAEMON_SCHED_ENGINE_H
 
+#include "daemon/kv/cache_admin.h"
 #include "daemon/request.h"
 
 struct engine;
@@ -17,11 +18,12 @@ struct engine;
 uint32_t engine_max_out_rows(uint32_t n_parallel);
 
 struct engine_options {
-    struct pool *pool;     /* owned by the caller; the engine thread becomes its worker 0 */
-    uint32_t n_batch;      /* most rows of a step */
-    uint32_t n_parallel;   /* most sequences that run at once */
-    uint32_t n_queue;      /* most requests that wait */
-    uint64_t kv_bytes_max; /* of the arena, over all models */
+    struct pool *pool;   /* owned by the caller; the engine thread becomes its worker 0 */
+    uint32_t n_batch;    /* most rows of a step */
+    uint32_t n_parallel; /* most sequences that run at once */
+    uint32_t n_queue;    /* most requests that wait */
+    /* The KV cache. options.kv.wake and wake_arg are the engine's own. */
+    struct kv_cache_options kv;
     /* Called on the engine thread when events are ready to be taken; must only wake the loop. */
     void (*notify)(void *arg);
     void *notify_arg;
@@ -52,8 +54,37 @@ struct engine_stats {
     uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens;
     uint64_t step_ns_total;
     uint64_t kv_bytes_used, kv_bytes_max, kv_blocks_used;
+    struct kv_cache_stats kv;
 };
 void engine_stats(struct engine *e, struct engine_stats *ret);
+
+/* ---- the cache --------------------------------------------------------------------------- */
+
+enum engine_kv_op {
+    ENGINE_KV_LIST,  /* what is kept */
+    ENGINE_KV_DROP,  /* lets go of it */
+    ENGINE_KV_PURGE, /* removes it for good; running sequences of the realm begin anew */
+};
+
+/* The caller's until done, which comes once, on the engine thread, and must only hand the news to
+ * the loop. */
+struct engine_kv_call {
+    enum engine_kv_op op;
+    bool all; /* every realm */
+    char realm[KV_REALM_BYTES];
+    const struct kv_identity *model; /* DROP: of this model alone; or NULL */
+    void (*done)(void *arg);
+    void *arg;
+    /* Results. */
+    int result; /* 0 or -errno */
+    struct kv_removed removed;
+    struct kv_space_facts *spaces; /* (n_spaces) LIST: malloc'ed, the caller's */
+    size_t n_spaces;
+    struct engine_kv_call *next; /* the engine's */
+};
+
+/* -ESHUTDOWN: done does not come. */
+int engine_kv(struct engine *e, struct engine_kv_call *call);
 
 /* When the step in progress began (CLOCK_MONOTONIC), or 0 while the engine waits for work: a
  * watchdog sees a step that does not end. */

@@ -66,6 +66,7 @@ static void retire(struct engine *e, struct sequence *s)
     e->n_running--;
     pthread_mutex_unlock(&e->lock);
     e->bytes_committed -= s->bytes_committed;
+    kv_sequence_checkpoint(&s->kv);
     sequence_destroy(s);
     request_done(e, r);
 }
@@ -85,10 +86,11 @@ void engine_retire_finished(struct engine *e)
 
 /* ---- admission --------------------------------------------------------------------------- */
 
-static int start_sequence(struct engine *e, struct request *r, uint64_t bytes)
+static int start_sequence(struct engine *e, struct request *r, struct kv_space *space,
+                          uint64_t bytes)
 {
     struct sequence *s;
-    int rc = sequence_create(r, e->arena, &s);
+    int rc = sequence_create(r, e->cache, space, &s);
     if (rc < 0) {
         return rc;
     }
@@ -108,17 +110,30 @@ static int start_sequence(struct engine *e, struct request *r, uint64_t bytes)
     return 0;
 }
 
+/* Whose blocks the request shares, or NULL. False: what its store holds is not known yet. */
+static bool find_space(struct engine *e, const struct request *r, struct kv_space **ret)
+{
+    *ret = r->realm[0] == '\0' ? NULL
+                               : kv_cache_space(e->cache, r->realm, model_kv_identity(r->model),
+                                                model_kv_layout(r->model));
+    return *ret == NULL || kv_space_is_ready(*ret);
+}
+
 /* Takes the oldest request off the queue if it may start, or has ended while it waited. Sequences
  * are admitted with all the KV that they can come to need, so that none starves half-way. */
-static struct request *take_admissible(struct engine *e, uint64_t *ret_bytes)
+static struct request *take_admissible(struct engine *e, struct kv_space **ret_space,
+                                       uint64_t *ret_bytes)
 {
     pthread_mutex_lock(&e->lock);
-    struct request *r = e->queue;
+    struct request *r = e->queue; /* only this thread takes requests off */
+    pthread_mutex_unlock(&e->lock);
+    bool ready = r != NULL && find_space(e, r, ret_space);
+    pthread_mutex_lock(&e->lock);
     if (r != NULL) {
-        uint64_t bytes = sequence_bytes_needed(r);
-        uint64_t bytes_max = e->options.kv_bytes_max;
+        uint64_t bytes = sequence_bytes_needed(r, e->options.n_batch);
+        uint64_t bytes_max = e->options.kv.arena_bytes_max;
         bool ended = e->stop || atomic_load(&r->cancelled) || bytes > bytes_max;
-        bool fits = e->n_running < e->options.n_parallel && bytes <= bytes_max &&
+        bool fits = ready && e->n_running < e->options.n_parallel && bytes <= bytes_max &&
                     e->bytes_committed <= bytes_max - bytes;
         if (ended || fits) {
             e->queue = r->next;
@@ -136,18 +151,19 @@ static struct request *take_admissible(struct engine *e, uint64_t *ret_bytes)
 void engine_admit(struct engine *e)
 {
     struct request *r;
+    struct kv_space *space = NULL;
     uint64_t bytes = 0;
-    while ((r = take_admissible(e, &bytes)) != NULL) {
+    while ((r = take_admissible(e, &space, &bytes)) != NULL) {
         if (atomic_load(&r->cancelled) || e->stop) {
             r->finish = FINISH_CANCELLED;
-        } else if (bytes > e->options.kv_bytes_max) {
+        } else if (bytes > e->options.kv.arena_bytes_max) {
             char message[160];
             snprintf(message, sizeof(message),
                      "the request can need %llu bytes of KV cache, the bound is %llu",
-                     (unsigned long long)bytes, (unsigned long long)e->options.kv_bytes_max);
+                     (unsigned long long)bytes, (unsigned long long)e->options.kv.arena_bytes_max);
             engine_request_fail(r, PROTO_E_NO_MEMORY, message);
         } else {
-            int rc = start_sequence(e, r, bytes);
+            int rc = start_sequence(e, r, space, bytes);
             if (rc == -EINVAL) {
                 engine_request_fail(r, PROTO_E_INVALID_PARAMS,
                                     "sampling parameters do not fit together");

@@ -13,7 +13,7 @@
  * engine thread only, so that it reads it without), the events not yet taken, and the flags. */
 struct engine {
     struct engine_options options;
-    struct kv_arena *arena;
+    struct kv_cache *cache;
     struct batch batch;
     struct publisher publisher;
     pthread_t thread;
@@ -26,10 +26,12 @@ struct engine {
     uint32_t n_waiting, n_running;
     struct sequence *running; /* oldest first */
     struct request_event *events, **events_end;
+    struct engine_kv_call *kv_calls, **kv_calls_end;
 
     /* The engine thread's own. */
-    uint64_t bytes_committed; /* of the arena's bound, by admitted sequences */
-    uint64_t turn;            /* counts steps, for the order of models */
+    struct engine_kv_call *waiting_call; /* for the cache's io */
+    uint64_t bytes_committed;     /* of the arena's bound, by admitted sequences */
+    uint64_t turn;                /* counts steps, for the order of models */
 
     /* Written by the engine thread, read by the loop. */
     _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;
@@ -47,6 +49,12 @@ void engine_admit(struct engine *e);
 void engine_drop_cancelled(struct engine *e);
 /* Takes out sequences that have ended, or whose requests were cancelled. */
 void engine_retire_finished(struct engine *e);
+
+/* Does what was asked of the cache. False: a drop or purge waits for what is being saved, and no
+ * sequence may step before. */
+bool engine_run_kv_calls(struct engine *e);
+/* Answers those that nobody will run any more. */
+void engine_end_kv_calls(struct engine *e);
 
 /* One step of one model. False when there is nothing to do. */
 bool engine_step(struct engine *e);

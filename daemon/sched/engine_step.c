@@ -5,19 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The sequence waits for blocks that others give back. Admission counts what every sequence can
- * come to need, but a slab that holds blocks of several can be reused for its own size only. */
-static void on_no_memory(void *arg, struct sequence *s)
-{
-    s->starved = true;
-}
-
 /* The sequence whose model has waited longest, or NULL when none can run. Models take turns. */
 static struct sequence *choose_sequence(struct engine *e)
 {
     struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        bool can_run = !s->starved && !sequence_is_paused(s);
+        bool can_run = s->hold == SEQUENCE_READY && !sequence_is_paused(s);
         if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
             chosen = s;
         }
@@ -26,21 +19,27 @@ static struct sequence *choose_sequence(struct engine *e)
 }
 
 /* Forms the next batch. False when nothing can run; where that is for want of memory alone, the
- * youngest gives way, so that the others get on. */
+ * youngest gives way, so that the others get on. Admission counts what every sequence can come to
+ * need, but a slab that holds blocks of several can be reused for its own size only. */
 static bool form(struct engine *e, bool *ret_failed_one)
 {
+    bool alone = e->running != NULL && e->running->next == NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        s->starved = false;
+        s->hold = SEQUENCE_READY;
     }
     for (struct sequence *s; (s = choose_sequence(e)) != NULL;) {
-        if (batch_form(&e->batch, s->request->model, e->running, on_no_memory, e) > 0) {
+        if (batch_form(&e->batch, s->request->model, e->running, alone) > 0) {
             return true;
         }
-        s->starved = true; /* as all of its model that could run */
+        s->hold = s->hold == SEQUENCE_READY ? SEQUENCE_WAITING : s->hold;
     }
     struct sequence *youngest = NULL;
+    bool waiting = kv_cache_is_busy(e->cache); /* it will give memory back, or blocks */
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        youngest = s->starved ? s : youngest;
+        youngest = s->hold == SEQUENCE_STARVED ? s : youngest;
+    }
+    if (waiting) {
+        return false;
     }
     if (youngest != NULL) {
         engine_request_fail(youngest->request, PROTO_E_NO_MEMORY,
@@ -59,6 +58,28 @@ static void count_turn(struct engine *e, const struct model *model)
     }
 }
 
+/* What the cache has spared the prompt. */
+static void count_cached(struct engine *e, const struct sequence *s)
+{
+    struct request *r = s->request;
+    r->n_cached = s->kv.n_adopted_tokens;
+    r->hit_blocks = s->kv.n_adopted_blocks;
+    r->store_blocks = s->kv.n_from_store;
+    r->miss = s->kv.miss;
+    kv_cache_count(e->cache, r->n_prompt, r->n_cached);
+}
+
+/* A mapped file could not be read, and zeros may have stood in for its bytes: what was computed
+ * does not count. Every sequence begins anew; what is sound it finds in the cache again, and the
+ * tokens that it has generated stay. */
+static void recover_from_faults(struct engine *e)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        kv_sequence_reset(&s->kv);
+    }
+    kv_cache_drop_faulty(e->cache);
+}
+
 /* What one member makes of its part of the step's logits. */
 static void publish_member(struct engine *e, struct sequence *s, const float *logits, uint64_t now)
 {
@@ -69,6 +90,11 @@ static void publish_member(struct engine *e, struct sequence *s, const float *lo
     int rc = 0;
     if (prompt_ended) {
         s->prompt_done_ns = now;
+        count_cached(e, s);
+        if (r->pin != 0) {
+            r->n_pinned = kv_sequence_pin(&s->kv, (uint32_t)r->n_tokens, r->pin > 0);
+        }
+        kv_sequence_checkpoint(&s->kv);
     }
     if (r->kind == REQUEST_LOGITS) {
         rc = s->step_outs > 0 ? publish_rows(&e->publisher, s, rows) : 0;
@@ -104,6 +130,13 @@ bool engine_step(struct engine *e)
     atomic_store(&e->step_started_ns, 0);
     atomic_fetch_add(&e->n_steps, 1);
     atomic_fetch_add(&e->step_ns_total, end - start);
+    if (kv_cache_has_faults(e->cache)) {
+        recover_from_faults(e);
+        return true;
+    }
+    if (rc == 0) {
+        batch_commit(b);
+    }
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->members[i];
         if (rc < 0) {

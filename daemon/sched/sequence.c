@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-uint64_t sequence_bytes_needed(const struct request *r)
+uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows)
 {
     uint32_t n_ctx = model_n_ctx(r->model);
     uint64_t n_tokens = r->n_tokens;
@@ -12,7 +12,7 @@ uint64_t sequence_bytes_needed(const struct request *r)
         n_tokens += r->n_predict;
     }
     n_tokens = n_tokens < n_ctx ? n_tokens : n_ctx;
-    return kv_sequence_bytes_for(model_kv_layout(r->model), n_tokens);
+    return kv_sequence_bytes_for(model_kv_layout(r->model), n_tokens, step_rows);
 }
 
 /* End-of-generation tokens of the vocabulary, for ignore_eos. *ret_ids is malloc'ed. */
@@ -61,14 +61,15 @@ static int create_sampler(struct sequence *s)
     return rc;
 }
 
-int sequence_create(struct request *r, struct kv_arena *arena, struct sequence **ret)
+int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
+                    struct sequence **ret)
 {
     struct sequence *s = calloc(1, sizeof(*s));
     if (s == NULL) {
         return -ENOMEM;
     }
     s->request = r;
-    kv_sequence_init(&s->kv, model_kv_layout(r->model), arena);
+    kv_sequence_init(&s->kv, model_kv_layout(r->model), cache, space, r->cache_exact);
     s->capacity = r->n_tokens + 64;
     s->tokens = malloc(s->capacity * sizeof(*s->tokens));
     int rc = s->tokens == NULL ? -ENOMEM : 0;

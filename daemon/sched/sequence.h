@@ -19,7 +19,11 @@ struct sequence {
     size_t n_tokens, capacity;
     uint64_t bytes_committed; /* of the arena's bound */
     uint64_t last_turn;       /* the step in which its model ran last */
-    bool starved;             /* there was no memory for its next block */
+    enum sequence_hold {
+        SEQUENCE_READY,
+        SEQUENCE_STARVED, /* there was no memory for its next block */
+        SEQUENCE_WAITING, /* for blocks that another computes, or that are being checked */
+    } hold;               /* in the step that is being formed */
 
     /* Of the step in progress. */
     uint32_t step_rows, step_first_row;
@@ -28,12 +32,26 @@ struct sequence {
     uint64_t started_ns, prompt_done_ns, last_token_ns;
 };
 
-/* 0 and *ret; -ENOMEM; -EINVAL (sampling parameters). The request stays the caller's. */
-int sequence_create(struct request *r, struct kv_arena *arena, struct sequence **ret);
+/* space: whose blocks it shares, or NULL. 0 and *ret; -ENOMEM; -EINVAL (sampling parameters). The
+ * request stays the caller's. */
+int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
+                    struct sequence **ret);
 void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
 
-/* Bytes of the arena's bound that the request can come to need. */
-uint64_t sequence_bytes_needed(const struct request *r);
+/* Bytes of the arena's bound that the request can come to need, in steps of so many rows. */
+uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows);
+
+/* Its tokens, as the cache wants them. */
+static inline struct kv_text sequence_text(const struct sequence *s)
+{
+    return (struct kv_text){s->tokens, s->n_tokens, s->request->n_tokens};
+}
+
+/* How many of its tokens may come from the cache: the others' logits are wanted. */
+static inline uint32_t sequence_adopt_limit(const struct sequence *s)
+{
+    return s->request->kind == REQUEST_LOGITS ? s->request->first_row : (uint32_t)s->n_tokens - 1;
+}
 
 /* Tokens that wait to be computed: the rest of the prompt, or the last generated one. */
 static inline size_t sequence_pending(const struct sequence *s)
@@ -41,10 +59,11 @@ static inline size_t sequence_pending(const struct sequence *s)
     return s->n_tokens - s->kv.n_tokens;
 }
 
-/* Whether prompt tokens wait: their chunks yield to sequences that generate. */
+/* Whether more waits than the last generated token: the prompt, or what is to be computed again.
+ * Such chunks yield to sequences that generate. */
 static inline bool sequence_is_prefilling(const struct sequence *s)
 {
-    return s->kv.n_tokens < s->request->n_tokens;
+    return s->kv.n_tokens < s->request->n_tokens || sequence_pending(s) > 1;
 }
 
 /* Appends a generated token. -ENOMEM. */

@@ -191,12 +191,13 @@ int rig_init(struct rig *r, uint32_t n_threads, const char *plugins, const char 
     int rc = pool_create(n_threads, 50, &r->pool);
     rc = rc < 0 ? rc : io_create(false, &r->io);
     rc = rc < 0 ? rc : backend_catalogue_create(&options, &r->catalogue);
-    return rc < 0 ? rc : kv_arena_create(1ull << 30, &r->arena);
+    const struct kv_cache_options kv = {.arena_bytes_max = 1ull << 30};
+    return rc < 0 ? rc : kv_cache_create(&kv, &r->cache);
 }
 
 void rig_finish(struct rig *r)
 {
-    kv_arena_destroy(r->arena);
+    kv_cache_destroy(r->cache);
     backend_catalogue_destroy(r->catalogue);
     io_destroy(r->io);
     pool_destroy(r->pool);
@@ -264,7 +265,9 @@ int feed_step(struct feed *const *feeds, uint32_t n_feeds, uint32_t n, float *co
     for (uint32_t f = 0; rc == 0 && f < n_feeds; f++) {
         memcpy(ret_logits[f], logits + (size_t)f * n * n_vocab,
                (size_t)n * n_vocab * sizeof(float));
-        kv_sequence_commit(&feeds[f]->kv, n);
+        const struct kv_text text = {feeds[f]->tokens, feeds[f]->kv.n_tokens + n,
+                                     feeds[f]->n_prompt};
+        kv_sequence_commit(&feeds[f]->kv, n, &text);
     }
     return rc;
 }
@@ -274,7 +277,7 @@ int run_chunked(struct rig *r, struct model *m, const int32_t *ids, size_t n_ids
 {
     struct feed feed = {.model = m, .tokens = (int32_t *)ids};
     struct feed *feeds[] = {&feed};
-    kv_sequence_init(&feed.kv, model_kv_layout(m), r->arena);
+    kv_sequence_init(&feed.kv, model_kv_layout(m), r->cache, NULL, false);
     uint32_t n_vocab = model_shape(m)->n_vocab;
     int rc = 0;
     for (size_t done = 0; rc == 0 && done < n_ids;) {

@@ -34,7 +34,7 @@ struct rig {
     struct pool *pool;
     struct io *io;
     struct backend_catalogue *catalogue;
-    struct kv_arena *arena;
+    struct kv_cache *cache;
 };
 int rig_init(struct rig *r, uint32_t n_threads, const char *plugins, const char *minimal,
              const char *check_program);
@@ -54,6 +54,7 @@ struct feed {
     struct model *model;
     struct kv_sequence kv;
     int32_t *tokens;
+    size_t n_prompt; /* for sequences that share */
 };
 
 /* One step: n rows of each of n_feeds sequences (the next n tokens of each), logits of all rows to

@@ -102,7 +102,7 @@ static void check_greedy(struct rig *r, const struct golden *g, struct model *m,
     struct feed feed = {.model = m, .tokens = tokens};
     struct feed *feeds[] = {&feed};
     float *out[] = {logits};
-    kv_sequence_init(&feed.kv, model_kv_layout(m), r->arena);
+    kv_sequence_init(&feed.kv, model_kv_layout(m), r->cache, NULL, false);
     size_t equal = 0;
     int rc = feed_step(feeds, 1, (uint32_t)s->n_ids, out);
     const float *last = logits + (s->n_ids - 1) * g->n_vocab;
@@ -150,7 +150,7 @@ static void check_batch(struct rig *r, const struct golden *g, struct model *m, 
     int rc = 0;
     for (uint32_t i = 0; i < n; i++) {
         storage[i] = (struct feed){.model = m, .tokens = s->ids + i % (s->n_ids - length)};
-        kv_sequence_init(&storage[i].kv, model_kv_layout(m), r->arena);
+        kv_sequence_init(&storage[i].kv, model_kv_layout(m), r->cache, NULL, false);
         feeds[i] = &storage[i];
         together[i] = calloc((size_t)length * g->n_vocab, sizeof(float));
     }

@@ -213,7 +213,7 @@ class Generate(DaemonCase):
         self.assertEqual(len(streamed["tokens"]), 40)
         self.assertEqual(set(streamed["timings"]), {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms",
                                                     "prompt_per_second", "predicted_per_second"})
-        self.assertEqual(streamed["cache"]["source"], "none")
+        self.assertIn(streamed["cache"]["source"], ("none", "memory"))
 
     def test_the_same_seed_gives_the_same_text_and_another_does_not(self):
         params = {"model": "tiny", "prompt": "sa te", "n_predict": 30, "temperature": 1.5, "ignore_eos": True}

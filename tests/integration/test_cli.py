@@ -64,7 +64,8 @@ class Run(Case):
             self.assertEqual(set(r["cache"]), CACHE_KEYS)
             self.assertEqual((r["finish"], r["n_generated"], len(r["tokens"])), ("length", 6, 6))
             prompt = self.gqa("tokenize", "-m", model, "--json", PROMPT).json
-            self.assertEqual((r["n_prompt"], r["n_cached"]), (len(prompt), 0))
+            self.assertEqual(r["n_prompt"], len(prompt))
+            self.assertLess(r["n_cached"], r["n_prompt"])
             again = self.run_json("--temperature", 0, PROMPT, model=model)
             self.assertEqual((again["text"], again["tokens"]), (r["text"], r["tokens"]))
 

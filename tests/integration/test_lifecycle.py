@@ -178,7 +178,7 @@ class Passed(Case):
             c.call("gqa.ping")
         self.ended(d)
 
-    def test_a_temporary_cache_is_removed(self):
+    def test_a_private_daemon_leaves_nothing_behind(self):
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryDirectory() as base:
             process = subprocess.Popen([GQAD, "--user", "--serve-fd", str(theirs.fileno())],
@@ -186,7 +186,6 @@ class Passed(Case):
                                        env={**os.environ, "TMPDIR": base})
             theirs.close()
             self.assertEqual(process.stdout.readline(), b"READY\n")
-            self.assertEqual(len(os.listdir(base)), 1)
             ours.close()
             process.communicate(timeout=60)
             self.assertEqual((process.returncode, os.listdir(base)), (0, []))

@@ -159,7 +159,7 @@ static int rig_init(struct rig *g)
                                     .n_batch = PARTS_BATCH,
                                     .n_parallel = 6,
                                     .n_queue = 4,
-                                    .kv_bytes_max = 8u << 20,
+                                    .kv.arena_bytes_max = 8u << 20,
                                     .notify = notify,
                                     .notify_arg = g};
     int rc = registry_create(&registry, &g->registry);

@@ -136,6 +136,22 @@ const struct kv_layout *model_kv_layout(const struct model *m)
     return &layout;
 }
 
+const struct kv_identity *model_kv_identity(const struct model *m)
+{
+    static const struct kv_identity identity = {.about = "fake"};
+    return &identity;
+}
+
+int engine_kv(struct engine *e, struct engine_kv_call *call)
+{
+    return -ESHUTDOWN;
+}
+
+const char *kv_miss_text(enum kv_miss miss)
+{
+    return "";
+}
+
 void model_facts(const struct model *m, struct model_facts *ret)
 {
     *ret = (struct model_facts){.n_ctx = FAKE_N_CTX, .path = "/fake", .type_name = "F32"};

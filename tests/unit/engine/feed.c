@@ -32,7 +32,7 @@ int feed_tokens(struct model *m, struct kv_sequence *kv, const int32_t *tokens, 
         if (rc == 0) {
             memcpy(ret_logits + (size_t)past * n_vocab, logits,
                    (size_t)rows * n_vocab * sizeof(*logits));
-            kv_sequence_commit(kv, rows);
+            kv_sequence_commit(kv, rows, NULL);
         }
     }
     return rc;
@@ -40,15 +40,16 @@ int feed_tokens(struct model *m, struct kv_sequence *kv, const int32_t *tokens, 
 
 int feed_all(struct model *m, const int32_t *tokens, uint32_t n, uint32_t chunk, float *ret_logits)
 {
-    struct kv_arena *arena;
+    const struct kv_cache_options options = {.arena_bytes_max = 64u << 20};
+    struct kv_cache *cache;
     struct kv_sequence kv;
-    int rc = kv_arena_create(64u << 20, &arena);
+    int rc = kv_cache_create(&options, &cache);
     if (rc < 0) {
         return rc;
     }
-    kv_sequence_init(&kv, model_kv_layout(m), arena);
+    kv_sequence_init(&kv, model_kv_layout(m), cache, NULL, false);
     rc = feed_tokens(m, &kv, tokens, n, chunk, ret_logits);
     kv_sequence_finish(&kv);
-    kv_arena_destroy(arena);
+    kv_cache_destroy(cache);
     return rc;
 }

@@ -12,7 +12,7 @@
 int feed_tokens(struct model *m, struct kv_sequence *kv, const int32_t *tokens, uint32_t n,
                 uint32_t chunk, float *ret_logits);
 
-/* The same for a sequence from its start, in an arena of its own. */
+/* The same for a sequence from its start, in a cache of its own. */
 int feed_all(struct model *m, const int32_t *tokens, uint32_t n, uint32_t chunk, float *ret_logits);
 
 #endif

@@ -1,192 +1,36 @@
 /* The engine over a tiny model: tokens alone and in company, bounds, cancels, rows, slow readers.
  */
-#include "daemon/sched/engine.h"
-#include "tests/unit/engine/parts.h"
+#include "tests/unit/engine/driver.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 
 #include <errno.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MANY  (64ull << 20) /* bytes of KV: more than any test needs */
-#define SLAB  (2ull << 20)  /* what one sequence of the tiny model commits */
-#define N_MAX 16u
-
-/* What came for one request. */
-struct result {
-    struct request *request;
-    int32_t tokens[2048];
-    uint32_t n_tokens;
-    float *rows; /* (n_rows, width) */
-    uint32_t n_rows, next_row;
-    bool out_of_order, done;
-};
-
-static struct parts parts;
-static struct model *model;
-static struct engine *engine;
-static struct result results[N_MAX];
-static uint32_t n_results;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static bool news;
-
-static void notify(void *arg)
-{
-    pthread_mutex_lock(&lock);
-    news = true;
-    pthread_cond_signal(&wake);
-    pthread_mutex_unlock(&lock);
-}
+#define MANY (64ull << 20) /* bytes of KV: more than any test needs */
+#define SLAB (2ull << 20)  /* what one sequence of the tiny model commits */
 
 static void start(uint32_t n_parallel, uint32_t n_queue, uint64_t kv_bytes_max)
 {
-    struct engine_options o = {
-        .pool = parts.pool,
-        .n_batch = PARTS_BATCH,
+    const struct engine_options o = {
         .n_parallel = n_parallel,
         .n_queue = n_queue,
-        .kv_bytes_max = kv_bytes_max,
-        .notify = notify,
+        .kv.arena_bytes_max = kv_bytes_max,
     };
-    cr_assert(eq(int, engine_create(&o, &engine), 0));
+    driver_start(&o);
 }
 
 static void setup(void)
 {
-    struct tiny t = tiny_default();
-    parts_init(&parts, 2);
-    model = parts_load(&parts, &t, "tiny");
+    const struct tiny t = tiny_default();
+    driver_setup(&t);
 }
 
-static void check_nothing_used(void)
-{
-    struct engine_stats s;
-    engine_stats(engine, &s);
-    cr_expect(eq(u64, s.kv_blocks_used, 0));
-    cr_expect(eq(u64, s.kv_bytes_used, 0));
-    cr_expect(eq(u32, s.n_running, 0));
-    cr_expect(eq(u32, s.n_waiting, 0));
-    cr_expect(eq(u32, engine_model_users(engine, model), 0));
-}
-
-static void teardown(void)
-{
-    engine_destroy(engine);
-    for (uint32_t i = 0; i < n_results; i++) {
-        request_destroy(results[i].request);
-        free(results[i].rows);
-    }
-    model_unref(model);
-    parts_finish(&parts);
-}
-
-TestSuite(engine, .init = setup, .fini = teardown, .timeout = 120);
-
-/* ---- requests ---------------------------------------------------------------------------- */
-
-/* A request over a prompt of n tokens that depends on seed; greedy. */
-static struct result *make(enum request_kind kind, uint32_t seed, uint32_t n, uint32_t n_predict)
-{
-    struct result *out = &results[n_results++];
-    struct request *r = request_create(kind, model);
-    cr_assert(r != NULL);
-    r->tokens = malloc(n * sizeof(*r->tokens));
-    for (uint32_t i = 0; i < n; i++) {
-        r->tokens[i] = (int32_t)((seed * 7919 + i * i * 31 + i * 101) % (TINY_VOCAB - 3) + 3);
-    }
-    r->n_tokens = n;
-    r->n_predict = n_predict;
-    r->sampling.temperature = 0;
-    r->ignore_eos = true;
-    r->owner = out;
-    *out = (struct result){.request = r, .next_row = UINT32_MAX};
-    return out;
-}
-
-static void submit(struct result *r)
-{
-    cr_assert(eq(int, engine_submit(engine, r->request), 0));
-}
-
-static void take_rows(struct result *out, const struct request_event *e)
-{
-    const struct request *r = out->request;
-    size_t width = r->logprobs ? 1 : TINY_VOCAB;
-    out->next_row = out->next_row == UINT32_MAX ? r->first_row : out->next_row;
-    out->out_of_order |= e->first_row != out->next_row;
-    out->next_row = e->first_row + e->n_rows;
-    out->rows = realloc(out->rows, (out->n_rows + e->n_rows) * width * sizeof(float));
-    memcpy(out->rows + out->n_rows * width, e->rows, e->n_rows * width * sizeof(float));
-    out->n_rows += e->n_rows;
-}
-
-/* Takes the events there are; deliver: tells the engine that they reached their reader. */
-static void take_events(bool deliver)
-{
-    struct request_event *next;
-    for (struct request_event *e = engine_take_events(engine); e != NULL; e = next) {
-        struct result *out = e->request->owner;
-        next = e->next;
-        cr_assert(not(out->done));
-        if (e->kind == REQUEST_TOKENS && e->n_tokens == 1) {
-            out->tokens[out->n_tokens++] = e->tokens[0].token;
-        } else if (e->kind == REQUEST_ROWS) {
-            take_rows(out, e);
-        }
-        out->done = e->kind == REQUEST_DONE;
-        if (deliver) {
-            atomic_fetch_sub(&e->request->undelivered_bytes, e->bytes);
-        }
-        free(e);
-    }
-    engine_kick(engine);
-}
-
-static void wait_for_news(void)
-{
-    pthread_mutex_lock(&lock);
-    while (!news) {
-        pthread_cond_wait(&wake, &lock);
-    }
-    news = false;
-    pthread_mutex_unlock(&lock);
-}
-
-static void wait_done(struct result *r)
-{
-    while (!r->done) {
-        wait_for_news();
-        take_events(true);
-    }
-}
-
-static void wait_all(void)
-{
-    for (uint32_t i = 0; i < n_results; i++) {
-        wait_done(&results[i]);
-    }
-    check_nothing_used();
-}
-
-static void wait_tokens(struct result *r, uint32_t n)
-{
-    while (r->n_tokens < n && !r->done) {
-        wait_for_news();
-        take_events(true);
-    }
-}
-
-static void check_same(const struct result *a, const struct result *b)
-{
-    cr_assert(eq(u32, a->n_tokens, b->n_tokens));
-    cr_expect(eq(int, memcmp(a->tokens, b->tokens, a->n_tokens * sizeof(a->tokens[0])), 0));
-}
+TestSuite(engine, .init = setup, .fini = driver_teardown, .timeout = 120);
 
 /* ---- generation -------------------------------------------------------------------------- */
 

@@ -84,16 +84,17 @@ static void check_lengths(struct model *m, const int32_t *tokens, uint32_t chunk
     size_t width = model_shape(m)->n_vocab;
     float *logits = calloc(LONGEST * width, sizeof(*logits));
     for (uint32_t n = 1; n <= LONGEST; n++) {
-        struct kv_arena *arena;
+        const struct kv_cache_options options = {.arena_bytes_max = 64u << 20};
+        struct kv_cache *cache;
         struct kv_sequence kv;
-        cr_assert(eq(int, kv_arena_create(64u << 20, &arena), 0));
-        kv_sequence_init(&kv, model_kv_layout(m), arena);
+        cr_assert(eq(int, kv_cache_create(&options, &cache), 0));
+        kv_sequence_init(&kv, model_kv_layout(m), cache, NULL, false);
         cr_assert(eq(int, feed_tokens(m, &kv, tokens, n, chunk, logits), 0));
         check_kept(m, &kv);
         cr_assert(eq(int, memcmp(logits, truth, n * width * sizeof(*logits)), 0),
                   "%u tokens in steps of %u give other bits", n, chunk);
         kv_sequence_finish(&kv);
-        kv_arena_destroy(arena);
+        kv_cache_destroy(cache);
     }
     free(logits);
 }

@@ -8,9 +8,24 @@
 
 #define WINDOW 100u
 
-static struct kv_arena *arena;
+static struct kv_cache *cache;
+static struct kv_arena *arena;  /* its own */
 static struct kv_layout layout; /* class 0 sees everything, class 1 a window */
 static struct kv_sequence s;
+
+static struct kv_cache *make_cache(uint64_t bytes_max)
+{
+    const struct kv_cache_options options = {.arena_bytes_max = bytes_max};
+    struct kv_cache *made = NULL;
+    cr_assert(eq(int, kv_cache_create(&options, &made), 0));
+    return made;
+}
+
+/* A sequence that shares nothing. */
+static void init(struct kv_sequence *seq, struct kv_cache *from)
+{
+    kv_sequence_init(seq, &layout, from, NULL, false);
+}
 
 static void setup(void)
 {
@@ -20,8 +35,9 @@ static void setup(void)
         {WINDOW, 2, 16, 16, GQA_TYPE_F32, GQA_TYPE_F32},
     };
     cr_assert(eq(int, kv_layout_init(&layout, layers, 3), 0));
-    cr_assert(eq(int, kv_arena_create(64u << 20, &arena), 0));
-    kv_sequence_init(&s, &layout, arena);
+    cache = make_cache(64u << 20);
+    arena = kv_cache_arena(cache);
+    init(&s, cache);
 }
 
 static void teardown(void)
@@ -29,7 +45,7 @@ static void teardown(void)
     kv_sequence_finish(&s);
     cr_expect(eq(u64, kv_arena_blocks_used(arena), 0));
     cr_expect(eq(u64, kv_arena_bytes_used(arena), 0));
-    kv_arena_destroy(arena);
+    kv_cache_destroy(cache);
     kv_layout_finish(&layout);
 }
 
@@ -38,7 +54,7 @@ TestSuite(kv_sequence, .init = setup, .fini = teardown);
 static void add(uint32_t n)
 {
     cr_assert(eq(int, kv_sequence_reserve(&s, n), 0));
-    kv_sequence_commit(&s, n);
+    kv_sequence_commit(&s, n, NULL);
 }
 
 Test(kv_sequence, grows_by_whole_blocks)
@@ -61,7 +77,7 @@ Test(kv_sequence, reserve_twice_takes_once)
     void *first = s.tables[0].pages[0];
     cr_assert(eq(int, kv_sequence_reserve(&s, 200), 0));
     cr_expect(eq(u64, kv_arena_blocks_used(arena), 8));
-    kv_sequence_commit(&s, 200);
+    kv_sequence_commit(&s, 200, NULL);
     add(1000);
     cr_expect(eq(ptr, s.tables[0].pages[0], first));
 }
@@ -89,7 +105,7 @@ Test(kv_sequence, a_chunk_over_a_window)
     cr_expect(ne(ptr, s.tables[1].pages[0], NULL)); /* the next token sees from 51 */
     cr_assert(eq(int, kv_sequence_reserve(&s, 500), 0));
     cr_expect(ne(ptr, s.tables[1].pages[0], NULL));
-    kv_sequence_commit(&s, 500);
+    kv_sequence_commit(&s, 500, NULL);
     for (uint32_t i = 0; i < 8; i++) {
         cr_expect(eq(ptr, s.tables[1].pages[i], NULL));
     }
@@ -102,7 +118,7 @@ Test(kv_sequence, finish_releases_everything_and_starts_anew)
     add(1234);
     kv_sequence_finish(&s);
     cr_expect(eq(u64, kv_arena_blocks_used(arena), 0));
-    kv_sequence_init(&s, &layout, arena);
+    init(&s, cache);
     cr_expect(eq(u32, s.n_tokens, 0));
     add(3);
     cr_expect(eq(u32, s.tables[0].n_pages, 1));
@@ -110,16 +126,15 @@ Test(kv_sequence, finish_releases_everything_and_starts_anew)
 
 Test(kv_sequence, without_memory_nothing_is_lost_and_the_call_may_be_repeated)
 {
-    struct kv_arena *small;
+    struct kv_cache *small = make_cache(2u << 21); /* one slab for each class */
     struct kv_sequence a, b;
     uint64_t block = layout.classes[0].block_bytes;
     uint64_t per_slab = (2u << 20) / block;
-    cr_assert(eq(int, kv_arena_create(2u << 21, &small), 0)); /* one slab for each class */
-    kv_sequence_init(&a, &layout, small);
-    kv_sequence_init(&b, &layout, small);
+    init(&a, small);
+    init(&b, small);
     cr_assert(eq(int, kv_sequence_reserve(&a, 64 * 4), 0));
-    kv_sequence_commit(&a, 64 * 4);
-    uint64_t used = kv_arena_blocks_used(small);
+    kv_sequence_commit(&a, 64 * 4, NULL);
+    uint64_t used = kv_arena_blocks_used(kv_cache_arena(small));
     cr_expect(eq(int, kv_sequence_reserve(&b, (uint32_t)(64 * per_slab)), -ENOMEM));
     cr_expect(eq(u32, b.n_tokens, 0));
     for (uint32_t i = 0; i < 4; i++) {
@@ -127,25 +142,31 @@ Test(kv_sequence, without_memory_nothing_is_lost_and_the_call_may_be_repeated)
     }
     cr_expect(eq(int, kv_sequence_reserve(&b, (uint32_t)(64 * per_slab)), -ENOMEM));
     kv_sequence_finish(&b);
-    cr_expect(eq(u64, kv_arena_blocks_used(small), used));
+    cr_expect(eq(u64, kv_arena_blocks_used(kv_cache_arena(small)), used));
     kv_sequence_finish(&a);
-    kv_sequence_init(&b, &layout, small);
+    init(&b, small);
     cr_expect(eq(int, kv_sequence_reserve(&b, 64 * 16), 0));
     kv_sequence_finish(&b);
-    kv_arena_destroy(small);
+    kv_cache_destroy(small);
 }
 
 Test(kv_sequence, bytes_for_bounds_what_a_sequence_takes)
 {
     const uint32_t lengths[] = {0, 1, 64, 65, 1000, 20000};
     for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
-        struct kv_arena *exact;
-        struct kv_sequence alone;
-        cr_assert(eq(int, kv_arena_create(kv_sequence_bytes_for(&layout, lengths[i]), &exact), 0));
-        kv_sequence_init(&alone, &layout, exact);
-        cr_expect(eq(int, kv_sequence_reserve(&alone, lengths[i]), 0));
-        kv_sequence_finish(&alone);
-        kv_arena_destroy(exact);
+        for (uint32_t step = 1; step <= 1000; step = 10 * step) {
+            struct kv_cache *exact = make_cache(kv_sequence_bytes_for(&layout, lengths[i], step));
+            struct kv_sequence alone;
+            init(&alone, exact);
+            while (alone.n_tokens < lengths[i]) {
+                uint32_t left = lengths[i] - alone.n_tokens;
+                uint32_t n = left < step ? left : step;
+                cr_assert(eq(int, kv_sequence_reserve(&alone, n), 0));
+                kv_sequence_commit(&alone, n, NULL);
+            }
+            kv_sequence_finish(&alone);
+            kv_cache_destroy(exact);
+        }
     }
-    cr_expect(eq(u64, kv_sequence_bytes_for(&layout, UINT64_MAX), UINT64_MAX));
+    cr_expect(eq(u64, kv_sequence_bytes_for(&layout, UINT64_MAX, 512), UINT64_MAX));
 }

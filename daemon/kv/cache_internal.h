@@ -1,0 +1,123 @@
+/* daemon/kv/cache_internal.h - what the files of the cache and of sequences share; private to them.
+ * All functions are the engine thread's. */
+#ifndef DAEMON_KV_CACHE_INTERNAL_H
+#define DAEMON_KV_CACHE_INTERNAL_H
+
+#include "daemon/kv/cache.h"
+#include "daemon/kv/prefix.h"
+#include "daemon/kv/store.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define KV_SPACES_MAX 64 /* open at once; idle ones are closed above it */
+
+enum kv_space_state {
+    KV_SPACE_RAM,     /* nothing is kept on disk */
+    KV_SPACE_OPENING, /* the io thread reads the store's index */
+    KV_SPACE_OPEN,
+    KV_SPACE_FAILED, /* to be tried again at retry_ns */
+};
+
+struct kv_space {
+    struct kv_space *next;
+    struct kv_cache *cache;
+    char realm[KV_REALM_BYTES];
+    struct kv_identity identity;
+    struct kv_tree tree;
+    uint32_t n_classes;
+    uint32_t windows[KV_MAX_CLASSES];
+    uint64_t block_bytes[KV_MAX_CLASSES];
+    uint32_t n_holders; /* sequences */
+    uint32_t n_pending; /* jobs on the io thread that will report back */
+    uint64_t last_turn; /* of the cache's count of uses */
+
+    enum kv_space_state state;
+    struct kv_store *store; /* OPEN */
+    uint64_t retry_ns;      /* FAILED: open again; OPEN with a backlog: save again */
+    bool backlog;           /* blocks could not be saved, or not yet */
+    uint64_t written_bytes; /* by the store, as last seen */
+    uint64_t saved_bytes;   /* of SAVING and SAVED places */
+    uint64_t synced_bytes;  /* of SAVED ones */
+    char trouble[192];      /* why nothing is saved, or "" */
+};
+
+/* What the io thread has done, handed to the engine thread: the start of a larger struct. */
+struct kv_news {
+    struct kv_news *next;
+    void (*take)(struct kv_news *news); /* on the engine thread; frees it */
+};
+
+struct kv_cache {
+    struct kv_cache_options options;
+    char *folder;
+    struct kv_arena *arena;
+    struct kv_space *spaces;
+    atomic_uint n_spaces, n_pending; /* written by the engine thread */
+    uint64_t turn, faults_seen;
+    pthread_mutex_t lock;  /* guards the mailbox */
+    pthread_cond_t posted; /* for the end, which waits for the last news */
+    struct kv_news *news, **news_end;
+    bool closing; /* nothing new is begun */
+
+    /* Written by the engine thread, read by the loop for statistics. */
+    _Atomic uint64_t n_nodes, queries, hits, n_evicted_arena, n_evicted_store, n_corrupt, n_faults;
+    _Atomic uint64_t blocks_held; /* pages of running sequences */
+    _Atomic uint64_t store_bytes_synced, store_bytes_written;
+    _Atomic uint64_t store_bytes, n_saved_bytes, bytes_cached;
+    char trouble[192]; /* the last one, or ""; under the lock */
+};
+
+uint64_t kv_now_ns(void);
+uint64_t kv_now_s(void); /* since 1970 */
+
+/* Any thread: puts news into the mailbox and wakes the engine. */
+void kv_cache_post(struct kv_cache *c, struct kv_news *news);
+
+/* ---- cache_store.c ---------------------------------------------------------------------- */
+
+/* What the files of its store are called. */
+void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX + 1]);
+/* Begins to open the space's store. */
+void kv_space_open(struct kv_space *s);
+/* Waits for what is being saved, and closes the store. Nothing of the space may be pending. */
+void kv_space_close(struct kv_space *s);
+/* Begins to save one block of the arena; where that cannot be now, the space has a backlog. */
+void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
+/* Saves what could not be saved before. */
+void kv_space_save_backlog(struct kv_space *s);
+/* Saves the windowed classes' blocks that a continuation after node n needs. */
+void kv_space_save_windows(struct kv_space *s, struct kv_node *n);
+/* Has the store remember when the node was used, or its flags. */
+void kv_space_note_use(struct kv_space *s, const struct kv_node *n);
+void kv_space_note_flags(struct kv_space *s, const struct kv_node *n);
+/* The place's block in the store is gone, or not to be believed. */
+void kv_space_forget(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
+
+/* Finds out whether saved blocks are what their checksums say: all places of the nodes that are
+ * needed from the store and not verified. Returns true when nothing needs (or needed) waiting. */
+bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint32_t *first_needed,
+                    uint32_t n, bool alone);
+
+/* ---- cache_evict.c ---------------------------------------------------------------------- */
+
+/* Lets go of the arena's copy where the store has the block and no sequence holds it. */
+void kv_space_release_saved(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
+/* Lets go of the arena's copy; running sequences keep theirs. */
+void kv_space_drop_copy(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
+/* Frees a node that says nothing any more. */
+void kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n);
+/* Makes room in the arena. Returns bytes that came free, 0: there is nothing to evict. */
+uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes);
+/* Makes room in the stores, for one realm or (NULL) for all. */
+uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes);
+/* Removes every node that no sequence uses, from memory alone. */
+void kv_space_clear(struct kv_space *s);
+
+/* First block that a windowed class needs for the token at position n_tokens; 0 without a window.*/
+static inline uint32_t kv_first_needed(uint32_t window, uint32_t n_tokens)
+{
+    return window == 0 || n_tokens < window ? 0 : (n_tokens - window + 1) / GQA_KV_BLOCK_TOKENS;
+}
+
+#endif

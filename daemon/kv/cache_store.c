@@ -1,0 +1,607 @@
+/* daemon/kv/cache_store.c - what the cache has the io thread do: open stores, save blocks, check
+ * what was restored.
+ *
+ * A job lives from its submission until its news are taken in; meanwhile the space and the node
+ * that it points to stay (n_pending, SAVING, checking). */
+#include "daemon/kv/cache_internal.h"
+
+#include "daemon/backend/pool.h"
+#include "daemon/io/io.h"
+#include "daemon/log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define OPEN_RETRY_NS (30ull * 1000000000u)
+#define SAVE_RETRY_NS (4ull * 1000000000u) /* a little after the store's own pause */
+
+static void begin(struct kv_space *s)
+{
+    s->n_pending++;
+    s->cache->n_pending++;
+}
+
+static void end(struct kv_space *s)
+{
+    s->n_pending--;
+    s->cache->n_pending--;
+}
+
+/* Notes why nothing is saved ("": it is), and logs it once. */
+static void set_trouble(struct kv_space *s, const char *why)
+{
+    if (strcmp(s->trouble, why) == 0) {
+        return;
+    }
+    snprintf(s->trouble, sizeof(s->trouble), "%s", why);
+    if (why[0] != '\0') {
+        log_warning("KV cache of %s: blocks are not saved: %s", s->realm, why);
+    } else {
+        log_info("KV cache of %s: blocks are saved again", s->realm);
+    }
+    struct kv_cache *c = s->cache;
+    const char *shown = why;
+    for (const struct kv_space *other = c->spaces; other != NULL && shown[0] == '\0';
+         other = other->next) {
+        shown = other->trouble;
+    }
+    pthread_mutex_lock(&c->lock);
+    snprintf(c->trouble, sizeof(c->trouble), "%s", shown);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void count_saved(struct kv_space *s, uint32_t layer_class, bool more)
+{
+    uint64_t bytes = s->block_bytes[layer_class];
+    s->saved_bytes += more ? bytes : -bytes;
+    atomic_fetch_add(&s->cache->store_bytes, more ? bytes : -bytes);
+}
+
+static void count_synced(struct kv_space *s, uint32_t layer_class, bool more)
+{
+    uint64_t bytes = s->block_bytes[layer_class];
+    s->synced_bytes += more ? bytes : -bytes;
+    atomic_fetch_add(&s->cache->store_bytes_synced, more ? bytes : -bytes);
+}
+
+/* ---- opening ----------------------------------------------------------------------------- */
+
+struct opening {
+    struct kv_news news;
+    struct io_call_job call;
+    struct kv_space *space;
+    char folder[4096];
+    char name[KV_STORE_NAME_MAX + 1];
+    struct kv_store_identity identity;
+    struct kv_store *store;
+    struct kv_store_block *blocks;
+    size_t n_blocks, capacity;
+    int result;
+    struct fmt_error err;
+};
+
+static void on_block(void *arg, const struct kv_store_block *block)
+{
+    struct opening *o = arg;
+    if (o->n_blocks == o->capacity) {
+        size_t capacity = o->capacity > 0 ? 2 * o->capacity : 256;
+        struct kv_store_block *blocks = realloc(o->blocks, capacity * sizeof(*blocks));
+        if (blocks == NULL) {
+            return; /* the store has it, the tree does not: its slot is idle until the next open */
+        }
+        o->blocks = blocks;
+        o->capacity = capacity;
+    }
+    o->blocks[o->n_blocks++] = *block;
+}
+
+/* The io thread. */
+static int open_store(void *arg)
+{
+    struct opening *o = arg;
+    const struct kv_cache_options *c = &o->space->cache->options;
+    const struct kv_store_options options = {
+        .folder = o->folder,
+        .name = o->name,
+        .identity = &o->identity,
+        .io = c->io,
+        .bytes_max = c->store_bytes_per_realm != 0 && c->store_bytes_per_realm < c->store_bytes_max
+                         ? c->store_bytes_per_realm
+                         : c->store_bytes_max,
+    };
+    return kv_store_open(&options, on_block, o, &o->store, &o->err);
+}
+
+static void open_done(void *arg, int result)
+{
+    struct opening *o = arg;
+    o->result = result;
+    kv_cache_post(o->space->cache, &o->news);
+}
+
+/* Puts what the index names into the tree. Parents come before children, as a rule; the others find
+ * theirs in the end. */
+static void add_restored(struct kv_space *s, const struct opening *o)
+{
+    struct kv_node **nodes = calloc(o->n_blocks + 1, sizeof(*nodes));
+    struct kv_key *parents = calloc(o->n_blocks + 1, sizeof(*parents));
+    size_t n = 0;
+    for (size_t i = 0; nodes != NULL && parents != NULL && i < o->n_blocks; i++) {
+        const struct kv_store_block *b = &o->blocks[i];
+        struct kv_node *node = NULL;
+        int rc =
+            kv_tree_insert(&s->tree, b->key, b->parent, b->position, b->flags, b->tokens, &node);
+        bool foreign = rc == -EEXIST && memcmp(node->tokens, b->tokens, sizeof(b->tokens)) != 0;
+        if ((rc < 0 && rc != -EEXIST) || foreign ||
+            node->places[b->layer_class].state != KV_UNSAVED) {
+            continue;
+        }
+        if (rc == 0) {
+            node->hits = b->hits;
+            node->used_s = b->used_s;
+            parents[n] = b->parent;
+            nodes[n++] = node;
+            atomic_fetch_add(&s->cache->n_nodes, 1);
+        }
+        struct kv_place *p = &node->places[b->layer_class];
+        p->state = KV_SAVED;
+        p->verified = false;
+        p->slot = b->slot;
+        p->checksum = b->checksum;
+        node->flags |= b->flags & KV_BLOCK_PINNED;
+        count_saved(s, b->layer_class, true);
+        count_synced(s, b->layer_class, true);
+    }
+    kv_tree_link_orphans(&s->tree, parents, nodes, n);
+    free(nodes);
+    free(parents);
+}
+
+static void take_opened(struct kv_news *news)
+{
+    struct opening *o = (struct opening *)news;
+    struct kv_space *s = o->space;
+    end(s);
+    if (o->result == 0) {
+        s->state = KV_SPACE_OPEN;
+        s->store = o->store;
+        add_restored(s, o);
+        set_trouble(s, "");
+        kv_space_save_backlog(s);
+    } else {
+        s->state = KV_SPACE_FAILED;
+        s->retry_ns = kv_now_ns() + OPEN_RETRY_NS;
+        set_trouble(s, o->err.text);
+    }
+    free(o->blocks);
+    free(o);
+}
+
+void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX + 1])
+{
+    for (size_t i = 0; i < sizeof(s->identity.id); i++) {
+        snprintf(name + 2 * i, 3, "%02x", s->identity.id[i]);
+    }
+}
+
+void kv_space_open(struct kv_space *s)
+{
+    struct kv_cache *c = s->cache;
+    if (c->folder == NULL || c->options.io == NULL) {
+        s->state = KV_SPACE_RAM;
+        return;
+    }
+    struct opening *o = calloc(1, sizeof(*o));
+    if (o == NULL) {
+        s->state = KV_SPACE_FAILED;
+        s->retry_ns = kv_now_ns() + OPEN_RETRY_NS;
+        return;
+    }
+    o->news.take = take_opened;
+    o->space = s;
+    snprintf(o->folder, sizeof(o->folder), "%s/%s", c->folder, s->realm);
+    kv_space_store_name(s, o->name);
+    memcpy(o->identity.id, s->identity.id, sizeof(o->identity.id));
+    o->identity.layout_version = GQA_KV_LAYOUT_VERSION;
+    o->identity.n_classes = s->n_classes;
+    memcpy(o->identity.block_bytes, s->block_bytes, sizeof(o->identity.block_bytes));
+    snprintf(o->identity.about, sizeof(o->identity.about), "%s", s->identity.about);
+    o->call = (struct io_call_job){.fn = open_store, .done = open_done, .arg = o};
+    begin(s);
+    if (io_submit_call(c->options.io, &o->call) < 0) {
+        end(s);
+        free(o);
+        s->state = KV_SPACE_RAM; /* the io thread ends, and so does the daemon */
+        return;
+    }
+    s->state = KV_SPACE_OPENING;
+}
+
+void kv_space_close(struct kv_space *s)
+{
+    if (s->store != NULL) {
+        kv_store_close(s->store);
+        s->store = NULL;
+    }
+    atomic_fetch_sub(&s->cache->store_bytes, s->saved_bytes);
+    atomic_fetch_sub(&s->cache->store_bytes_synced, s->synced_bytes);
+    s->saved_bytes = s->synced_bytes = 0;
+    s->state = KV_SPACE_RAM;
+}
+
+/* ---- saving ------------------------------------------------------------------------------ */
+
+struct saving {
+    struct kv_news news;
+    struct kv_store_write write;
+    struct kv_space *space;
+    struct kv_node *node;
+    struct kv_block *block; /* with a reference */
+    int result;
+};
+
+static void save_done(void *arg, int result)
+{
+    struct saving *w = arg;
+    w->result = result;
+    kv_cache_post(w->space->cache, &w->news);
+}
+
+/* Adds what the store has written since the last time. */
+static void count_written(struct kv_space *s, const struct kv_store_stats *stats)
+{
+    uint64_t written = stats->bytes_data_written + stats->bytes_index_written;
+    atomic_fetch_add(&s->cache->store_bytes_written, written - s->written_bytes);
+    s->written_bytes = written;
+}
+
+static void take_saved(struct kv_news *news)
+{
+    struct saving *w = (struct saving *)news;
+    struct kv_space *s = w->space;
+    uint32_t layer_class = w->write.block.layer_class;
+    struct kv_place *p = &w->node->places[layer_class];
+    struct kv_store_stats stats;
+    kv_store_stats(s->store, &stats);
+    count_written(s, &stats);
+    end(s);
+    kv_block_unref(s->cache->arena, w->block);
+    if (w->result == 0) {
+        p->state = KV_SAVED;
+        p->verified = true;
+        p->slot = w->write.block.slot;
+        p->checksum = w->write.block.checksum;
+        count_synced(s, layer_class, true);
+        atomic_fetch_add(&s->cache->n_saved_bytes, s->block_bytes[layer_class]);
+        if (w->write.block.flags != w->node->flags) {
+            kv_space_note_flags(s, w->node); /* pinned meanwhile */
+        }
+        kv_space_release_saved(s, w->node, layer_class);
+        set_trouble(s, "");
+    } else {
+        p->state = KV_UNSAVED;
+        count_saved(s, layer_class, false);
+        s->backlog = true;
+        if (w->result != -ECANCELED && w->result != -EDQUOT) {
+            s->retry_ns = s->retry_ns != 0 ? s->retry_ns : kv_now_ns() + SAVE_RETRY_NS;
+            set_trouble(s, stats.sentence[0] != '\0' ? stats.sentence : strerror(-w->result));
+        }
+    }
+    free(w);
+}
+
+/* Bytes that all spaces, or those of one realm, have in their stores. */
+static uint64_t bytes_saved(const struct kv_cache *c, const char *realm)
+{
+    uint64_t bytes = 0;
+    for (const struct kv_space *s = c->spaces; s != NULL; s = s->next) {
+        bytes += realm == NULL || strcmp(s->realm, realm) == 0 ? s->saved_bytes : 0;
+    }
+    return bytes;
+}
+
+/* Evicts a little more than one block, since the scan costs more than that. */
+static bool make_room_for(struct kv_cache *c, const char *realm, uint64_t bound, uint64_t bytes)
+{
+    if (bound == 0) {
+        return true;
+    }
+    uint64_t used = bytes_saved(c, realm);
+    if (bytes <= bound && used <= bound - bytes) {
+        return true;
+    }
+    kv_cache_evict_store(c, realm, bytes + bound / 64);
+    used = bytes_saved(c, realm);
+    return bytes <= bound && used <= bound - bytes;
+}
+
+static int submit_write(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
+{
+    struct kv_place *p = &n->places[layer_class];
+    struct saving *w = calloc(1, sizeof(*w));
+    if (w == NULL) {
+        return -ENOMEM;
+    }
+    *w = (struct saving){
+        .news.take = take_saved,
+        .write = {.data = p->block->data, .done = save_done, .arg = w},
+        .space = s,
+        .node = n,
+        .block = p->block,
+    };
+    struct kv_store_block *b = &w->write.block;
+    *b = (struct kv_store_block){
+        .key = n->key,
+        .layer_class = layer_class,
+        .flags = n->flags,
+        .position = n->position,
+        .used_s = n->used_s,
+        .hits = n->hits,
+    };
+    if (n->parent != NULL && n->parent != s->tree.root) {
+        b->parent = n->parent->key;
+    }
+    memcpy(b->tokens, n->tokens, sizeof(b->tokens));
+    int rc = kv_store_write(s->store, &w->write);
+    if (rc < 0) {
+        free(w);
+        return rc;
+    }
+    kv_block_ref(w->block);
+    p->state = KV_SAVING;
+    count_saved(s, layer_class, true);
+    begin(s);
+    return 0;
+}
+
+void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
+{
+    struct kv_cache *c = s->cache;
+    struct kv_place *p = &n->places[layer_class];
+    if (s->state == KV_SPACE_RAM || c->closing || p->state != KV_UNSAVED || p->block == NULL) {
+        return;
+    }
+    uint64_t bytes = s->block_bytes[layer_class];
+    bool room = s->state == KV_SPACE_OPEN && s->retry_ns == 0 &&
+                make_room_for(c, NULL, c->options.store_bytes_max, bytes) &&
+                make_room_for(c, s->realm, c->options.store_bytes_per_realm, bytes);
+    if (!room || submit_write(s, n, layer_class) < 0) {
+        s->backlog = true;
+    }
+}
+
+static int by_position(const void *a, const void *b)
+{
+    const struct kv_node *x = *(struct kv_node *const *)a, *y = *(struct kv_node *const *)b;
+    return x->position < y->position ? -1 : x->position > y->position;
+}
+
+/* Parents first, so that a crash in the midst leaves prefixes. */
+void kv_space_save_backlog(struct kv_space *s)
+{
+    if (!s->backlog || s->state != KV_SPACE_OPEN || s->retry_ns != 0) {
+        return;
+    }
+    struct kv_node **nodes = malloc((s->tree.n_nodes + 1) * sizeof(*nodes));
+    uint32_t bucket = 0;
+    size_t count = 0;
+    for (struct kv_node *n = NULL;
+         nodes != NULL && (n = kv_tree_next(&s->tree, &bucket, n)) != NULL;) {
+        nodes[count++] = n;
+    }
+    s->backlog = nodes == NULL;
+    if (nodes != NULL) {
+        qsort(nodes, count, sizeof(*nodes), by_position);
+    }
+    for (size_t i = 0; i < count && !s->backlog; i++) {
+        for (uint32_t c = 0; c < s->n_classes; c++) {
+            if (s->windows[c] == 0) {
+                kv_space_save(s, nodes[i], c);
+            }
+        }
+    }
+    free(nodes);
+}
+
+void kv_space_save_windows(struct kv_space *s, struct kv_node *n)
+{
+    for (uint32_t c = 0; c < s->n_classes; c++) {
+        uint32_t n_tokens = (n->position + 1) * GQA_KV_BLOCK_TOKENS;
+        uint32_t first = kv_first_needed(s->windows[c], n_tokens);
+        for (struct kv_node *at = n;
+             s->windows[c] > 0 && at != NULL && at != s->tree.root && at->position >= first;
+             at = at->parent) {
+            kv_space_save(s, at, c);
+        }
+    }
+}
+
+void kv_space_forget(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
+{
+    struct kv_place *p = &n->places[layer_class];
+    struct kv_store_block b = {.layer_class = layer_class, .slot = p->slot, .key = n->key};
+    kv_store_forget(s->store, &b);
+    p->state = KV_UNSAVED;
+    p->verified = false;
+    count_saved(s, layer_class, false);
+    count_synced(s, layer_class, false);
+}
+
+/* Calls fn for every block of the node that the store has. */
+static void for_saved(struct kv_space *s, const struct kv_node *n,
+                      void (*fn)(struct kv_store *store, const struct kv_store_block *block))
+{
+    for (uint32_t c = 0; c < s->n_classes; c++) {
+        if (n->places[c].state == KV_SAVED) {
+            const struct kv_store_block b = {
+                .key = n->key,
+                .layer_class = c,
+                .slot = n->places[c].slot,
+                .flags = n->flags,
+                .hits = n->hits,
+                .used_s = n->used_s,
+            };
+            fn(s->store, &b);
+        }
+    }
+}
+
+void kv_space_note_use(struct kv_space *s, const struct kv_node *n)
+{
+    for_saved(s, n, kv_store_use);
+}
+
+void kv_space_note_flags(struct kv_space *s, const struct kv_node *n)
+{
+    for_saved(s, n, kv_store_flag);
+}
+
+/* ---- checking ---------------------------------------------------------------------------- */
+
+struct check_item {
+    struct kv_node *node;
+    struct kv_store_block block;
+    int result;
+};
+
+struct checking {
+    struct kv_news news;
+    struct io_call_job call;
+    struct kv_space *space;
+    uint32_t n;
+    struct check_item items[];
+};
+
+/* A worker of the pool, or the io thread. */
+static void check_one(void *arg, uint32_t index, uint32_t worker)
+{
+    struct checking *k = arg;
+    struct check_item *item = &k->items[index];
+    item->result = kv_store_verify(k->space->store, &item->block);
+}
+
+static int check_all(void *arg)
+{
+    struct checking *k = arg;
+    for (uint32_t i = 0; i < k->n; i++) {
+        check_one(k, i, 0);
+    }
+    return 0;
+}
+
+/* Uses what was found; what is not to be believed is forgotten. */
+static void apply_checks(struct checking *k)
+{
+    struct kv_space *s = k->space;
+    for (uint32_t i = 0; i < k->n; i++) {
+        const struct check_item *item = &k->items[i];
+        struct kv_place *p = &item->node->places[item->block.layer_class];
+        p->checking = false;
+        if (item->result == 0) {
+            p->verified = true;
+        } else if (item->result != -ECANCELED) {
+            atomic_fetch_add(&s->cache->n_corrupt, 1);
+            log_warning("KV cache of %s: a block of the store is not what was written (%s): it "
+                        "will be computed again",
+                        s->realm, strerror(-item->result));
+            kv_space_forget(s, item->node, item->block.layer_class);
+        }
+    }
+}
+
+static void check_done(void *arg, int result)
+{
+    struct checking *k = arg;
+    for (uint32_t i = 0; result < 0 && i < k->n; i++) {
+        k->items[i].result = -ECANCELED;
+    }
+    kv_cache_post(k->space->cache, &k->news);
+}
+
+static void take_checked(struct kv_news *news)
+{
+    struct checking *k = (struct checking *)news;
+    end(k->space);
+    apply_checks(k);
+    free(k);
+}
+
+static bool needs_check(const struct kv_place *p)
+{
+    return p->block == NULL && p->state == KV_SAVED && !p->verified;
+}
+
+/* Counts (items NULL) or collects the places to be checked; *ret_waiting: others check some. */
+static uint32_t find_unchecked(const struct kv_space *s, struct kv_node *const *nodes,
+                               const uint32_t *first_needed, uint32_t n, struct check_item *items,
+                               bool *ret_waiting)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t c = 0; c < s->n_classes; c++) {
+            struct kv_place *p = &nodes[i]->places[c];
+            if (nodes[i]->position < first_needed[c] || !needs_check(p)) {
+                continue;
+            }
+            *ret_waiting |= p->checking;
+            if (p->checking) {
+                continue;
+            }
+            if (items != NULL) {
+                items[count].node = nodes[i];
+                items[count].block = (struct kv_store_block){
+                    .key = nodes[i]->key,
+                    .layer_class = c,
+                    .slot = p->slot,
+                    .checksum = p->checksum,
+                    .position = nodes[i]->position,
+                };
+            }
+            count++;
+        }
+    }
+    return count;
+}
+
+bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint32_t *first_needed,
+                    uint32_t n, bool alone)
+{
+    struct kv_cache *c = s->cache;
+    bool waiting = false;
+    uint32_t count = find_unchecked(s, nodes, first_needed, n, NULL, &waiting);
+    if (count == 0) {
+        return !waiting;
+    }
+    struct checking *k = calloc(1, sizeof(*k) + count * sizeof(k->items[0]));
+    if (k == NULL) {
+        return true; /* the caller finds them unverified, and does without */
+    }
+    k->news.take = take_checked;
+    k->space = s;
+    k->n = count;
+    find_unchecked(s, nodes, first_needed, n, k->items, &waiting);
+    for (uint32_t i = 0; i < count; i++) {
+        kv_store_will_need(s->store, &k->items[i].block);
+    }
+    if (alone && c->options.pool != NULL) {
+        pool_parallel(c->options.pool, check_one, k, count);
+        apply_checks(k);
+        free(k);
+        return !waiting;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        k->items[i].node->places[k->items[i].block.layer_class].checking = true;
+    }
+    k->call = (struct io_call_job){.fn = check_all, .done = check_done, .arg = k};
+    begin(s);
+    if (io_submit_call(c->options.io, &k->call) < 0) {
+        end(s);
+        check_all(k);
+        apply_checks(k);
+        free(k);
+        return !waiting;
+    }
+    return false;
+}

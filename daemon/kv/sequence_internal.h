@@ -1,0 +1,15 @@
+/* daemon/kv/sequence_internal.h - shared by sequence.c and sequence_prefix.c; private to them. */
+#ifndef DAEMON_KV_SEQUENCE_INTERNAL_H
+#define DAEMON_KV_SEQUENCE_INTERNAL_H
+
+#include "daemon/kv/sequence.h"
+
+int kv_list_grow(struct kv_block_list *list, uint32_t n); /* -ENOMEM */
+/* The page tables, after the lists have changed. */
+void kv_sequence_set_tables(struct kv_sequence *s);
+/* Gives back blocks that no later token can see. */
+void kv_sequence_leave_windows(struct kv_sequence *s);
+/* Puts the blocks that have become full into the tree. */
+void kv_sequence_seal(struct kv_sequence *s, const struct kv_text *text);
+
+#endif

@@ -1,0 +1,120 @@
+/* daemon/sched/engine_kv.c - what people ask of the KV cache, done between two steps. */
+#include "daemon/sched/engine_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SPACES_MAX 1024
+
+int engine_kv(struct engine *e, struct engine_kv_call *call)
+{
+    int rc = 0;
+    pthread_mutex_lock(&e->lock);
+    if (e->stop) {
+        rc = -ESHUTDOWN;
+    } else {
+        call->next = NULL;
+        *e->kv_calls_end = call;
+        e->kv_calls_end = &call->next;
+        e->kicked = true;
+        pthread_cond_signal(&e->wake);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return rc;
+}
+
+static struct engine_kv_call *take_call(struct engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    struct engine_kv_call *call = e->kv_calls;
+    if (call != NULL) {
+        e->kv_calls = call->next;
+        e->kv_calls_end = e->kv_calls == NULL ? &e->kv_calls : e->kv_calls_end;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return call;
+}
+
+static void list(struct engine *e, struct engine_kv_call *call, const char *realm)
+{
+    size_t n = kv_cache_list(e->cache, realm, NULL, 0);
+    n = n < SPACES_MAX ? n : SPACES_MAX;
+    call->spaces = calloc(n + 1, sizeof(*call->spaces));
+    if (call->spaces == NULL) {
+        call->result = -ENOMEM;
+        return;
+    }
+    kv_cache_list(e->cache, realm, call->spaces, n);
+    call->n_spaces = n;
+}
+
+static void purged(void *arg, int result, const struct kv_removed *removed)
+{
+    struct engine_kv_call *call = arg;
+    call->result = result;
+    call->removed = *removed;
+    call->done(call->arg);
+}
+
+/* Sequences give their blocks back, and compute them again afterwards: what they were told to
+ * forget, they do not serve from. */
+static void purge(struct engine *e, struct engine_kv_call *call, const char *realm)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        kv_sequence_reset(&s->kv);
+    }
+    const struct kv_purge how = {purged, call};
+    int rc = kv_cache_purge(e->cache, realm, &how);
+    if (rc < 0) {
+        const struct kv_removed nothing = {0, 0};
+        purged(call, rc, &nothing);
+    }
+}
+
+static void run_call(struct engine *e, struct engine_kv_call *call)
+{
+    const char *realm = call->all ? NULL : call->realm;
+    if (call->op != ENGINE_KV_LIST && !kv_cache_is_quiet(e->cache, realm)) {
+        e->waiting_call = call; /* for milliseconds: nobody steps before it */
+        return;
+    }
+    switch (call->op) {
+    case ENGINE_KV_LIST:
+        list(e, call, realm);
+        break;
+    case ENGINE_KV_DROP:
+        kv_cache_drop(e->cache, realm, call->model != NULL ? call->model->id : NULL,
+                      &call->removed);
+        break;
+    case ENGINE_KV_PURGE:
+        purge(e, call, realm);
+        return;
+    }
+    call->done(call->arg);
+}
+
+bool engine_run_kv_calls(struct engine *e)
+{
+    struct engine_kv_call *call = e->waiting_call;
+    e->waiting_call = NULL;
+    while (call != NULL || (call = take_call(e)) != NULL) {
+        run_call(e, call);
+        if (e->waiting_call != NULL) {
+            return false;
+        }
+        call = NULL;
+    }
+    return true;
+}
+
+void engine_end_kv_calls(struct engine *e)
+{
+    struct engine_kv_call *call = e->waiting_call;
+    e->waiting_call = NULL;
+    while (call != NULL || (call = take_call(e)) != NULL) {
+        call->result = -ESHUTDOWN;
+        call->done(call->arg);
+        call = NULL;
+    }
+}
