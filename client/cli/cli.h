@@ -49,6 +49,7 @@ int cli_verb_logits(struct cli *c, int argc, char **argv);
 int cli_verb_perplexity(struct cli *c, int argc, char **argv);
 int cli_verb_ping(struct cli *c, int argc, char **argv);
 int cli_verb_info(struct cli *c, int argc, char **argv);
+int cli_verb_kv(struct cli *c, int argc, char **argv);
 int cli_verb_backend(struct cli *c, int argc, char **argv);
 int cli_verb_call(struct cli *c, int argc, char **argv);
 int cli_verb_bench(struct cli *c, int argc, char **argv);

@@ -17,6 +17,7 @@ static const struct cli_verb verbs[] = {
     {"logits", cli_verb_logits, "write the logits after every token to a file"},
     {"perplexity", cli_verb_perplexity, "how well a model predicts a text"},
     {"bench", cli_verb_bench, "measure speed, against the machine's own limits"},
+    {"kv", cli_verb_kv, "what is kept of prompts: list, pin, drop, purge"},
     {"backend", cli_verb_backend, "backends and what they can do here"},
     {"ping", cli_verb_ping, "measure the daemon's latency"},
     {"info", cli_verb_info, "about the daemon"},

@@ -1,0 +1,191 @@
+/* client/cli/verb_kv.c - gqa kv stats, list, pin, unpin, drop, purge. */
+#include "client/cli/cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum action { ACTION_NONE, STATS, LIST, PIN, UNPIN, DROP, PURGE };
+
+static const struct {
+    const char *name;
+    enum action action;
+} actions[] = {
+    {"stats", STATS}, {"list", LIST}, {"pin", PIN},
+    {"unpin", UNPIN}, {"drop", DROP}, {"purge", PURGE},
+};
+
+struct kv_args {
+    enum action action;
+    const char *model;
+    struct cli_prompt prompt;
+    bool all, yes;
+};
+
+enum { OPTION_PROMPT_FILE = 0x700, OPTION_TOKENS };
+
+static const struct argp_option options[] = {
+    {"model", 'm', "MODEL", 0, "Of this model", 5},
+    {"prompt-file", OPTION_PROMPT_FILE, "FILE", 0, "pin, unpin: the text is in a file", 5},
+    {"tokens", OPTION_TOKENS, "FILE", 0, "pin, unpin: token ids, as JSON", 5},
+    {"all", 'a', NULL, 0, "Of all users: administrators", 5},
+    {"yes", 'y', NULL, 0, "purge: do not ask", 5},
+    {0},
+};
+
+static void take_action(struct kv_args *a, const char *name, struct argp_state *state)
+{
+    for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++) {
+        if (strcmp(name, actions[i].name) == 0) {
+            a->action = actions[i].action;
+            return;
+        }
+    }
+    cli_usage(state, "'%s' is not known here; stats, list, pin, unpin, drop and purge are", name);
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct kv_args *a = state->input;
+    switch (key) {
+    case 'm':
+        a->model = arg;
+        return 0;
+    case 'a':
+        a->all = true;
+        return 0;
+    case 'y':
+        a->yes = true;
+        return 0;
+    case OPTION_PROMPT_FILE:
+        a->prompt.file = arg;
+        return 0;
+    case OPTION_TOKENS:
+        a->prompt.tokens_file = arg;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (a->action == ACTION_NONE) {
+            take_action(a, arg, state);
+        } else if ((a->action == PIN || a->action == UNPIN) && a->prompt.text == NULL) {
+            a->prompt.text = arg;
+        } else {
+            cli_usage(state, "'%s' is an argument too many", arg);
+        }
+        return 0;
+    case ARGP_KEY_END:
+        if (a->action == ACTION_NONE) {
+            cli_usage(state, "say what to do: stats, list, pin, unpin, drop or purge");
+        }
+        if ((a->action == PIN || a->action == UNPIN) && a->model == NULL) {
+            cli_usage(state, "which model? give -m MODEL");
+        }
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- printing ---------------------------------------------------------------------------- */
+
+static void print_list(const json_t *result)
+{
+    const json_t *spaces = json_object_get(result, "spaces");
+    printf("%-40s %-12s %9s %8s %8s %11s %11s %7s\n", "MODEL", "REALM", "TOKENS", "PINNED",
+           "LONGEST", "MEMORY", "DISK", "HITS");
+    for (size_t i = 0; i < json_array_size(spaces); i++) {
+        const json_t *s = json_array_get(spaces, i);
+        char memory[CLI_SIZE_CHARS], disk[CLI_SIZE_CHARS];
+        printf("%-40.40s %-12s %9.0f %8.0f %8.0f %11s %11s %7.0f\n", cli_str(s, "about", "?"),
+               cli_str(s, "realm", "?"), cli_num(s, "tokens", 0), cli_num(s, "tokens_pinned", 0),
+               cli_num(s, "longest", 0), cli_bytes(cli_num(s, "memory_bytes", 0), memory),
+               cli_bytes(cli_num(s, "store_bytes", 0), disk), cli_num(s, "hits", 0));
+        if (cli_str(s, "trouble", "")[0] != '\0') {
+            printf("    not saved: %s\n", cli_str(s, "trouble", ""));
+        }
+    }
+}
+
+static int print(struct cli *c, enum action action, json_t *result)
+{
+    if (c->json) {
+        return cli_print_json(result);
+    }
+    char bytes[CLI_SIZE_CHARS];
+    switch (action) {
+    case LIST:
+        print_list(result);
+        break;
+    case PIN:
+    case UNPIN:
+        printf("%.0f of %.0f tokens %s\n", cli_num(result, "n_pinned", 0),
+               cli_num(result, "n_prompt", 0), action == PIN ? "pinned" : "unpinned");
+        break;
+    case DROP:
+    case PURGE:
+        printf("%.0f tokens, %s %s\n", cli_num(result, "tokens", 0),
+               cli_bytes(cli_num(result, "bytes", 0), bytes),
+               action == DROP ? "dropped" : "purged");
+        break;
+    default:
+        cli_print_tree(result, 0);
+    }
+    json_decref(result);
+    return cli_flush();
+}
+
+/* ---- the verb ---------------------------------------------------------------------------- */
+
+static bool is_sure(const struct kv_args *a)
+{
+    char answer[8] = "";
+    if (a->yes || !isatty(STDIN_FILENO)) {
+        return true;
+    }
+    fprintf(stderr, "Remove all cached prompts of %s for good? [y/N] ",
+            a->all ? "all users" : "yours");
+    return fgets(answer, sizeof(answer), stdin) != NULL && (answer[0] == 'y' || answer[0] == 'Y');
+}
+
+static int make_params(const struct kv_args *a, struct gqa_params **ret)
+{
+    *ret = NULL;
+    if (a->action == STATS) {
+        return CLI_OK;
+    }
+    char *model = a->model != NULL ? cli_model_name(a->model) : NULL;
+    struct gqa_params *p = model != NULL ? cli_model_params(model) : cli_params();
+    int code = CLI_OK;
+    free(model);
+    if (a->action == PIN || a->action == UNPIN) {
+        gqa_params_bool(p, "pinned", a->action == PIN);
+        code = cli_prompt_params(&a->prompt, p);
+    } else {
+        gqa_params_bool(p, "all", a->all);
+    }
+    *ret = p;
+    return code;
+}
+
+int cli_verb_kv(struct cli *c, int argc, char **argv)
+{
+    static const char *const methods[] = {
+        [STATS] = "kv.stats", [LIST] = "kv.list", [PIN] = "kv.pin",
+        [UNPIN] = "kv.pin",   [DROP] = "kv.drop", [PURGE] = "kv.purge",
+    };
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .args_doc = "stats | list | pin [PROMPT] | unpin [PROMPT] | drop | purge",
+        .doc = "The KV cache: what is kept of prompts, and what becomes of it."};
+    struct kv_args a = {ACTION_NONE};
+    struct gqa_params *params;
+    json_t *result;
+    cli_parse(c, &argp, argc, argv, &a);
+    if (a.action == PURGE && !is_sure(&a)) {
+        return CLI_FAILED;
+    }
+    int code = cli_connect(c);
+    code = code == CLI_OK ? make_params(&a, &params) : code;
+    code = code == CLI_OK ? cli_call(c, methods[a.action], params, NULL, NULL, &result) : code;
+    return code == CLI_OK ? print(c, a.action, result) : code;
+}
