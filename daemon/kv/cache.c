@@ -50,6 +50,7 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
     }
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->posted, NULL);
+    kv_folder_list(c);
     *ret = c;
     return 0;
 }
@@ -87,6 +88,7 @@ void kv_cache_destroy(struct kv_cache *c)
         c->spaces = s->next;
         space_destroy(s);
     }
+    kv_folder_finish(c);
     kv_arena_destroy(c->arena);
     pthread_mutex_destroy(&c->lock);
     pthread_cond_destroy(&c->posted);
@@ -157,6 +159,7 @@ struct kv_space *kv_cache_space(struct kv_cache *c, const char *realm,
         s->next = c->spaces;
         c->spaces = s;
         c->n_spaces++;
+        kv_folder_opened(c, s);
         kv_space_open(s);
     }
     s->last_turn = ++c->turn;

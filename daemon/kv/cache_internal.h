@@ -53,6 +53,8 @@ struct kv_cache {
     char *folder;
     struct kv_arena *arena;
     struct kv_space *spaces;
+    struct kv_closed_store *closed; /* in the folder, not open; cache_folder.c's */
+    uint64_t closed_bytes;
     atomic_uint n_spaces, n_pending; /* written by the engine thread */
     uint64_t turn, faults_seen;
     pthread_mutex_t lock;  /* guards the mailbox */
@@ -98,6 +100,17 @@ void kv_space_forget(struct kv_space *s, struct kv_node *n, uint32_t layer_class
  * needed from the store and not verified. Returns true when nothing needs (or needed) waiting. */
 bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint32_t *first_needed,
                     uint32_t n, bool alone);
+
+/* ---- cache_folder.c --------------------------------------------------------------------- */
+
+/* Begins to find out which stores lie in the folder. */
+void kv_folder_list(struct kv_cache *c);
+/* The space's store is not among the closed ones any more. */
+void kv_folder_opened(struct kv_cache *c, const struct kv_space *s);
+/* Removes closed stores, the oldest first, until so many bytes more fit the bound, or none is
+ * left. */
+void kv_folder_make_room(struct kv_cache *c, uint64_t bytes);
+void kv_folder_finish(struct kv_cache *c);
 
 /* ---- cache_evict.c ---------------------------------------------------------------------- */
 

@@ -274,6 +274,9 @@ static void take_saved(struct kv_news *news)
         p->slot = w->write.block.slot;
         p->checksum = w->write.block.checksum;
         count_synced(s, layer_class, true);
+        if (kv_store_marked(s->store, &w->write.block)) {
+            kv_space_forget(s, w->node, layer_class); /* the file was cut since */
+        }
         atomic_fetch_add(&s->cache->n_saved_bytes, s->block_bytes[layer_class]);
         if (w->write.block.flags != w->node->flags) {
             kv_space_note_flags(s, w->node); /* pinned meanwhile */
@@ -307,6 +310,9 @@ static bool make_room_for(struct kv_cache *c, const char *realm, uint64_t bound,
 {
     if (bound == 0) {
         return true;
+    }
+    if (realm == NULL) {
+        kv_folder_make_room(c, bytes);
     }
     uint64_t used = bytes_saved(c, realm);
     if (bytes <= bound && used <= bound - bytes) {
@@ -499,7 +505,10 @@ static void apply_checks(struct checking *k)
         const struct check_item *item = &k->items[i];
         struct kv_place *p = &item->node->places[item->block.layer_class];
         p->checking = false;
-        if (item->result == 0) {
+        if (p->state != KV_SAVED) {
+            continue; /* forgotten meanwhile */
+        }
+        if (item->result == 0 && !kv_store_marked(s->store, &item->block)) {
             p->verified = true;
         } else if (item->result != -ECANCELED) {
             atomic_fetch_add(&s->cache->n_corrupt, 1);

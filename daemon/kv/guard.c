@@ -162,6 +162,21 @@ bool kv_guard_marked(uint32_t id, size_t offset, size_t bytes)
     return false;
 }
 
+void kv_guard_mark(uint32_t id, size_t offset, size_t bytes)
+{
+    struct entry *e = &table[id];
+    uint64_t first, end;
+    if (bytes == 0) {
+        return;
+    }
+    units_of(e, offset, bytes, &first, &end);
+    atomic_fetch_add(&e->n_marks, end - first);
+    for (uint64_t unit = first; unit < end; unit++) {
+        atomic_fetch_or(&e->marks[unit / 64], 1ull << unit % 64);
+    }
+    atomic_fetch_add(&n_faults, 1);
+}
+
 void kv_guard_clear(uint32_t id, size_t offset, size_t bytes)
 {
     struct entry *e = &table[id];

@@ -31,6 +31,10 @@ void kv_guard_remove(uint32_t id);
 /* Whether zeros may have been read in place of any of these bytes since the marks were cleared. */
 bool kv_guard_marked(uint32_t id, size_t offset, size_t bytes);
 
+/* Marks bytes that are known to be lost although nobody has met a fault there yet, and counts that
+ * as a fault. */
+void kv_guard_mark(uint32_t id, size_t offset, size_t bytes);
+
 /* Forgets the marks of these bytes. The zeros stay until the owner maps the file there again, which
  * it does before it clears. */
 void kv_guard_clear(uint32_t id, size_t offset, size_t bytes);

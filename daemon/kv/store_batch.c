@@ -370,6 +370,15 @@ static int begin(struct kv_store *s)
     if (s->pause_code != 0 && s->now_ms(s->now_arg) < s->paused_until_ms) {
         return -EAGAIN;
     }
+    for (uint32_t i = 0; i < s->n_classes; i++) {
+        char what[16];
+        int rc = store_class_check(s, i);
+        if (rc < 0) {
+            snprintf(what, sizeof(what), "c%u", i);
+            store_pause(s, rc, what);
+            return rc;
+        }
+    }
     int rc = s->index.broken ? store_index_rewrite(s) : 0;
     if (rc < 0) {
         store_pause(s, rc, "index");

@@ -132,6 +132,9 @@ int store_class_open(struct kv_store *s, uint32_t layer_class, bool fresh, bool 
                      struct fmt_error *err);
 void store_class_close(struct kv_store *s, uint32_t layer_class);
 
+/* Whether the data file is as long as it was made. Where somebody has cut it, what lay behind is
+ * marked (guard.h), before a write makes the file long again and the loss shows as zeros. */
+int store_class_check(struct kv_store *s, uint32_t layer_class);
 /* A free slot becomes SLOT_WRITING; the file grows if need be. */
 int store_slot_take(struct kv_store *s, uint32_t layer_class, uint32_t *ret_slot);
 void store_slot_free(struct kv_store *s, uint32_t layer_class, uint32_t slot);

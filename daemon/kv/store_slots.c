@@ -258,6 +258,21 @@ void store_slot_claim(struct kv_store *s, const struct kv_store_block *b, uint32
     store_slot_live(s, b, record);
 }
 
+/* ---- files that others have cut ------------------------------------------------------------- */
+
+int store_class_check(struct kv_store *s, uint32_t layer_class)
+{
+    struct store_class *c = &s->classes[layer_class];
+    uint64_t bytes, whole = c->n_slots * c->slot_bytes;
+    int rc = s->files.size(s->files.self, c->fd, &bytes);
+    if (rc < 0 || bytes + (c->slot_bytes - c->block_bytes) >= whole) {
+        return rc;
+    }
+    size_t offset = (size_t)(bytes / c->slot_bytes * c->slot_bytes);
+    kv_guard_mark(c->guard, offset, (size_t)whole - offset);
+    return s->files.allocate(s->files.self, c->fd, bytes, whole - bytes);
+}
+
 /* ---- removing ----------------------------------------------------------------------------- */
 
 /* The next run of slots at or after from that are not live; false: there is none. */

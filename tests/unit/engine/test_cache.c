@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <ftw.h>
+#include <glob.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -358,4 +359,46 @@ Test(cache, a_full_store_makes_room)
     cr_expect(gt(u64, s.kv.n_evicted_store, 0));
     struct result *last = run(make_shared("a", 11, 1500, 2));
     cr_expect(gt(u32, last->request->hit_blocks, 0));
+}
+
+static int count_files(const char *what)
+{
+    char command[256];
+    snprintf(command, sizeof(command), "%s/%s", kv_folder, what);
+    glob_t found;
+    int n = glob(command, 0, NULL, &found) == 0 ? (int)found.gl_pathc : 0;
+    globfree(&found);
+    return n;
+}
+
+/* Stores of realms that nobody uses any more count in the bound, and go first. */
+Test(cache, closed_stores_make_room_before_anything_else)
+{
+    start(MANY, true);
+    struct engine_stats s;
+    for (uint32_t i = 0; i < 3; i++) {
+        char realm[16];
+        snprintf(realm, sizeof(realm), "r%u", i);
+        run(make_shared(realm, i, 1500, 1));
+    }
+    wait_for_idle_cache(&s);
+    uint64_t bytes = s.kv.store_bytes;
+    driver_stop();
+    cr_assert(eq(int, count_files("r*/*.index"), 3));
+    const struct engine_options o = {
+        .n_parallel = 4,
+        .n_queue = 16,
+        .kv = {.arena_bytes_max = MANY,
+               .folder = kv_folder,
+               .io = kv_io,
+               .store_bytes_max = bytes + (1u << 20),
+               .pool = parts.pool},
+    };
+    driver_start(&o);
+    for (uint32_t i = 10; i < 14; i++) {
+        run(make_shared("new", i, 1500, 1));
+    }
+    wait_for_idle_cache(&s);
+    cr_expect(lt(int, count_files("r*/*.index"), 3));
+    cr_expect(eq(u32, run(make_shared("new", 13, 1500, 1))->request->hit_blocks, 1499 / 64));
 }
