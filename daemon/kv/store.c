@@ -152,6 +152,16 @@ static void remove_strays(struct kv_store *s)
     }
 }
 
+/* A process that was killed between a write and its sync, or a rename and the folder's, leaves what
+ * the kernel shows and a loss of power takes back. Nothing may build on that before it is on the
+ * disk; where it cannot be brought there, a new index replaces it. */
+static void settle(struct kv_store *s)
+{
+    int rc = s->files.sync(s->files.self, s->index.fd);
+    rc = rc < 0 ? rc : s->files.sync_folder(s->files.self, s->folder);
+    s->index.broken = rc < 0;
+}
+
 static int open_files(struct kv_store *s, struct fmt_error *err)
 {
     int fresh = store_index_open(s, err);
@@ -173,6 +183,9 @@ static int open_files(struct kv_store *s, struct fmt_error *err)
     int rc = fresh > 0 ? 0 : store_index_read(s, err);
     /* The first batch writes a new index, and syncs the folder with it. */
     s->index.broken |= fresh > 0 || made_any;
+    if (rc == 0 && !s->index.broken) {
+        settle(s);
+    }
     return rc;
 }
 

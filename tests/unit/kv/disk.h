@@ -61,6 +61,7 @@ struct disk {
     long n_failures;
     int code;
     long n_failed; /* so many have */
+    bool killed;   /* a sync that fails was never called: what is pending stays so */
     /* A disk of this size: writes to places beyond are -ENOSPC. 0: no limit. */
     uint64_t bytes_max;
 };

@@ -154,8 +154,12 @@ int rig_open(struct rig *r)
     memset(r->found, 0, sizeof(r->found));
     memset(r->written, 0, sizeof(r->written));
     for (unsigned k = 1; k <= RIG_MAX; k++) {
-        /* Forgotten, and not known to be synced: it may be there, and nobody forgets it again. */
-        r->status[k] = r->status[k] == RIG_FORGOTTEN ? RIG_UNKNOWN : r->status[k];
+        /* Forgotten or failed, and not known to be synced: it may be there. Nobody forgets it
+         * again.
+         */
+        if (r->status[k] == RIG_FORGOTTEN || r->status[k] == RIG_FAILED) {
+            r->status[k] = RIG_UNKNOWN;
+        }
     }
     r->n_found = r->n_strange = 0;
     r->err.text[0] = '\0';

@@ -17,6 +17,7 @@
 #include <criterion/new/assert.h>
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +72,28 @@ static void fail_next(struct rig *r, enum disk_fault kind, int code)
 static void reopen(struct rig *r)
 {
     rig_close(r);
+    cr_assert(eq(int, rig_open(r), 0), "%s", r->err.text);
+}
+
+/* The process is killed at that operation of its next batch, and another one opens what the kernel
+ * shows; power is lost later. */
+static void kill_at(struct rig *r, enum disk_fault kind, long nth)
+{
+    if (kind == DISK_FAULT_SYNC_FOLDER) {
+        r->store->index.broken = true;
+    }
+    forget_oldest(r);
+    r->disk->fail_mask = 1u << kind;
+    r->disk->countdown = nth;
+    r->disk->n_failures = LONG_MAX;
+    r->disk->code = -EIO;
+    r->disk->killed = true;
+    write_blocks(r, 2);
+    r->store->paused_until_ms = UINT64_MAX; /* a killed process does not tidy up */
+    r->store->pause_code = -EIO;
+    rig_close(r);
+    r->disk->countdown = -1;
+    r->disk->killed = false;
     cr_assert(eq(int, rig_open(r), 0), "%s", r->err.text);
 }
 
@@ -131,12 +154,18 @@ static void run_letter(struct rig *r, char letter)
         r->store->index.broken = true;
         fail_next(r, DISK_FAULT_SYNC_FOLDER, -EIO);
         break;
+    case 'k': /* killed between the rename of a new index and the sync of the folder */
+        kill_at(r, DISK_FAULT_SYNC_FOLDER, 0);
+        break;
+    case 'j': /* killed between records and their sync: the third, after two data files' */
+        kill_at(r, DISK_FAULT_SYNC, 2);
+        break;
     default:
         cr_assert(false, "no such letter: %c", letter);
     }
 }
 
-static const char letters[] = "wbdmurcpPsaf";
+static const char letters[] = "wbdmurcpPsafkj";
 
 /* ---- one state ------------------------------------------------------------------------------ */
 
@@ -223,7 +252,7 @@ static void check_crash(const struct cut *c, const struct disk_crash *crash, con
                         int depth)
 {
     disk_crash(c->replay, crash, c->disk);
-    if (long_run && depth == 0 && n_states % 7 == 0) {
+    if (long_run && depth == 0 && n_states % 29 == 0) {
         struct disk *copy = disk_create();
         struct cut nested = *c;
         disk_copy(c->disk, copy);
@@ -385,6 +414,7 @@ Test(kv_store_replay, long_sequences)
         "wmmmmmmmmmrmmmmmm", /* dead records: new indexes by themselves */
         "bbpwrpwPbrPw",      /* purges */
         "bsbfbambrsdfw",     /* failures in between */
+        "bkwmjbdkjwrmpk",    /* killed, and killed again */
     };
     begin();
     for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
