@@ -1,5 +1,6 @@
-/* engine_tsan - one thread submits, cancels, takes events, lists, loads and unloads, as the loop
- * does, while the engine, its pool, the loader and the io thread work; for -Db_sanitize=thread.
+/* engine_tsan - one thread submits, cancels, takes events, lists, loads and unloads, asks the
+ * cache, as the loop does, while the engine, its pool, the loader and the io thread work; for
+ * -Db_sanitize=thread.
  *
  *   engine_tsan [REQUESTS]      default 300 */
 #include "daemon/model/registry.h"
@@ -7,9 +8,11 @@
 #include "tests/unit/engine/parts.h"
 
 #include <errno.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define N_LIVE 12u
@@ -17,6 +20,8 @@
 struct rig {
     struct parts parts;
     struct registry *registry;
+    struct io *kv_io;
+    char kv_folder[128];
     struct engine *engine;
     struct request *live[N_LIVE];
     uint64_t x;
@@ -56,12 +61,18 @@ static void load(struct rig *g, const char *name)
 static struct request *make(struct rig *g, struct model *m)
 {
     struct request *r = request_create(next(g) % 4 == 0 ? REQUEST_LOGITS : REQUEST_GENERATE, m);
-    size_t n = 1 + next(g) % 150;
+    size_t n = 1 + next(g) % 400;
     r->tokens = malloc(n * sizeof(*r->tokens));
     for (size_t i = 0; i < n; i++) {
         r->tokens[i] = (int32_t)(3 + next(g) % (TINY_VOCAB - 3));
     }
     r->n_tokens = n;
+    /* Two of three share a few prompts, in one of two realms; the others share nothing. */
+    unsigned share = next(g) % 3;
+    for (size_t i = 0; share > 0 && i < n; i++) {
+        r->tokens[i] = (int32_t)(3 + (i * i + share * 7) % (TINY_VOCAB - 3));
+    }
+    snprintf(r->realm, sizeof(r->realm), "%s", share == 0 ? "" : share == 1 ? "one" : "two");
     r->n_predict = next(g) % 40;
     r->logprobs = next(g) % 2;
     return r;
@@ -121,17 +132,43 @@ static void look_around(struct rig *g)
     }
 }
 
+static void on_kv_done(void *arg)
+{
+    struct engine_kv_call *call = arg;
+    free(call->spaces);
+    free(call);
+}
+
+/* List, drop and purge in the midst of everything. */
+static void ask_cache(struct rig *g)
+{
+    static const enum engine_kv_op ops[] = {ENGINE_KV_LIST, ENGINE_KV_LIST, ENGINE_KV_DROP,
+                                            ENGINE_KV_PURGE};
+    struct engine_kv_call *call = calloc(1, sizeof(*call));
+    *call = (struct engine_kv_call){.op = ops[next(g) % 4],
+                                    .all = next(g) % 2,
+                                    .realm = "one",
+                                    .done = on_kv_done,
+                                    .arg = call};
+    if (engine_kv(g->engine, call) < 0) {
+        free(call);
+    }
+}
+
 static void one_turn(struct rig *g)
 {
     const struct timespec moment = {.tv_nsec = 200000};
     unsigned slot = next(g) % N_LIVE;
     if (g->live[slot] == NULL) {
         submit_one(g, slot);
-    } else if (next(g) % 8 == 0) {
+    } else if (next(g) % 256 == 0) {
         engine_cancel(g->engine, g->live[slot]);
     }
     if (next(g) % 64 == 0) {
         registry_unload(g->registry, next(g) % 2 ? "a" : "b");
+    }
+    if (next(g) % 32 == 0) {
+        ask_cache(g);
     }
     if (next(g) % 16 == 0) {
         look_around(g);
@@ -145,6 +182,10 @@ static int rig_init(struct rig *g)
 {
     struct tiny t = tiny_default();
     parts_init(&g->parts, 2);
+    snprintf(g->kv_folder, sizeof(g->kv_folder), "%s", folder_path(&g->parts.folder, "kv"));
+    if (mkdir(g->kv_folder, 0700) < 0 || io_create(false, &g->kv_io) < 0) {
+        return -1;
+    }
     tiny_write(&t, folder_path(&g->parts.folder, "a.gguf"));
     t.seed = 2;
     tiny_write(&t, folder_path(&g->parts.folder, "b.gguf"));
@@ -159,11 +200,20 @@ static int rig_init(struct rig *g)
                                     .n_batch = PARTS_BATCH,
                                     .n_parallel = 6,
                                     .n_queue = 4,
-                                    .kv.arena_bytes_max = 8u << 20,
+                                    .kv = {.arena_bytes_max = 8u << 20,
+                                           .folder = g->kv_folder,
+                                           .io = g->kv_io,
+                                           .store_bytes_max = 4u << 20,
+                                           .pool = g->parts.pool},
                                     .notify = notify,
                                     .notify_arg = g};
     int rc = registry_create(&registry, &g->registry);
     return rc < 0 ? rc : engine_create(&engine, &g->engine);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *walk)
+{
+    return remove(path);
 }
 
 int main(int argc, char **argv)
@@ -182,6 +232,8 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < N_LIVE; i++) {
         request_destroy(g.live[i]);
     }
+    io_destroy(g.kv_io);
+    nftw(g.kv_folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     struct backend_info info[1];
     backend_catalogue_list(g.parts.catalogue, info, 1);
     parts_finish(&g.parts);
