@@ -60,16 +60,17 @@ static bool is_interior_of_window(const struct kv_space *s, const struct kv_node
     return s->windows[c] > 0 && n->first_child != NULL;
 }
 
-/* Whether this place's block may go, and what it is worth. Pinned nodes stay; so does what others
- * are at work on. any: also from the midst of a prefix, when the leaves are no help (they are in
- * the store, say, while the disk refuses those before them). */
+/* Whether this place's block may go, and what it is worth. What others are at work on stays, and so
+ * do pinned nodes. any: running requests need the room, and the leaves are no help (they are in the
+ * store, say, while the disk refuses those before them): then also from the midst of a prefix, and
+ * what is pinned. */
 static bool may_go(const struct kv_space *s, const struct kv_node *n, uint32_t c, bool any,
                    uint64_t now_s, double *ret_value)
 {
     const struct kv_place *p = &n->places[c];
     bool interior = is_interior_of_window(s, n, c);
-    if (n->users > 0 || (n->flags & KV_BLOCK_PINNED) || p->state == KV_SAVING || p->checking ||
-        (n->first_child != NULL && !interior && !any)) {
+    bool kept = (n->flags & KV_BLOCK_PINNED) || (n->first_child != NULL && !interior);
+    if (n->users > 0 || p->state == KV_SAVING || p->checking || (kept && !any)) {
         return false;
     }
     double age = now_s > n->used_s ? (double)(now_s - n->used_s) : 0;
@@ -174,7 +175,7 @@ static uint64_t evict_from(struct kv_cache *c, const char *realm, bool in_store,
             qsort(v.items, v.n, sizeof(*v.items), by_node);
         }
         sweep(&v);
-        if (round == 0 && any) {
+        if (round == 0 && (any || in_store)) {
             break;
         }
         any = round == 0;
@@ -191,6 +192,18 @@ uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes)
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes)
 {
     return evict_from(c, realm, true, bytes);
+}
+
+uint64_t kv_cache_pinned_bytes(const struct kv_cache *c)
+{
+    uint64_t bytes = 0;
+    for (const struct kv_space *s = c->spaces; s != NULL; s = s->next) {
+        uint32_t bucket = 0;
+        for (struct kv_node *n = NULL; (n = kv_tree_next(&s->tree, &bucket, n)) != NULL;) {
+            bytes += n->flags & KV_BLOCK_PINNED ? kv_space_node_bytes(s) : 0;
+        }
+    }
+    return bytes;
 }
 
 void kv_space_clear(struct kv_space *s)

@@ -124,8 +124,20 @@ void kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n);
 uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes);
 /* Makes room in the stores, for one realm or (NULL) for all. */
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes);
+/* Bytes of all pinned nodes; a scan. */
+uint64_t kv_cache_pinned_bytes(const struct kv_cache *c);
 /* Removes every node that no sequence uses, from memory alone. */
 void kv_space_clear(struct kv_space *s);
+
+/* What a node takes with all its classes' blocks. */
+static inline uint64_t kv_space_node_bytes(const struct kv_space *s)
+{
+    uint64_t bytes = 0;
+    for (uint32_t c = 0; c < s->n_classes; c++) {
+        bytes += s->block_bytes[c];
+    }
+    return bytes;
+}
 
 /* First block that a windowed class needs for the token at position n_tokens; 0 without a window.*/
 static inline uint32_t kv_first_needed(uint32_t window, uint32_t n_tokens)

@@ -87,7 +87,7 @@ bool kv_sequence_follows(const struct kv_sequence *s, const struct kv_text *text
 void kv_sequence_checkpoint(struct kv_sequence *s);
 
 /* Keeps the blocks of the first n_tokens (whole blocks only) until they are unpinned. Returns how
- * many tokens that are. */
+ * many tokens that are: fewer, where half of what may be kept is pinned already. */
 uint32_t kv_sequence_pin(struct kv_sequence *s, uint32_t n_tokens, bool pinned);
 
 /* Bytes of an arena's bound that a sequence of so many tokens can take, computed in steps of at

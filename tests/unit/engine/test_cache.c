@@ -402,3 +402,57 @@ Test(cache, closed_stores_make_room_before_anything_else)
     cr_expect(lt(int, count_files("r*/*.index"), 3));
     cr_expect(eq(u32, run(make_shared("new", 13, 1500, 1))->request->hit_blocks, 1499 / 64));
 }
+
+/* ---- pins and quotas --------------------------------------------------------------------- */
+
+static struct result *pin(const char *realm, uint32_t seed, uint32_t n, int how)
+{
+    struct result *r = make_shared(realm, seed, n, 0);
+    r->request->pin = how;
+    return run(r);
+}
+
+/* Half of what may be kept can be pinned; and when running requests need the memory, they get it.
+ */
+Test(cache, pins_leave_room)
+{
+    start(8u << 20, false);
+    uint32_t pinned = 0;
+    for (uint32_t i = 0; i < 48; i++) {
+        pinned += pin("a", i, 1024, 1)->request->n_pinned;
+        request_destroy(results[0].request);
+        n_results = 0;
+    }
+    cr_expect(le(u32, pinned, 32 * 1024));
+    cr_expect(gt(u32, pinned, 16 * 1024));
+    for (uint32_t i = 60; i < 66; i++) {
+        run(make_shared("a", i, 2000, 2));
+    }
+    check_nothing_used();
+}
+
+Test(cache, a_realm_has_a_bound_of_its_own)
+{
+    const struct engine_options o = {
+        .n_parallel = 4,
+        .n_queue = 16,
+        .kv = {.arena_bytes_max = MANY,
+               .folder = kv_folder,
+               .io = kv_io,
+               .store_bytes_max = 1ull << 30,
+               .store_bytes_per_realm = 1u << 20,
+               .pool = parts.pool},
+    };
+    driver_start(&o);
+    struct engine_stats s;
+    run(make_shared("b", 99, 1500, 1));
+    wait_for_idle_cache(&s);
+    uint64_t of_b = s.kv.store_bytes;
+    for (uint32_t i = 0; i < 8; i++) {
+        run(make_shared("a", i, 1500, 1));
+        wait_for_idle_cache(&s);
+        cr_expect(le(u64, s.kv.store_bytes, of_b + (1u << 20)));
+    }
+    cr_expect(gt(u64, s.kv.n_evicted_store, 0));
+    cr_expect(eq(u32, run(make_shared("b", 99, 1500, 1))->request->hit_blocks, 1499 / 64));
+}
