@@ -9,9 +9,11 @@
  *     acc = fma(scale * a_scale, (float)sum(q * a), acc)
  *     acc = fma(minimum, a_scale * (float)sum(a), acc)            types with a minimum
  *
- * where scale is the header's f16, or the header's times the block's integer scale, and minimum the
- * header's f16, or -(header's times integer). Q6_K's sum is scale0 * sum0 + scale1 * sum1 in int32.
- * Every level computes just that: results are the same bits everywhere.
+ * where scale is the header's, or the header's times the block's integer scale, and minimum the
+ * header's f16, or -(header's times integer). Where the halves of a block have integers of their
+ * own (Q2_K, Q3_K, Q6_K), sum(q * a) is scale0 * sum0 + scale1 * sum1 in int32, and Q2_K's sum(a)
+ * alike min0 * half0 + min1 * half1, with the negated header's minimum in front. Every level
+ * computes just that: results are the same bits everywhere.
  *
  * F32, F16 and BF16 weights: float32 products in 16 lanes, lane k % 16, ascending k, then one fixed
  * tree. Levels with FMA round once per step, the reference twice; within a level nothing depends on

@@ -3,8 +3,9 @@
  * A register holds 8 of a strip's 16 outputs. VPMADDUBSW multiplies unsigned weights with signed
  * activations and adds pairs into 16 bits, which hold a few of them before they must move to 32:
  * |a| <= 127, so a pair is at most 254 times the largest weight. Eight pairs of 4-bit weights make
- * 30,480, four of 5 bits 31,496, two of 6 bits 32,004. Signed 8-bit weights lend their sign to the
- * activation: a pair is at most 2 x 128 x 127 = 32,512, and moves at once. */
+ * 30,480, four of 5 bits 31,496, two of 6 bits 32,004. Weights of 8 bits, and levels that are as
+ * wide, are signed and lend their sign to the activation: a pair is at most 2 x 128 x 127 = 32,512,
+ * and moves at once. */
 #include "plugins/cpu/linear.h"
 #include "plugins/cpu/unroll.h"
 
@@ -22,6 +23,7 @@
 struct scales {
     __m256 scale, min;
     __m256 half_scale[2];
+    __m256i half_min; /* pairs of 16 bits */
 };
 
 CPU_SPECIALISE __m256 load_f16(const uint8_t *at)
@@ -42,118 +44,188 @@ CPU_SPECIALISE __m256i broadcast_dword(const void *at)
     return _mm256_set1_epi32(bits);
 }
 
-/* Vector v of one half: unsigned values, or signed ones of 8 bits. */
-CPU_SPECIALISE __m256i unpack_vector(const struct cpu_layout *l, const uint8_t *lines, int v,
-                                     int half)
+/* Whether weights are multiplied as signed bytes, their offset taken off. */
+CPU_SPECIALISE int is_signed(const struct cpu_layout *l)
 {
-    const __m256i low_half = _mm256_set1_epi8(0x0f);
+    return l->peak > 63;
+}
+
+/* The levels in both lanes, ready for VPSHUFB. */
+CPU_SPECIALISE __m256i load_levels(const struct cpu_layout *l)
+{
+    if (l->levels == NULL) {
+        return _mm256_setzero_si256();
+    }
+    __m256i levels =
+        _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)l->levels));
+    return is_signed(l) ? _mm256_sub_epi8(levels, _mm256_set1_epi8((char)l->offset)) : levels;
+}
+
+/* Adds a plane of width bits, at to at + width of every byte, to vector v of one half. */
+CPU_SPECIALISE __m256i add_plane(__m256i q, const uint8_t *lines, int width, int at, int v,
+                                 int half)
+{
+    int shift = v * width % 8 - at;
+    __m256i line = load_line(lines, v * width / 8, half);
+
+    line = shift < 0 ? _mm256_slli_epi32(line, -shift & 7) : _mm256_srli_epi32(line, shift & 7);
+    return _mm256_or_si256(
+        q, _mm256_and_si256(line, _mm256_set1_epi8((char)(((1 << width) - 1) << at))));
+}
+
+/* Vector v of one half as it is multiplied. */
+CPU_SPECIALISE __m256i unpack_vector(const struct cpu_layout *l, __m256i levels,
+                                     const uint8_t *lines, int v, int half)
+{
+    __m256i q = _mm256_setzero_si256();
+    int at = 0;
 
     if (l->bits == 8) {
         return load_line(lines, v, half);
     }
-    __m256i line = load_line(lines, v % 4, half);
-    __m256i q = _mm256_and_si256(v < 4 ? line : _mm256_srli_epi32(line, 4), low_half);
-    if (l->bits == 5) {
-        __m256i high = load_line(lines, 4, half);
-        high = v < 4 ? _mm256_slli_epi32(high, (4 - v) & 7) : _mm256_srli_epi32(high, (v - 4) & 7);
-        q = _mm256_or_si256(q, _mm256_and_si256(high, _mm256_set1_epi8(0x10)));
-    } else if (l->bits == 6) {
-        int shift = 2 * (v % 4) - 4;
-        __m256i high = load_line(lines, 4 + v / 4, half);
-        high = shift < 0 ? _mm256_slli_epi32(high, -shift & 7) : _mm256_srli_epi32(high, shift & 7);
-        q = _mm256_or_si256(q, _mm256_and_si256(high, _mm256_set1_epi8(0x30)));
+    CPU_UNROLL
+    for (int width = 4; width > 0; width /= 2) {
+        if ((int)l->bits & width) {
+            q = add_plane(q, lines + at * (int)CPU_BLOCK_LINE, width, at, v, half);
+            at += width;
+        }
     }
-    return q;
+    return l->levels != NULL ? _mm256_shuffle_epi8(levels, q) : q;
+}
+
+/* The header's scales of one half: f16, or halves of exponents, 2^(e - 128). For e < 2 these are
+ * subnormal, 2^(21 + e) as bits; (e + 1) 2^21 is just that, and less than (e - 1) 2^23 for all
+ * others. */
+CPU_SPECIALISE __m256 load_header(const struct cpu_layout *l, const uint8_t *header, int half)
+{
+    if (!l->has_exps) {
+        return load_f16(header + half * 16);
+    }
+    const __m256i one = _mm256_set1_epi32(1);
+    __m256i e =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(header + half * 8)));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(_mm256_sub_epi32(e, one), 23),
+                                                _mm256_slli_epi32(_mm256_add_epi32(e, one), 21)));
+}
+
+/* The scales and minimums of the halves of Q2_K, four bits each. */
+CPU_SPECIALISE void unpack_nibbles(__m128i first, __m128i second, struct scales *s)
+{
+    const __m256i low_half = _mm256_set1_epi32(0x0f);
+    __m256i a = _mm256_cvtepu8_epi32(first), b = _mm256_cvtepu8_epi32(second);
+
+    s->half_scale[0] = _mm256_cvtepi32_ps(_mm256_and_si256(a, low_half));
+    s->half_scale[1] = _mm256_cvtepi32_ps(_mm256_and_si256(b, low_half));
+    s->half_min =
+        _mm256_or_si256(_mm256_srli_epi32(a, 4), _mm256_slli_epi32(_mm256_srli_epi32(b, 4), 16));
 }
 
 CPU_SPECIALISE struct scales unpack_scales(const struct cpu_layout *l, const uint8_t *header,
                                            const uint8_t *block, int half)
 {
-    struct scales s = {.scale = load_f16(header + half * 16)};
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    struct scales s = {.scale = load_header(l, header, half)};
 
     if (l->has_min) {
-        s.min = load_f16(header + CPU_HEADER_BYTES + half * 16);
+        s.min = load_f16(header + cpu_layout_header_scales_bytes(l) + half * 16);
     }
-    if (l->scale_bytes == 0) {
+    if (l->scales == CPU_SCALES_NONE) {
         return s;
     }
     __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)(block + half * 8));
+    if (l->scales == CPU_SCALES_BLOCK) {
+        s.scale = _mm256_mul_ps(s.scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first)));
+        return s;
+    }
     __m128i second =
         _mm_loadl_epi64((const __m128i *)(const void *)(block + CPU_STRIP_ROWS + half * 8));
-    if (l->two_scales) {
+    if (l->scales == CPU_SCALES_HALVES) {
         s.half_scale[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first));
         s.half_scale[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second));
+    } else if (l->scales == CPU_SCALES_HALVES_MIN) {
+        unpack_nibbles(first, second, &s);
+        s.min = _mm256_xor_ps(s.min, sign);
     } else {
         __m256 min = _mm256_mul_ps(s.min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(second)));
         s.scale = _mm256_mul_ps(s.scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(first)));
-        s.min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0f));
+        s.min = _mm256_xor_ps(min, sign);
     }
     return s;
 }
 
-/* Pairs that 16 bits can hold. */
-CPU_SPECIALISE int pairs_held(const struct cpu_layout *l)
+/* Pairs that 16 bits can hold, a power of two up to most. */
+CPU_SPECIALISE int pairs_held(const struct cpu_layout *l, int most)
 {
-    return l->bits == 4 ? 8 : (l->bits == 5 ? 4 : (l->bits == 6 ? 2 : 1));
+    int held = is_signed(l) ? 1 : INT16_MAX / (2 * 127 * (int)l->peak);
+
+    return held >= most ? most : (held >= 4 ? 4 : (held >= 2 ? 2 : 1));
 }
 
 /* 32-bit products of vectors [first, first + n) of one half with n_rows rows; a's rows lie side by
  * side. Adds to dots. */
-CPU_SPECIALISE void dot(const struct cpu_layout *l, const uint8_t *lines, int half, int first,
-                        int n, const int n_rows, const int8_t *a, __m256i *dots)
+CPU_SPECIALISE void dot(const struct cpu_layout *l, __m256i levels, const uint8_t *lines, int half,
+                        int first, int n, const int n_rows, const int8_t *a, __m256i *dots)
 {
     const __m256i ones = _mm256_set1_epi16(1);
+    const int held = pairs_held(l, n);
     __m256i pairs[GROUP_ROWS];
 
     CPU_UNROLL
     for (int v = first; v < first + n; v++) {
-        __m256i q = unpack_vector(l, lines, v, half);
+        __m256i q = unpack_vector(l, levels, lines, v, half);
         CPU_UNROLL
         for (int r = 0; r < n_rows; r++) {
             __m256i x = broadcast_dword(a + r * (int)CPU_BLOCK + 4 * v);
-            __m256i p = l->bits == 8
+            __m256i p = is_signed(l)
                             ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
                             : _mm256_maddubs_epi16(q, x);
-            pairs[r] = v % pairs_held(l) == 0 ? p : _mm256_add_epi16(pairs[r], p);
-            if (v % pairs_held(l) == pairs_held(l) - 1) {
+            pairs[r] = v % held == 0 ? p : _mm256_add_epi16(pairs[r], p);
+            if (v % held == held - 1) {
                 dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(pairs[r], ones));
             }
         }
     }
 }
 
-/* Adds one block of n_rows rows, from row at on, to one half of their outputs. The two halves of
- * Q6_K stay below 2^24 also when scaled (65,024 x 128, and their sum): float32 adds them exactly.*/
-CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const struct scales *s,
-                                   const uint8_t *lines, int half, const int n_rows,
-                                   const struct cpu_act_tile *tile, size_t at,
+/* Adds one block of n_rows rows, from row at on, to one half of their outputs. Halves stay below
+ * 2^24 also when scaled (Q6_K: 65,024 x 128, and their sum): float32 adds them exactly. */
+CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, __m256i levels,
+                                   const struct scales *s, const uint8_t *lines, int half,
+                                   const int n_rows, const struct cpu_act_tile *tile, size_t at,
                                    __m256 acc[GROUP_ROWS][2])
 {
-    const uint32_t offset = (uint32_t)-l->offset & 0xffff;
-    const int parts = l->two_scales ? 2 : 1;
-    __m256i dots[2][GROUP_ROWS];
+    const uint32_t offset = is_signed(l) ? 0 : (uint32_t)-l->offset & 0xffff;
+    const int parts = cpu_layout_has_halves(l) ? 2 : 1;
+    __m256i dots[2][GROUP_ROWS], halves[GROUP_ROWS];
 
     CPU_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        halves[r] = broadcast_dword(tile->halves + (at + (size_t)r) * 2);
+    }
+    CPU_UNROLL
     for (int part = 0; part < parts; part++) {
-        uint32_t pair =
-            !l->two_scales ? offset << 16 | offset : (part == 0 ? offset : offset << 16);
+        uint32_t pair = parts == 1 ? offset << 16 | offset : (part == 0 ? offset : offset << 16);
         CPU_UNROLL
         for (int r = 0; r < n_rows; r++) {
-            __m256i halves = broadcast_dword(tile->halves + (at + (size_t)r) * 2);
-            dots[part][r] = _mm256_madd_epi16(halves, _mm256_set1_epi32((int32_t)pair));
+            dots[part][r] = _mm256_madd_epi16(halves[r], _mm256_set1_epi32((int32_t)pair));
         }
-        dot(l, lines, half, part * 4, 8 / parts, n_rows, tile->q + at * CPU_BLOCK, dots[part]);
+        dot(l, levels, lines, half, part * 4, 8 / parts, n_rows, tile->q + at * CPU_BLOCK,
+            dots[part]);
     }
     CPU_UNROLL
     for (int r = 0; r < n_rows; r++) {
         __m256 products = _mm256_cvtepi32_ps(dots[0][r]);
-        __m256 scale = _mm256_mul_ps(s->scale, _mm256_broadcast_ss(tile->scale + at + r));
-        if (l->two_scales) {
+        __m256 a_scale = _mm256_broadcast_ss(tile->scale + at + r);
+        if (parts == 2) {
             products = _mm256_mul_ps(products, s->half_scale[0]);
             products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[1][r]), s->half_scale[1], products);
         }
-        acc[r][half] = _mm256_fmadd_ps(scale, products, acc[r][half]);
-        if (l->has_min) {
+        acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->scale, a_scale), products, acc[r][half]);
+        if (l->scales == CPU_SCALES_HALVES_MIN) {
+            __m256i sums = _mm256_madd_epi16(halves[r], s->half_min);
+            __m256 total = _mm256_mul_ps(a_scale, _mm256_cvtepi32_ps(sums));
+            acc[r][half] = _mm256_fmadd_ps(s->min, total, acc[r][half]);
+        } else if (l->has_min) {
             __m256 total = _mm256_broadcast_ss(tile->total + at + r);
             acc[r][half] = _mm256_fmadd_ps(s->min, total, acc[r][half]);
         }
@@ -167,6 +239,7 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
 {
     const struct cpu_layout *l = &cpu_layouts[id];
     const uint32_t unit_blocks = l->unit / CPU_BLOCK;
+    const __m256i levels = load_levels(l);
     __m256 acc[GROUP_ROWS][2];
 
     CPU_UNROLL
@@ -186,7 +259,8 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
         CPU_UNROLL
         for (int half = 0; half < 2; half++) {
             struct scales s = unpack_scales(l, header, block, half);
-            multiply_block(l, &s, block + l->scale_bytes, half, n_rows, tile, at, acc);
+            multiply_block(l, levels, &s, block + cpu_layout_scales_bytes(l), half, n_rows, tile,
+                           at, acc);
         }
     }
     CPU_UNROLL
@@ -224,9 +298,14 @@ DEFINE_QUANT(multiply_q4_1, CPU_LAYOUT_Q4_1)
 DEFINE_QUANT(multiply_q5_0, CPU_LAYOUT_Q5_0)
 DEFINE_QUANT(multiply_q5_1, CPU_LAYOUT_Q5_1)
 DEFINE_QUANT(multiply_q8_0, CPU_LAYOUT_Q8_0)
+DEFINE_QUANT(multiply_q2_k, CPU_LAYOUT_Q2_K)
+DEFINE_QUANT(multiply_q3_k, CPU_LAYOUT_Q3_K)
 DEFINE_QUANT(multiply_q4_k, CPU_LAYOUT_Q4_K)
 DEFINE_QUANT(multiply_q5_k, CPU_LAYOUT_Q5_K)
 DEFINE_QUANT(multiply_q6_k, CPU_LAYOUT_Q6_K)
+DEFINE_QUANT(multiply_iq4_nl, CPU_LAYOUT_IQ4_NL)
+DEFINE_QUANT(multiply_iq4_xs, CPU_LAYOUT_IQ4_XS)
+DEFINE_QUANT(multiply_mxfp4, CPU_LAYOUT_MXFP4)
 
 /* The largest magnitude of a block, as bits: those of floats above zero order as the floats do. */
 static uint32_t peak_bits_of(const __m256 *x)
@@ -295,9 +374,14 @@ const struct cpu_linear_kernels cpu_linear_avx2 = {
             [CPU_LAYOUT_Q5_0] = multiply_q5_0,
             [CPU_LAYOUT_Q5_1] = multiply_q5_1,
             [CPU_LAYOUT_Q8_0] = multiply_q8_0,
+            [CPU_LAYOUT_Q2_K] = multiply_q2_k,
+            [CPU_LAYOUT_Q3_K] = multiply_q3_k,
             [CPU_LAYOUT_Q4_K] = multiply_q4_k,
             [CPU_LAYOUT_Q5_K] = multiply_q5_k,
             [CPU_LAYOUT_Q6_K] = multiply_q6_k,
+            [CPU_LAYOUT_IQ4_NL] = multiply_iq4_nl,
+            [CPU_LAYOUT_IQ4_XS] = multiply_iq4_xs,
+            [CPU_LAYOUT_MXFP4] = multiply_mxfp4,
         },
     .real =
         {

@@ -57,8 +57,9 @@ static void quantise(const float *x, const struct cpu_act_place *place)
 struct block {
     float scale[CPU_STRIP_ROWS];
     float min[CPU_STRIP_ROWS];
-    int32_t half_scale[2][CPU_STRIP_ROWS]; /* ones, but for Q6_K */
-    int8_t q[CPU_STRIP_ROWS][CPU_BLOCK];   /* the offset already taken off */
+    int32_t half_scale[2][CPU_STRIP_ROWS]; /* ones where the halves share the block's */
+    int32_t half_min[2][CPU_STRIP_ROWS];
+    int16_t q[CPU_STRIP_ROWS][CPU_BLOCK]; /* the offset already taken off */
 };
 
 static float load_f16(const uint8_t *at)
@@ -68,48 +69,84 @@ static float load_f16(const uint8_t *at)
     return fmt_f16_to_f32(bits);
 }
 
-static int8_t unpack_value(const struct cpu_layout *l, const uint8_t *lines, uint32_t o, uint32_t k)
+/* 2^(e - 128): levels are doubled. The smallest two are subnormal. */
+static float half_of_exponent(uint8_t e)
 {
-    uint32_t vector = k / 4, at = 4 * o + k % 4;
-    const uint8_t *high = lines + 4 * CPU_BLOCK_LINE;
+    uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof(scale));
+    return scale;
+}
 
+static int16_t unpack_value(const struct cpu_layout *l, const uint8_t *lines, uint32_t o,
+                            uint32_t k)
+{
+    uint32_t vector = k / 4, at = 4 * o + k % 4, below = 0;
+    int32_t q = 0;
+
+    for (uint32_t width = 8; width > 0; width /= 2) {
+        if (l->bits & width) {
+            uint32_t byte = lines[vector * width / 8 * CPU_BLOCK_LINE + at];
+            q |= (int32_t)((byte >> vector * width % 8 & ((1u << width) - 1)) << below);
+            lines += width * CPU_BLOCK_LINE;
+            below += width;
+        }
+    }
     if (l->bits == 8) {
-        return (int8_t)lines[vector * CPU_BLOCK_LINE + at];
+        q = (int8_t)q;
     }
-    int32_t q = lines[vector % 4 * CPU_BLOCK_LINE + at] >> vector / 4 * 4 & 0xf;
-    if (l->bits == 5) {
-        q |= (high[at] >> vector & 1) << 4;
-    } else if (l->bits == 6) {
-        q |= (high[vector / 4 * CPU_BLOCK_LINE + at] >> vector % 4 * 2 & 3) << 4;
+    return (int16_t)((l->levels != NULL ? l->levels[q] : q) - l->offset);
+}
+
+/* Output o's scales and minimums of a block, from the block's integers and the header's numbers. */
+static void unpack_scales(const struct cpu_layout *l, uint32_t o, const uint8_t *header,
+                          const uint8_t *block, struct block *ret)
+{
+    const uint8_t *mins = header + cpu_layout_header_scales_bytes(l);
+    uint8_t first = block[o], second = block[CPU_STRIP_ROWS + o]; /* where there are any */
+    float scale = l->has_exps ? half_of_exponent(header[o]) : load_f16(header + 2 * o);
+    float min = l->has_min ? load_f16(mins + 2 * o) : 0.0f;
+
+    ret->half_scale[0][o] = ret->half_scale[1][o] = 1;
+    ret->half_min[0][o] = ret->half_min[1][o] = 1;
+    switch (l->scales) {
+    case CPU_SCALES_NONE:
+        break;
+    case CPU_SCALES_BLOCK:
+        scale = scale * (float)(int8_t)first;
+        break;
+    case CPU_SCALES_BLOCK_MIN:
+        scale = scale * (float)first;
+        min = -(min * (float)second);
+        break;
+    case CPU_SCALES_HALVES:
+        ret->half_scale[0][o] = (int8_t)first;
+        ret->half_scale[1][o] = (int8_t)second;
+        break;
+    case CPU_SCALES_HALVES_MIN:
+        ret->half_scale[0][o] = first & 0xf;
+        ret->half_scale[1][o] = second & 0xf;
+        ret->half_min[0][o] = first >> 4;
+        ret->half_min[1][o] = second >> 4;
+        min = -min;
+        break;
     }
-    return (int8_t)(q - l->offset);
+    ret->scale[o] = scale;
+    ret->min[o] = min;
 }
 
 static void unpack_block(const struct cpu_layout *l, const uint8_t *header, const uint8_t *block,
                          struct block *ret)
 {
     for (uint32_t o = 0; o < CPU_STRIP_ROWS; o++) {
-        float scale = load_f16(header + 2 * o);
-        float min = l->has_min ? load_f16(header + CPU_HEADER_BYTES + 2 * o) : 0.0f;
-
-        ret->half_scale[0][o] = 1;
-        ret->half_scale[1][o] = 1;
-        if (l->two_scales) {
-            ret->half_scale[0][o] = (int8_t)block[o];
-            ret->half_scale[1][o] = (int8_t)block[CPU_STRIP_ROWS + o];
-        } else if (l->scale_bytes != 0) {
-            scale = scale * (float)block[o];
-            min = -(min * (float)block[CPU_STRIP_ROWS + o]);
-        }
-        ret->scale[o] = scale;
-        ret->min[o] = min;
+        unpack_scales(l, o, header, block, ret);
         for (uint32_t k = 0; k < CPU_BLOCK; k++) {
-            ret->q[o][k] = unpack_value(l, block + l->scale_bytes, o, k);
+            ret->q[o][k] = unpack_value(l, block + cpu_layout_scales_bytes(l), o, k);
         }
     }
 }
 
-static int32_t dot16(const int8_t *a, const int8_t *b)
+static int32_t dot16(const int16_t *a, const int8_t *b)
 {
     int32_t sum = 0;
     for (uint32_t i = 0; i < 16; i++) {
@@ -120,14 +157,15 @@ static int32_t dot16(const int8_t *a, const int8_t *b)
 
 /* Adds one block of one row to its 16 outputs. */
 static void multiply_block(const struct block *w, uint32_t has_min, const int8_t *a, float a_scale,
-                           float a_total, float *out)
+                           const int16_t *a_halves, float *out)
 {
     for (uint32_t o = 0; o < CPU_STRIP_ROWS; o++) {
         int32_t dot = w->half_scale[0][o] * dot16(w->q[o], a) +
                       w->half_scale[1][o] * dot16(w->q[o] + 16, a + 16);
         out[o] = fmaf(w->scale[o] * a_scale, (float)dot, out[o]);
         if (has_min) {
-            out[o] = fmaf(w->min[o], a_total, out[o]);
+            int32_t sum = w->half_min[0][o] * a_halves[0] + w->half_min[1][o] * a_halves[1];
+            out[o] = fmaf(w->min[o], a_scale * (float)sum, out[o]);
         }
     }
 }
@@ -149,7 +187,7 @@ static void multiply(enum cpu_layout_id id, const struct cpu_act_tile *tile, con
         for (uint32_t r = 0; r < tile->n_rows; r++) {
             size_t at = (size_t)b * tile->n_tile_rows + r;
             multiply_block(&w, l->has_min, tile->q + at * CPU_BLOCK, tile->scale[at],
-                           tile->total[at], out + r * CPU_STRIP_ROWS);
+                           tile->halves + at * 2, out + r * CPU_STRIP_ROWS);
         }
     }
 }
@@ -165,9 +203,14 @@ DEFINE_QUANT(multiply_q4_1, CPU_LAYOUT_Q4_1)
 DEFINE_QUANT(multiply_q5_0, CPU_LAYOUT_Q5_0)
 DEFINE_QUANT(multiply_q5_1, CPU_LAYOUT_Q5_1)
 DEFINE_QUANT(multiply_q8_0, CPU_LAYOUT_Q8_0)
+DEFINE_QUANT(multiply_q2_k, CPU_LAYOUT_Q2_K)
+DEFINE_QUANT(multiply_q3_k, CPU_LAYOUT_Q3_K)
 DEFINE_QUANT(multiply_q4_k, CPU_LAYOUT_Q4_K)
 DEFINE_QUANT(multiply_q5_k, CPU_LAYOUT_Q5_K)
 DEFINE_QUANT(multiply_q6_k, CPU_LAYOUT_Q6_K)
+DEFINE_QUANT(multiply_iq4_nl, CPU_LAYOUT_IQ4_NL)
+DEFINE_QUANT(multiply_iq4_xs, CPU_LAYOUT_IQ4_XS)
+DEFINE_QUANT(multiply_mxfp4, CPU_LAYOUT_MXFP4)
 
 /* Lanes of a float product, and values of a weight row converted at a time. */
 #define LANES      16u
@@ -246,9 +289,14 @@ const struct cpu_linear_kernels cpu_linear_c = {
             [CPU_LAYOUT_Q5_0] = multiply_q5_0,
             [CPU_LAYOUT_Q5_1] = multiply_q5_1,
             [CPU_LAYOUT_Q8_0] = multiply_q8_0,
+            [CPU_LAYOUT_Q2_K] = multiply_q2_k,
+            [CPU_LAYOUT_Q3_K] = multiply_q3_k,
             [CPU_LAYOUT_Q4_K] = multiply_q4_k,
             [CPU_LAYOUT_Q5_K] = multiply_q5_k,
             [CPU_LAYOUT_Q6_K] = multiply_q6_k,
+            [CPU_LAYOUT_IQ4_NL] = multiply_iq4_nl,
+            [CPU_LAYOUT_IQ4_XS] = multiply_iq4_xs,
+            [CPU_LAYOUT_MXFP4] = multiply_mxfp4,
         },
     .real =
         {

@@ -9,10 +9,10 @@
 
 /* One unit of one output: what its blocks say, nothing multiplied. */
 struct unit {
-    uint16_t scale, min;                       /* f16 bits */
-    uint8_t scales[CPU_SUPER_BLOCK / 16];      /* integer scales: per block, or per half (Q6_K) */
-    uint8_t mins[CPU_SUPER_BLOCK / CPU_BLOCK]; /* Q4_K, Q5_K */
-    uint8_t q[CPU_SUPER_BLOCK];                /* stored values in the order of k */
+    uint16_t scale, min;                  /* f16 bits; the scale may be an exponent */
+    uint8_t scales[CPU_SUPER_BLOCK / 16]; /* integer scales: per block, or per half of one */
+    uint8_t mins[CPU_SUPER_BLOCK / 16];
+    uint8_t q[CPU_SUPER_BLOCK]; /* stored values in the order of k */
 };
 
 static uint16_t load_u16(const uint8_t *at)
@@ -22,8 +22,8 @@ static uint16_t load_u16(const uint8_t *at)
     return v;
 }
 
-/* Q4_0, Q4_1, Q5_0, Q5_1: byte j holds value j in its low half and value j + 16 in its high half;
- * fifth is NULL or 32 bits, one for each value. */
+/* The plain types of 4 and 5 bits, and IQ4_XS's blocks: byte j holds value j in its low half and
+ * value j + 16 in its high half; fifth is NULL or 32 bits, one for each value. */
 static void read_nibbles(const uint8_t *nibbles, const uint8_t *fifth, uint8_t *q)
 {
     uint32_t high = 0;
@@ -67,6 +67,56 @@ static void read_q8_0(const uint8_t *src, struct unit *u)
 {
     u->scale = load_u16(src);
     memcpy(u->q, src + 2, CPU_BLOCK);
+}
+
+static void read_iq4_nl(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src);
+    read_nibbles(src + 2, NULL, u->q);
+}
+
+static void read_mxfp4(const uint8_t *src, struct unit *u)
+{
+    u->scale = src[0];
+    read_nibbles(src + 1, NULL, u->q);
+}
+
+/* Q2_K and Q3_K: bits 2j, 2j + 1 of byte l of a half's 32 bytes are value 32 j + l of the half's
+ * 128; bit b of third[l] is the third bit of value 32 b + l of all 256. */
+static void read_k_pairs(const uint8_t *pairs, const uint8_t *third, uint8_t *q)
+{
+    for (uint32_t v = 0; v < CPU_SUPER_BLOCK; v++) {
+        uint32_t low = pairs[v / 128 * 32 + v % 32] >> (v % 128 / 32 * 2) & 3;
+        uint32_t high = third != NULL ? third[v % 32] >> v / 32 & 1 : 0;
+        q[v] = (uint8_t)(low | high << 2);
+    }
+}
+
+static void read_q2_k(const uint8_t *src, struct unit *u)
+{
+    u->scale = load_u16(src + 80);
+    u->min = load_u16(src + 82);
+    for (uint32_t s = 0; s < 16; s++) {
+        u->scales[s] = src[s] & 0xf;
+        u->mins[s] = src[s] >> 4;
+    }
+    read_k_pairs(src + 16, NULL, u->q);
+}
+
+/* The scales have six bits and 32 too much. Their low nibbles: bytes 0..7 of twelve, the low halves
+ * for the first eight, the high halves for the others; the top two bits of scale s: bits
+ * 2 (s / 4).. of byte 8 + s % 4. */
+static void read_q3_k(const uint8_t *src, struct unit *u)
+{
+    const uint8_t *packed = src + 96;
+
+    u->scale = load_u16(src + 108);
+    for (uint32_t s = 0; s < 16; s++) {
+        uint32_t low = packed[s % 8] >> s / 8 * 4 & 0xf;
+        uint32_t high = packed[8 + s % 4] >> s / 4 * 2 & 3;
+        u->scales[s] = (uint8_t)((low | high << 4) - 32);
+    }
+    read_k_pairs(src + 32, src, u->q);
 }
 
 /* The six-bit scales and minimums of Q4_K and Q5_K: the first four of each in bits 0..5 of bytes
@@ -126,15 +176,32 @@ static void read_q6_k(const uint8_t *src, struct unit *u)
     }
 }
 
+/* The scales have six bits and 32 too much: four in the nibbles of bytes 4..7, two in the 16 bits
+ * at byte 2. */
+static void read_iq4_xs(const uint8_t *src, struct unit *u)
+{
+    uint32_t high_bits = load_u16(src + 2);
+
+    u->scale = load_u16(src);
+    for (uint32_t s = 0; s < 8; s++) {
+        uint32_t low = src[4 + s / 2] >> s % 2 * 4 & 0xf;
+        u->scales[s] = (uint8_t)((low | (high_bits >> 2 * s & 3) << 4) - 32);
+        read_nibbles(src + 8 + s * 16, NULL, u->q + s * CPU_BLOCK);
+    }
+}
+
 /* A type's row: bytes of a unit in the file, and its reader. Its layout is in weights.h. */
 static const struct {
     uint32_t file_bytes;
     void (*read)(const uint8_t *src, struct unit *u);
 } readers[CPU_LAYOUT_COUNT] = {
-    [CPU_LAYOUT_Q4_0] = {18, read_q4_0},  [CPU_LAYOUT_Q4_1] = {20, read_q4_1},
-    [CPU_LAYOUT_Q5_0] = {22, read_q5_0},  [CPU_LAYOUT_Q5_1] = {24, read_q5_1},
-    [CPU_LAYOUT_Q8_0] = {34, read_q8_0},  [CPU_LAYOUT_Q4_K] = {144, read_q4_k},
-    [CPU_LAYOUT_Q5_K] = {176, read_q5_k}, [CPU_LAYOUT_Q6_K] = {210, read_q6_k},
+    [CPU_LAYOUT_Q4_0] = {18, read_q4_0},     [CPU_LAYOUT_Q4_1] = {20, read_q4_1},
+    [CPU_LAYOUT_Q5_0] = {22, read_q5_0},     [CPU_LAYOUT_Q5_1] = {24, read_q5_1},
+    [CPU_LAYOUT_Q8_0] = {34, read_q8_0},     [CPU_LAYOUT_Q2_K] = {84, read_q2_k},
+    [CPU_LAYOUT_Q3_K] = {110, read_q3_k},    [CPU_LAYOUT_Q4_K] = {144, read_q4_k},
+    [CPU_LAYOUT_Q5_K] = {176, read_q5_k},    [CPU_LAYOUT_Q6_K] = {210, read_q6_k},
+    [CPU_LAYOUT_IQ4_NL] = {18, read_iq4_nl}, [CPU_LAYOUT_IQ4_XS] = {136, read_iq4_xs},
+    [CPU_LAYOUT_MXFP4] = {17, read_mxfp4},
 };
 
 enum cpu_layout_id cpu_layout_of(uint32_t type)
@@ -181,20 +248,45 @@ uint64_t cpu_weights_packed_bytes(const struct gqa_weight *weight)
 /* Places the 32 values of output o of one block; lines start as zeros. */
 static void write_block(const struct cpu_layout *l, uint32_t o, const uint8_t *q, uint8_t *lines)
 {
-    for (uint32_t k = 0; k < CPU_BLOCK; k++) {
-        uint32_t vector = k / 4, at = 4 * o + k % 4;
+    uint32_t below = 0; /* bits in the planes before */
 
-        if (l->bits == 8) {
-            lines[vector * CPU_BLOCK_LINE + at] = q[k];
+    for (uint32_t width = 8; width > 0; width /= 2) {
+        if ((l->bits & width) == 0) {
             continue;
         }
-        lines[vector % 4 * CPU_BLOCK_LINE + at] |= (uint8_t)((q[k] & 0xf) << vector / 4 * 4);
-        uint8_t *high = lines + 4 * CPU_BLOCK_LINE;
-        if (l->bits == 5) {
-            high[at] |= (uint8_t)(q[k] >> 4 << vector);
-        } else if (l->bits == 6) {
-            high[vector / 4 * CPU_BLOCK_LINE + at] |= (uint8_t)(q[k] >> 4 << vector % 4 * 2);
+        for (uint32_t k = 0; k < CPU_BLOCK; k++) {
+            uint32_t vector = k / 4, at = 4 * o + k % 4;
+            uint32_t bits = (uint32_t)q[k] >> below & ((1u << width) - 1);
+            uint8_t *byte = lines + vector * width / 8 * CPU_BLOCK_LINE + at;
+            *byte |= (uint8_t)(bits << vector * width % 8);
         }
+        lines += width * CPU_BLOCK_LINE;
+        below += width;
+    }
+}
+
+/* Places output o's integer scales of block b. */
+static void write_scales(const struct cpu_layout *l, uint32_t o, const struct unit *u, uint32_t b,
+                         uint8_t *block)
+{
+    switch (l->scales) {
+    case CPU_SCALES_NONE:
+        break;
+    case CPU_SCALES_BLOCK:
+        block[o] = u->scales[b];
+        break;
+    case CPU_SCALES_BLOCK_MIN:
+        block[o] = u->scales[b];
+        block[CPU_STRIP_ROWS + o] = u->mins[b];
+        break;
+    case CPU_SCALES_HALVES:
+        block[o] = u->scales[2 * b];
+        block[CPU_STRIP_ROWS + o] = u->scales[2 * b + 1];
+        break;
+    case CPU_SCALES_HALVES_MIN:
+        block[o] = (uint8_t)(u->scales[2 * b] | u->mins[2 * b] << 4);
+        block[CPU_STRIP_ROWS + o] = (uint8_t)(u->scales[2 * b + 1] | u->mins[2 * b + 1] << 4);
+        break;
     }
 }
 
@@ -203,19 +295,17 @@ static void write_unit(const struct cpu_layout *l, uint32_t o, const struct unit
 {
     uint8_t *block = dst + cpu_layout_header_bytes(l);
 
-    memcpy(dst + 2 * o, &u->scale, sizeof(u->scale));
+    if (l->has_exps) {
+        dst[o] = (uint8_t)u->scale;
+    } else {
+        memcpy(dst + 2 * o, &u->scale, sizeof(u->scale));
+    }
     if (l->has_min) {
-        memcpy(dst + CPU_HEADER_BYTES + 2 * o, &u->min, sizeof(u->min));
+        memcpy(dst + cpu_layout_header_scales_bytes(l) + 2 * o, &u->min, sizeof(u->min));
     }
     for (uint32_t b = 0; b < l->unit / CPU_BLOCK; b++, block += cpu_layout_block_bytes(l)) {
-        if (l->two_scales) {
-            block[o] = u->scales[2 * b];
-            block[CPU_STRIP_ROWS + o] = u->scales[2 * b + 1];
-        } else if (l->scale_bytes != 0) {
-            block[o] = u->scales[b];
-            block[CPU_STRIP_ROWS + o] = u->mins[b];
-        }
-        write_block(l, o, u->q + b * CPU_BLOCK, block + l->scale_bytes);
+        write_scales(l, o, u, b, block);
+        write_block(l, o, u->q + b * CPU_BLOCK, block + cpu_layout_scales_bytes(l));
     }
 }
 

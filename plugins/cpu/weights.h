@@ -1,4 +1,4 @@
-/* plugins/cpu/weights.h - how the cpu backend lays out quantised weights: pack id "cpu-1".
+/* plugins/cpu/weights.h - how the cpu backend lays out quantised weights: pack id "cpu-2".
  *
  * A weight of n outputs by k inputs becomes ceil(n / 16) strips, each of 16 outputs by all k, one
  * after the other in memory. All levels read the same bytes, so a packed file is good on any
@@ -7,32 +7,37 @@
  *
  *   strip = unit, unit, ...            a unit: 16 outputs x 32 k (plain types) or x 256 k (K types)
  *   unit  = | header | block | block ...                         a block: 16 outputs x 32 k
- *   header: 16 f16 scales, then for types with a minimum 16 f16 minimums
- *   block:  | integer scales | nibbles or bytes | high bits |
+ *   header: 16 f16 scales, for types with a minimum also 16 f16 minimums; MXFP4: 16 exponents
+ *   block:  | integer scales | planes |
  *
- *   integer scales (K types): Q4_K, Q5_K: 16 x u8 scale, 16 x u8 minimum
- *                             Q6_K:       16 x s8 scale of k 0..15, 16 x s8 scale of k 16..31
+ *   integer scales:  IQ4_XS:     16 x s8 scale
+ *                    Q4_K, Q5_K: 16 x u8 scale, 16 x u8 minimum
+ *                    Q3_K, Q6_K: 16 x s8 scale of k 0..15, 16 x s8 scale of k 16..31
+ *                    Q2_K:       16 x u8 of k 0..15, 16 x u8 of k 16..31: scale in the low nibble,
+ *                                minimum in the high one
  *
  * The 32 k of a block are eight vectors of 4 k. Vector v is 64 bytes: output o's k 4v..4v+3 lie at
  * bytes 4o..4o+3, which is what VPDPBUSD multiplies with a broadcast of four activations.
  *
- *   4 bits and more: 4 lines of 64 bytes; line i holds vector i in the low nibbles and vector i + 4
- *                    in the high nibbles
- *   fifth bits:      1 line; bit v of a byte belongs to vector v
- *   bits 4 and 5:    2 lines; bits 2i, 2i + 1 of line h belong to vector 4h + i
- *   8 bits:          8 lines; line v holds vector v as signed bytes
- */
+ * A stored value of n bits is cut into planes as n is into powers of two, the widest first: it
+ * holds the lowest bits. A plane of w bits is w lines of 64 bytes, and vector v of it lies in line
+ * v w / 8 at bits v w % 8 of each byte:
+ *
+ *   8: line v                     4: line v / 2, low nibbles for even v, high nibbles for odd
+ *   2: line v / 4, bits 2 (v % 4)..                              1: the one line, bit v
+ *
+ * So 5 bits are four lines of nibbles and one of fifth bits. Stored values of 8 bits are signed,
+ * the others unsigned. */
 #ifndef PLUGINS_CPU_WEIGHTS_H
 #define PLUGINS_CPU_WEIGHTS_H
 
 #include <gqa/plugin.h>
 
-#define CPU_PACK_ID      "cpu-1"
-#define CPU_STRIP_ROWS   16u
-#define CPU_BLOCK        32u  /* k per block, and activations per scale */
-#define CPU_SUPER_BLOCK  256u /* k per unit of the K types */
-#define CPU_BLOCK_LINE   64u  /* one vector: 16 outputs x 4 k */
-#define CPU_HEADER_BYTES 32u  /* 16 f16 */
+#define CPU_PACK_ID     "cpu-2"
+#define CPU_STRIP_ROWS  16u
+#define CPU_BLOCK       32u  /* k per block, and activations per scale */
+#define CPU_SUPER_BLOCK 256u /* k per unit of the K types */
+#define CPU_BLOCK_LINE  64u  /* one vector: 16 outputs x 4 k */
 
 enum cpu_layout_id {
     CPU_LAYOUT_Q4_0,
@@ -40,43 +45,102 @@ enum cpu_layout_id {
     CPU_LAYOUT_Q5_0,
     CPU_LAYOUT_Q5_1,
     CPU_LAYOUT_Q8_0,
+    CPU_LAYOUT_Q2_K,
+    CPU_LAYOUT_Q3_K,
     CPU_LAYOUT_Q4_K,
     CPU_LAYOUT_Q5_K,
     CPU_LAYOUT_Q6_K,
+    CPU_LAYOUT_IQ4_NL,
+    CPU_LAYOUT_IQ4_XS,
+    CPU_LAYOUT_MXFP4,
     CPU_LAYOUT_COUNT
 };
 
-/* value = scale * (stored - offset) + minimum */
-struct cpu_layout {
-    uint32_t type;        /* enum gqa_type */
-    uint32_t bits;        /* per stored value: 4, 5, 6 unsigned, or 8 signed */
-    int32_t offset;       /* what the stored unsigned value has too much */
-    uint32_t unit;        /* k per header: CPU_BLOCK or CPU_SUPER_BLOCK */
-    uint32_t has_min;     /* the header holds minimums */
-    uint32_t scale_bytes; /* integer scales in front of each block: 0 or 32 */
-    uint32_t two_scales;  /* the integer scales are those of the block's halves */
+/* The integer scales in front of each block. */
+enum cpu_scales {
+    CPU_SCALES_NONE,
+    CPU_SCALES_BLOCK,      /* a signed scale */
+    CPU_SCALES_BLOCK_MIN,  /* an unsigned scale and minimum */
+    CPU_SCALES_HALVES,     /* two signed scales, one for each half of the block */
+    CPU_SCALES_HALVES_MIN, /* two pairs of four bits: scale and minimum of each half */
 };
+
+/* value = scale * (stored - offset) + minimum, where levels, if there are any, say what a stored
+ * value stands for. */
+struct cpu_layout {
+    uint32_t type;     /* enum gqa_type */
+    uint32_t unit;     /* k per header: CPU_BLOCK or CPU_SUPER_BLOCK */
+    uint32_t bits;     /* per stored value: 2..6 unsigned, or 8 signed */
+    uint32_t peak;     /* the largest magnitude of stored values or of levels */
+    int32_t offset;    /* what these have too much */
+    uint32_t has_min;  /* the header holds minimums */
+    uint32_t has_exps; /* the header's scales are exponents */
+    enum cpu_scales scales;
+    const uint8_t *levels; /* (16) or NULL */
+};
+
+/* IQ4_NL's and IQ4_XS's levels plus 128. */
+_Alignas(16) static const uint8_t cpu_levels_iq4[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                        129, 141, 153, 166, 181, 197, 217, 241};
+/* Twice the values of a 4-bit float (sign, two bits of exponent, one of mantissa) plus 12. */
+_Alignas(16) static const uint8_t cpu_levels_e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                         12, 11, 10, 9,  8,  6,  4,  0};
 
 /* In the header, so that every kernel's constants are known to the compiler. */
 static const struct cpu_layout cpu_layouts[CPU_LAYOUT_COUNT] = {
-    [CPU_LAYOUT_Q4_0] = {GQA_TYPE_Q4_0, 4, 8, CPU_BLOCK, 0, 0, 0},
-    [CPU_LAYOUT_Q4_1] = {GQA_TYPE_Q4_1, 4, 0, CPU_BLOCK, 1, 0, 0},
-    [CPU_LAYOUT_Q5_0] = {GQA_TYPE_Q5_0, 5, 16, CPU_BLOCK, 0, 0, 0},
-    [CPU_LAYOUT_Q5_1] = {GQA_TYPE_Q5_1, 5, 0, CPU_BLOCK, 1, 0, 0},
-    [CPU_LAYOUT_Q8_0] = {GQA_TYPE_Q8_0, 8, 0, CPU_BLOCK, 0, 0, 0},
-    [CPU_LAYOUT_Q4_K] = {GQA_TYPE_Q4_K, 4, 0, CPU_SUPER_BLOCK, 1, 32, 0},
-    [CPU_LAYOUT_Q5_K] = {GQA_TYPE_Q5_K, 5, 0, CPU_SUPER_BLOCK, 1, 32, 0},
-    [CPU_LAYOUT_Q6_K] = {GQA_TYPE_Q6_K, 6, 32, CPU_SUPER_BLOCK, 0, 32, 1},
+    [CPU_LAYOUT_Q4_0] = {GQA_TYPE_Q4_0, CPU_BLOCK, 4, 15, 8, 0, 0, CPU_SCALES_NONE, NULL},
+    [CPU_LAYOUT_Q4_1] = {GQA_TYPE_Q4_1, CPU_BLOCK, 4, 15, 0, 1, 0, CPU_SCALES_NONE, NULL},
+    [CPU_LAYOUT_Q5_0] = {GQA_TYPE_Q5_0, CPU_BLOCK, 5, 31, 16, 0, 0, CPU_SCALES_NONE, NULL},
+    [CPU_LAYOUT_Q5_1] = {GQA_TYPE_Q5_1, CPU_BLOCK, 5, 31, 0, 1, 0, CPU_SCALES_NONE, NULL},
+    [CPU_LAYOUT_Q8_0] = {GQA_TYPE_Q8_0, CPU_BLOCK, 8, 128, 0, 0, 0, CPU_SCALES_NONE, NULL},
+    [CPU_LAYOUT_Q2_K] = {GQA_TYPE_Q2_K, CPU_SUPER_BLOCK, 2, 3, 0, 1, 0, CPU_SCALES_HALVES_MIN,
+                         NULL},
+    [CPU_LAYOUT_Q3_K] = {GQA_TYPE_Q3_K, CPU_SUPER_BLOCK, 3, 7, 4, 0, 0, CPU_SCALES_HALVES, NULL},
+    [CPU_LAYOUT_Q4_K] = {GQA_TYPE_Q4_K, CPU_SUPER_BLOCK, 4, 15, 0, 1, 0, CPU_SCALES_BLOCK_MIN,
+                         NULL},
+    [CPU_LAYOUT_Q5_K] = {GQA_TYPE_Q5_K, CPU_SUPER_BLOCK, 5, 31, 0, 1, 0, CPU_SCALES_BLOCK_MIN,
+                         NULL},
+    [CPU_LAYOUT_Q6_K] = {GQA_TYPE_Q6_K, CPU_SUPER_BLOCK, 6, 63, 32, 0, 0, CPU_SCALES_HALVES, NULL},
+    [CPU_LAYOUT_IQ4_NL] = {GQA_TYPE_IQ4_NL, CPU_BLOCK, 4, 241, 128, 0, 0, CPU_SCALES_NONE,
+                           cpu_levels_iq4},
+    [CPU_LAYOUT_IQ4_XS] = {GQA_TYPE_IQ4_XS, CPU_SUPER_BLOCK, 4, 241, 128, 0, 0, CPU_SCALES_BLOCK,
+                           cpu_levels_iq4},
+    [CPU_LAYOUT_MXFP4] = {GQA_TYPE_MXFP4, CPU_BLOCK, 4, 24, 12, 0, 1, CPU_SCALES_NONE,
+                          cpu_levels_e2m1},
 };
+
+static inline uint32_t cpu_layout_scales_bytes(const struct cpu_layout *l)
+{
+    switch (l->scales) {
+    case CPU_SCALES_NONE:
+        return 0;
+    case CPU_SCALES_BLOCK:
+        return CPU_STRIP_ROWS;
+    default:
+        return 2 * CPU_STRIP_ROWS;
+    }
+}
+
+/* Whether the halves of a block have scales of their own. */
+static inline int cpu_layout_has_halves(const struct cpu_layout *l)
+{
+    return l->scales == CPU_SCALES_HALVES || l->scales == CPU_SCALES_HALVES_MIN;
+}
+
+/* Bytes of the header's scales: its minimums follow. */
+static inline uint32_t cpu_layout_header_scales_bytes(const struct cpu_layout *l)
+{
+    return l->has_exps ? CPU_STRIP_ROWS : 2 * CPU_STRIP_ROWS;
+}
 
 static inline uint32_t cpu_layout_header_bytes(const struct cpu_layout *l)
 {
-    return l->has_min ? 2 * CPU_HEADER_BYTES : CPU_HEADER_BYTES;
+    return cpu_layout_header_scales_bytes(l) * (l->has_min ? 2 : 1);
 }
 
 static inline uint32_t cpu_layout_block_bytes(const struct cpu_layout *l)
 {
-    return l->scale_bytes + l->bits * CPU_BLOCK_LINE;
+    return cpu_layout_scales_bytes(l) + l->bits * CPU_BLOCK_LINE;
 }
 
 static inline uint32_t cpu_layout_unit_bytes(const struct cpu_layout *l)

@@ -224,12 +224,13 @@ static void check_model(struct rig *one, struct rig *two, const struct golden *g
 
 /* What the table of architectures and the cpu backend support. */
 static const char *const default_models[] = {
-    "llama-mha",      "llama-gqa",      "llama-mqa",      "llama-rope3",  "llama-linear",
-    "llama-yarn",     "qwen2",          "qwen3",          "gemma2",       "gemma3",
-    "phi3",           "phi3-longrope",  "granite",        "mixtral",      "qwen3moe",
-    "gpt-oss",        "llama-q-F16",    "llama-q-BF16",   "llama-q-Q8_0", "llama-q-Q4_0",
-    "llama-q-Q4_K_S", "llama-q-Q4_K_M", "llama-q-Q5_K_M", "llama-q-Q6_K", "llama-q-Q4_1",
-    "llama-q-Q5_0",   "llama-q-Q5_1",
+    "llama-mha",      "llama-gqa",      "llama-mqa",      "llama-rope3",    "llama-linear",
+    "llama-yarn",     "qwen2",          "qwen3",          "gemma2",         "gemma3",
+    "phi3",           "phi3-longrope",  "granite",        "mixtral",        "qwen3moe",
+    "gpt-oss",        "llama-q-F16",    "llama-q-BF16",   "llama-q-Q8_0",   "llama-q-Q4_0",
+    "llama-q-Q4_K_S", "llama-q-Q4_K_M", "llama-q-Q5_K_M", "llama-q-Q6_K",   "llama-q-Q4_1",
+    "llama-q-Q5_0",   "llama-q-Q5_1",   "llama-q-Q2_K",   "llama-q-Q3_K_S", "llama-q-IQ4_NL",
+    "llama-q-IQ4_XS",
 };
 
 int main(int argc, char **argv)

@@ -182,14 +182,9 @@ Test(linear, extreme_values_do_not_saturate)
 
             test_weight_random(&w, &r, type, N, K);
             memset(w.file, bytes[fill], fmt_type_bytes(info, K) * N);
-            /* Scales of one where the type keeps them, so that nothing is NaN. */
+            /* Scales of one, so that nothing is NaN. */
             for (uint64_t at = 0; at < fmt_type_bytes(info, K) * N; at += info->block_bytes) {
-                uint16_t one = 0x3c00;
-                memcpy((uint8_t *)w.file + at + (type == GQA_TYPE_Q6_K ? 208 : 0), &one, 2);
-                if (type == GQA_TYPE_Q4_1 || type == GQA_TYPE_Q5_1 || type == GQA_TYPE_Q4_K ||
-                    type == GQA_TYPE_Q5_K) {
-                    memcpy((uint8_t *)w.file + at + 2, &one, 2);
-                }
+                test_block_set_scales(type, (uint8_t *)w.file + at, 1.0f, 1.0f);
             }
             test_weight_pack(&w);
             test_linear_run(&w, CPU_ISA_C, 1, x, ROWS, NULL, reference);
@@ -262,12 +257,13 @@ Test(linear, a_bad_weight_spoils_one_output)
     for (uint32_t t = 0; t < test_n_quant_types; t++) {
         const struct fmt_type_info *info = fmt_type_info(test_quant_types[t]);
         struct test_weight w;
-        uint16_t nan_bits = 0x7e00;
 
         test_weight_random(&w, &r, info->type, N, K);
-        memcpy((uint8_t *)w.file + 18 * fmt_type_bytes(info, K) +
-                   (info->type == GQA_TYPE_Q6_K ? 208 : 0),
-               &nan_bits, sizeof(nan_bits));
+        if (!test_block_set_scales(info->type, (uint8_t *)w.file + 18 * fmt_type_bytes(info, K),
+                                   NAN, 0.0f)) {
+            test_weight_finish(&w);
+            continue;
+        }
         test_weight_pack(&w);
         for (int isa = CPU_ISA_C; isa < CPU_ISA_COUNT; isa++) {
             if (cpu_isa_usable((enum cpu_isa)isa)) {
@@ -280,6 +276,55 @@ Test(linear, a_bad_weight_spoils_one_output)
         }
         test_weight_finish(&w);
     }
+    free(x);
+}
+
+/* Every exponent of MXFP4, also those whose scale is no normal number: output e's is e. The truth
+ * comes from exponents in the middle, since float32 does not hold all values of the last ones. */
+Test(linear, exponents_at_both_ends)
+{
+    struct test_random r = {test_seed("exponents")};
+    enum { N = 256, K = 96, ROWS = 2 };
+    const struct fmt_type_info *info = fmt_type_info(GQA_TYPE_MXFP4);
+    struct test_weight w, middle;
+    float *x = random_floats(&r, ROWS * K);
+    float y[ROWS * N], reference[ROWS * N], row[K];
+
+    for (uint32_t i = 0; i < ROWS * K; i++) {
+        x[i] *= i < K ? 0x1p30f : 0x1p-30f; /* small ones meet large exponents, and the reverse */
+    }
+    test_weight_random(&middle, &r, GQA_TYPE_MXFP4, N, K);
+    test_weight_random(&w, &r, GQA_TYPE_MXFP4, N, K);
+    memcpy(w.file, middle.file, fmt_type_bytes(info, K) * N);
+    for (uint32_t b = 0; b < N * K / CPU_BLOCK; b++) {
+        ((uint8_t *)w.file)[b * info->block_bytes] = (uint8_t)(b / (K / CPU_BLOCK));
+        ((uint8_t *)middle.file)[b * info->block_bytes] = 127;
+    }
+    test_weight_pack(&w);
+    test_linear_run(&w, CPU_ISA_C, 1, x, ROWS, NULL, reference);
+    for (uint32_t e = 0; e < N; e++) {
+        const uint32_t at = e < 128 ? 0 : 1;
+        double truth = 0.0;
+        test_weight_row(&middle, e, row);
+        for (uint32_t i = 0; i < K; i++) {
+            truth += (double)row[i] * (double)x[at * K + i];
+        }
+        double error = fabs(ldexp((double)reference[at * N + e], 127 - (int)e) - truth);
+        cr_assert(error <= error_bound(row, x + at * K, K, 1), "exponent %u: off by %g of %g", e,
+                  error, truth);
+    }
+    for (int isa = CPU_ISA_C; isa < CPU_ISA_COUNT; isa++) {
+        if (cpu_isa_usable((enum cpu_isa)isa)) {
+            test_linear_run(&w, (enum cpu_isa)isa, 1, x, ROWS, NULL, y);
+            for (uint32_t i = 0; i < ROWS * N; i++) {
+                cr_assert(isnan(y[i]) ? isnan(reference[i]) : y[i] == reference[i],
+                          "%s: exponent %u gives %g instead of %g", cpu_isa_name((enum cpu_isa)isa),
+                          i % N, (double)y[i], (double)reference[i]);
+            }
+        }
+    }
+    test_weight_finish(&w);
+    test_weight_finish(&middle);
     free(x);
 }
 
@@ -305,7 +350,7 @@ Test(linear, pack_refuses_what_does_not_fit)
     w.weight.ne[0] = 1ull << 40;
     w.weight.ne[1] = 1ull << 40;
     cr_assert_eq(cpu_weights_packed_bytes(&w.weight), 0);
-    w.weight.type = GQA_TYPE_MXFP4;
+    w.weight.type = 9; /* Q8_1: known to the format's authors, in no file */
     w.weight.ne[0] = 64;
     w.weight.ne[1] = 33;
     cr_assert_eq(cpu_weights_packed_bytes(&w.weight), 0);

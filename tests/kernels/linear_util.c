@@ -4,6 +4,7 @@
 #include "format/types.h"
 
 #include <criterion/criterion.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,8 +13,10 @@
 
 #define THREADS_MAX 16u
 
-const uint32_t test_quant_types[] = {GQA_TYPE_Q4_0, GQA_TYPE_Q4_1, GQA_TYPE_Q5_0, GQA_TYPE_Q5_1,
-                                     GQA_TYPE_Q8_0, GQA_TYPE_Q4_K, GQA_TYPE_Q5_K, GQA_TYPE_Q6_K};
+const uint32_t test_quant_types[] = {GQA_TYPE_Q4_0, GQA_TYPE_Q4_1, GQA_TYPE_Q5_0,   GQA_TYPE_Q5_1,
+                                     GQA_TYPE_Q8_0, GQA_TYPE_Q2_K, GQA_TYPE_Q3_K,   GQA_TYPE_Q4_K,
+                                     GQA_TYPE_Q5_K, GQA_TYPE_Q6_K, GQA_TYPE_IQ4_NL, GQA_TYPE_IQ4_XS,
+                                     GQA_TYPE_MXFP4};
 const uint32_t test_n_quant_types = sizeof(test_quant_types) / sizeof(test_quant_types[0]);
 const uint32_t test_float_types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16};
 const uint32_t test_n_float_types = sizeof(test_float_types) / sizeof(test_float_types[0]);
@@ -116,28 +119,52 @@ void test_host_init(struct test_host *h, uint32_t n_threads)
     };
 }
 
-/* Where a quantised block keeps its f16 numbers. */
+/* Where a quantised block keeps the numbers that all its values are multiplied with. */
+static const struct {
+    uint32_t type;
+    int at[2]; /* offsets of scale and minimum; -1: none */
+    int is_exponent;
+} places[] = {
+    {GQA_TYPE_Q4_0, {0, -1}, 0},   {GQA_TYPE_Q4_1, {0, 2}, 0},    {GQA_TYPE_Q5_0, {0, -1}, 0},
+    {GQA_TYPE_Q5_1, {0, 2}, 0},    {GQA_TYPE_Q8_0, {0, -1}, 0},   {GQA_TYPE_Q2_K, {80, 82}, 0},
+    {GQA_TYPE_Q3_K, {108, -1}, 0}, {GQA_TYPE_Q4_K, {0, 2}, 0},    {GQA_TYPE_Q5_K, {0, 2}, 0},
+    {GQA_TYPE_Q6_K, {208, -1}, 0}, {GQA_TYPE_IQ4_NL, {0, -1}, 0}, {GQA_TYPE_IQ4_XS, {0, -1}, 0},
+    {GQA_TYPE_MXFP4, {0, -1}, 1},
+};
+
+int test_block_set_scales(uint32_t type, uint8_t *block, float scale, float min)
+{
+    size_t i = 0;
+
+    while (places[i].type != type) {
+        i++;
+        cr_assert(i < sizeof(places) / sizeof(places[0]), "type %u", type);
+    }
+    if (places[i].is_exponent) {
+        int exponent;
+        if (!isfinite(scale)) {
+            return 0;
+        }
+        frexpf(scale, &exponent); /* |scale| in [2^(exponent - 1), 2^exponent) */
+        block[places[i].at[0]] = (uint8_t)(exponent - 1 + 127);
+        return 1;
+    }
+    for (int j = 0; j < 2 && places[i].at[j] >= 0; j++) {
+        uint16_t half = fmt_f32_to_f16(j == 0 ? scale : min);
+        memcpy(block + places[i].at[j], &half, sizeof(half));
+    }
+    return 1;
+}
+
 static void random_block(uint32_t type, uint8_t *block, struct test_random *r)
 {
-    static const struct {
-        uint32_t type;
-        int at[2]; /* offsets of scale and minimum; -1: none */
-    } places[] = {
-        {GQA_TYPE_Q4_0, {0, -1}}, {GQA_TYPE_Q4_1, {0, 2}},    {GQA_TYPE_Q5_0, {0, -1}},
-        {GQA_TYPE_Q5_1, {0, 2}},  {GQA_TYPE_Q8_0, {0, -1}},   {GQA_TYPE_Q4_K, {0, 2}},
-        {GQA_TYPE_Q5_K, {0, 2}},  {GQA_TYPE_Q6_K, {208, -1}},
-    };
     uint32_t bytes = fmt_type_info(type)->block_bytes;
 
     for (uint32_t i = 0; i < bytes; i++) {
         block[i] = (uint8_t)test_random_u64(r);
     }
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-        for (int j = 0; places[i].type == type && j < 2 && places[i].at[j] >= 0; j++) {
-            uint16_t half = fmt_f32_to_f16(test_random_normal(r) * 0.01f);
-            memcpy(block + places[i].at[j], &half, sizeof(half));
-        }
-    }
+    test_block_set_scales(type, block, test_random_normal(r) * 0.01f,
+                          test_random_normal(r) * 0.01f);
 }
 
 void test_weight_random(struct test_weight *w, struct test_random *r, uint32_t type, uint32_t n,

@@ -33,6 +33,10 @@ struct test_weight {
     void *file, *packed;
 };
 
+/* Sets the numbers that a block's values are multiplied with: f16, or the power of two at or below
+ * scale. 0 for a scale that the type cannot hold. */
+int test_block_set_scales(uint32_t type, uint8_t *block, float scale, float min);
+
 /* Valid random blocks of any type: small random f16 scales, all other bits random. */
 void test_weight_random(struct test_weight *w, struct test_random *r, uint32_t type, uint32_t n,
                         uint32_t k);
