@@ -1,11 +1,15 @@
 /* plugins/cpu/unroll.h - what the vector kernels need from the compiler: functions that must be
- * specialised by constant arguments, and loops over register arrays that must vanish. */
+ * specialised by constant arguments, and loops over register arrays that must vanish. A build that
+ * wants neither (tests/emulated, where a register is an array) defines both names itself. */
 #ifndef PLUGINS_CPU_UNROLL_H
 #define PLUGINS_CPU_UNROLL_H
 
+#ifndef CPU_SPECIALISE
 #define CPU_SPECIALISE static inline __attribute__((always_inline))
+#endif
 
-#if defined(__clang__)
+#ifdef CPU_UNROLL
+#elif defined(__clang__)
 #define CPU_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define CPU_UNROLL _Pragma("GCC unroll 16")

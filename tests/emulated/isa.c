@@ -1,0 +1,34 @@
+/* tests/emulated/isa.c - plugins/cpu/isa.c for tests whose AVX-512 level is emulated: it runs on
+ * any processor. AVX2 is left to the tests of tests/kernels, which run it natively. */
+#include "plugins/cpu/isa.h"
+
+#include <errno.h>
+#include <string.h>
+
+static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512"};
+
+const char *cpu_isa_name(enum cpu_isa isa)
+{
+    return isa == CPU_ISA_AVX512 ? "avx512 (emulated)" : isa_names[isa];
+}
+
+int cpu_isa_by_name(const char *name, enum cpu_isa *ret)
+{
+    for (int i = 0; i < CPU_ISA_COUNT; i++) {
+        if (strcmp(name, isa_names[i]) == 0) {
+            *ret = (enum cpu_isa)i;
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
+int cpu_isa_usable(enum cpu_isa isa)
+{
+    return isa == CPU_ISA_C || isa == CPU_ISA_AVX512;
+}
+
+enum cpu_isa cpu_isa_best(void)
+{
+    return CPU_ISA_AVX512;
+}
