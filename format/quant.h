@@ -67,6 +67,10 @@ static inline float quant_peak(const float *x, size_t n)
 
 /* The sixteen levels of IQ4_NL and IQ4_XS. */
 extern const int8_t quant_iq4_levels[16];
+/* Twice the values of a 4-bit float (sign 1, exponent 2, mantissa 1), so that they are integers. */
+extern const int8_t quant_mxfp4_levels[16];
+/* 2^(e - 128): half of the E8M0 scale, because the levels are doubled. */
+float quant_mxfp4_half_scale(uint8_t e);
 
 void quant_f32_dequantise(const void *src, float *dst, size_t n);
 void quant_f32_quantise(const float *src, void *dst, size_t n);
@@ -83,15 +87,20 @@ void quant_q5_1_dequantise(const void *src, float *dst, size_t n);
 void quant_q8_0_dequantise(const void *src, float *dst, size_t n);
 void quant_q8_0_quantise(const float *src, void *dst, size_t n);
 void quant_iq4_nl_dequantise(const void *src, float *dst, size_t n);
+void quant_iq4_nl_quantise(const float *src, void *dst, size_t n);
 void quant_mxfp4_dequantise(const void *src, float *dst, size_t n);
+void quant_mxfp4_quantise(const float *src, void *dst, size_t n);
 
 void quant_q2_k_dequantise(const void *src, float *dst, size_t n);
+void quant_q2_k_quantise(const float *src, void *dst, size_t n);
 void quant_q3_k_dequantise(const void *src, float *dst, size_t n);
+void quant_q3_k_quantise(const float *src, void *dst, size_t n);
 void quant_q4_k_dequantise(const void *src, float *dst, size_t n);
 void quant_q4_k_quantise(const float *src, void *dst, size_t n);
 void quant_q5_k_dequantise(const void *src, float *dst, size_t n);
 void quant_q6_k_dequantise(const void *src, float *dst, size_t n);
 void quant_q6_k_quantise(const float *src, void *dst, size_t n);
 void quant_iq4_xs_dequantise(const void *src, float *dst, size_t n);
+void quant_iq4_xs_quantise(const float *src, void *dst, size_t n);
 
 #endif

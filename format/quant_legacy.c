@@ -17,8 +17,7 @@
 const int8_t quant_iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                      1,    13,   25,  38,  53,  69,  89,  113};
 
-/* Twice the values of a 4-bit float (sign 1, exponent 2, mantissa 1), so that they are integers. */
-static const int8_t mxfp4_levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+const int8_t quant_mxfp4_levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 void quant_q4_0_dequantise(const void *src, float *dst, size_t n)
 {
@@ -110,9 +109,8 @@ void quant_iq4_nl_dequantise(const void *src, float *dst, size_t n)
     }
 }
 
-/* 2^(e - 128): half of the E8M0 scale, because the levels are doubled. The smallest two results
- * are subnormal. */
-static float mxfp4_half_scale(uint8_t e)
+/* The smallest two results are subnormal. */
+float quant_mxfp4_half_scale(uint8_t e)
 {
     uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
     float scale;
@@ -124,11 +122,11 @@ void quant_mxfp4_dequantise(const void *src, float *dst, size_t n)
 {
     const uint8_t *block = src;
     for (size_t i = 0; i < n; i += QUANT_BLOCK, block += 17) {
-        float d = mxfp4_half_scale(block[0]);
+        float d = quant_mxfp4_half_scale(block[0]);
         for (size_t j = 0; j < HALF_BLOCK; j++) {
             uint8_t pair = block[1 + j];
-            dst[i + j] = (float)mxfp4_levels[pair & 0xf] * d;
-            dst[i + j + HALF_BLOCK] = (float)mxfp4_levels[pair >> 4] * d;
+            dst[i + j] = (float)quant_mxfp4_levels[pair & 0xf] * d;
+            dst[i + j + HALF_BLOCK] = (float)quant_mxfp4_levels[pair >> 4] * d;
         }
     }
 }

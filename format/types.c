@@ -13,14 +13,14 @@ static const struct fmt_type_info types[] = {
     {"Q5_0", FMT_TYPE_Q5_0, 32, 22, quant_q5_0_dequantise, NULL},
     {"Q5_1", FMT_TYPE_Q5_1, 32, 24, quant_q5_1_dequantise, NULL},
     {"Q8_0", FMT_TYPE_Q8_0, 32, 34, quant_q8_0_dequantise, quant_q8_0_quantise},
-    {"Q2_K", FMT_TYPE_Q2_K, 256, 84, quant_q2_k_dequantise, NULL},
-    {"Q3_K", FMT_TYPE_Q3_K, 256, 110, quant_q3_k_dequantise, NULL},
+    {"Q2_K", FMT_TYPE_Q2_K, 256, 84, quant_q2_k_dequantise, quant_q2_k_quantise},
+    {"Q3_K", FMT_TYPE_Q3_K, 256, 110, quant_q3_k_dequantise, quant_q3_k_quantise},
     {"Q4_K", FMT_TYPE_Q4_K, 256, 144, quant_q4_k_dequantise, quant_q4_k_quantise},
     {"Q5_K", FMT_TYPE_Q5_K, 256, 176, quant_q5_k_dequantise, NULL},
     {"Q6_K", FMT_TYPE_Q6_K, 256, 210, quant_q6_k_dequantise, quant_q6_k_quantise},
-    {"IQ4_NL", FMT_TYPE_IQ4_NL, 32, 18, quant_iq4_nl_dequantise, NULL},
-    {"IQ4_XS", FMT_TYPE_IQ4_XS, 256, 136, quant_iq4_xs_dequantise, NULL},
-    {"MXFP4", FMT_TYPE_MXFP4, 32, 17, quant_mxfp4_dequantise, NULL},
+    {"IQ4_NL", FMT_TYPE_IQ4_NL, 32, 18, quant_iq4_nl_dequantise, quant_iq4_nl_quantise},
+    {"IQ4_XS", FMT_TYPE_IQ4_XS, 256, 136, quant_iq4_xs_dequantise, quant_iq4_xs_quantise},
+    {"MXFP4", FMT_TYPE_MXFP4, 32, 17, quant_mxfp4_dequantise, quant_mxfp4_quantise},
 };
 
 #define N_TYPES (sizeof(types) / sizeof(types[0]))

@@ -3,7 +3,9 @@
  * Quantised blocks are not made by quantising random floats: their bits are drawn directly, which
  * writes at the disk's speed and is just as good for measuring, because no kernel's time depends on
  * the values. So the levels are uniformly distributed, and the scales are chosen for the wanted
- * deviation. Every bit pattern is one that a real quantiser can produce (Q8_0 has no -128).
+ * deviation. Every bit pattern is one that a real quantiser can produce (Q8_0 has no -128). Types
+ * whose levels are not evenly spaced, or whose blocks would be laborious to draw, are quantised
+ * after all.
  *
  * Levels such as Q4_0's -8..7 have a mean of -1/2. Were all scales positive, that bias would add up
  * coherently from layer to layer until it was all that is left of the signal; so the signs of the
@@ -136,6 +138,17 @@ static void fill_q6_k(struct synth_random *random, float deviation, uint8_t *blo
     store_f16(block + 208, random_scale(random, deviation / (DEVIATION_64_LEVELS * mean_scale)));
 }
 
+/* One block of a type that has an encoder. */
+static void fill_quantised(const struct fmt_type_info *type, float deviation,
+                           struct synth_random *random, uint8_t *block)
+{
+    float x[256];
+    for (size_t i = 0; i < type->n_block; i++) {
+        x[i] = deviation * SQRT_3 * uniform(next(random));
+    }
+    type->quantise(x, block, type->n_block);
+}
+
 void synth_fill(uint32_t type, float mean, float deviation, struct synth_random *random, void *dst,
                 size_t n_blocks)
 {
@@ -163,6 +176,9 @@ void synth_fill(uint32_t type, float mean, float deviation, struct synth_random 
             break;
         case FMT_TYPE_Q6_K:
             fill_q6_k(random, deviation, block);
+            break;
+        default:
+            fill_quantised(fmt_type_info(type), deviation, random, block);
             break;
         }
     }

@@ -32,7 +32,7 @@ struct options {
 
 static const struct argp_option option_table[] = {
     {"shape", 's', "NAME|KEY=N,...", 0, "Shape of the model, optionally with changes", 0},
-    {"type", 't', "TYPE", 0, "q4_0, q8_0, q4_k_m, f16, bf16 or f32 (default q4_0)", 0},
+    {"type", 't', "TYPE", 0, "One of those listed below (default q4_0)", 0},
     {"seed", 'S', "N", 0, "Seed of the random weights (default 0)", 0},
     {"output", 'o', "FILE", 0, "File to write", 0},
     {0},
@@ -64,7 +64,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case 't':
         options->mixture = synth_mixture_by_name(arg);
         if (options->mixture == NULL) {
-            argp_error(state, "type: '%s' is not one of q4_0, q8_0, q4_k_m, f16, bf16, f32", arg);
+            argp_error(state, "type: '%s' is none of those that --help lists", arg);
         }
         return 0;
     case 'S':
@@ -117,6 +117,11 @@ static char *filter_help(int key, const char *text, void *input)
         fprintf(stream, "%s%s", i > 0 ? ", " : "", synth_arch_at(i)->name);
     }
     fprintf(stream, "). Keys without a name change 'tiny'.\n");
+    fprintf(stream, "\nTypes:");
+    for (size_t i = 0; synth_mixture_at(i) != NULL; i++) {
+        fprintf(stream, " %s", synth_mixture_at(i)->name);
+    }
+    fprintf(stream, "\n");
     if (fclose(stream) != 0) {
         free(list);
         return (char *)text;

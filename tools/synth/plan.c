@@ -5,12 +5,13 @@
  *   q8_0    everything Q8_0
  *   q4_k_m  everything Q4_K; Q6_K: the output head, and attn_v and ffn_down of the first and last
  *           eighth of the layers and of every third layer between
+ *   q2_k, q3_k_s, q6_k, iq4_nl, iq4_xs, mxfp4  everything in that type, the output head Q6_K: no
+ *           mixture of llama.cpp's, but what its name says is measured
  *   f32, f16, bf16  everything in that type
  *
- * Where the embedding is also the head it has the head's type. Norms, biases, sinks and
- * routers are F32. A K type
- * needs rows of a multiple of 256 values; others fall back, Q4_K to Q5_0 and Q6_K to Q8_0, and to
- * F16 where not even 32 divides the row.
+ * Where the embedding is also the head it has the head's type. Norms, biases, sinks and routers are
+ * F32. A K type needs rows of a multiple of 256 values; others fall back, Q4_K to Q5_0, Q6_K to
+ * Q8_0, Q2_K, Q3_K and IQ4_XS to IQ4_NL, and all to F16 where not even 32 divides the row.
  *
  * Deviations are 1 / sqrt(row length), so that every product of a normalised row has values of
  * about one; matrices that write into the residual stream are smaller by sqrt(2 x layers), so that
@@ -34,6 +35,12 @@ static const struct synth_mixture mixtures[] = {
     {"q4_0", 2, FMT_TYPE_Q4_0, FMT_TYPE_Q6_K, false},
     {"q8_0", 7, FMT_TYPE_Q8_0, FMT_TYPE_Q8_0, false},
     {"q4_k_m", 15, FMT_TYPE_Q4_K, FMT_TYPE_Q6_K, true},
+    {"q2_k", 10, FMT_TYPE_Q2_K, FMT_TYPE_Q6_K, false},
+    {"q3_k_s", 11, FMT_TYPE_Q3_K, FMT_TYPE_Q6_K, false},
+    {"q6_k", 18, FMT_TYPE_Q6_K, FMT_TYPE_Q6_K, false},
+    {"iq4_nl", 25, FMT_TYPE_IQ4_NL, FMT_TYPE_Q6_K, false},
+    {"iq4_xs", 30, FMT_TYPE_IQ4_XS, FMT_TYPE_Q6_K, false},
+    {"mxfp4", 38, FMT_TYPE_MXFP4, FMT_TYPE_Q6_K, false},
     {"f16", 1, FMT_TYPE_F16, FMT_TYPE_F16, false},
     {"bf16", 32, FMT_TYPE_BF16, FMT_TYPE_BF16, false},
     {"f32", 0, FMT_TYPE_F32, FMT_TYPE_F32, false},
@@ -64,7 +71,16 @@ static uint32_t fit_type(uint32_t type, uint64_t row)
     if (row % 32 != 0) {
         return FMT_TYPE_F16;
     }
-    return type == FMT_TYPE_Q4_K ? FMT_TYPE_Q5_0 : FMT_TYPE_Q8_0;
+    switch (type) {
+    case FMT_TYPE_Q4_K:
+        return FMT_TYPE_Q5_0;
+    case FMT_TYPE_Q2_K:
+    case FMT_TYPE_Q3_K:
+    case FMT_TYPE_IQ4_XS:
+        return FMT_TYPE_IQ4_NL;
+    default:
+        return FMT_TYPE_Q8_0;
+    }
 }
 
 /* llama.cpp's choice of the layers that get more bits. */
