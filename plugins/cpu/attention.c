@@ -108,7 +108,7 @@ static int check_seq(const struct gqa_attn_layer *layer, const struct gqa_attn_b
     const struct gqa_page_table *table = &seq->tables[layer->layer_class];
     uint64_t n_tokens = (uint64_t)seq->n_past + seq->n_rows;
 
-    if (seq->new_mask != NULL || table->positions != NULL) {
+    if (seq->new_mask != NULL || seq->mutual || table->positions != NULL) {
         return -ENOTSUP;
     }
     if (seq->first_row != expected_row || seq->n_rows > batch->n_rows - expected_row ||

@@ -120,7 +120,8 @@ struct gqa_attn_layer {
     uint32_t n_heads, n_kv_heads;
     uint32_t k_dim, v_dim;   /* per head */
     uint32_t k_type, v_type; /* enum gqa_type: F32, F16, BF16 */
-    uint32_t window;         /* 0: all; else position p sees positions t with p - window < t */
+    uint32_t window;         /* 0: all; else position p sees positions t with p - window < t;
+                                with gqa_attn_seq.mutual also t < p + window */
     float scale;             /* of the scores, usually 1/sqrt(k_dim) */
     float softcap;           /* 0: none; else score = softcap * tanh(score / softcap) */
     const float *sinks;      /* (n_heads) logits that join the denominator only, or NULL */
@@ -141,14 +142,27 @@ struct gqa_page_table {
     uint32_t n_slots;
 };
 
-/* One sequence's rows of a batch: rows [first_row, first_row + n_rows) are its positions
- * [n_past, n_past + n_rows), which its page table already has room for. */
+/* One sequence's rows of a batch: rows [first_row, first_row + n_rows) are its new tokens. Row i of
+ * them has the place n_past + i in the page table, which has room for it already; with commit = 0
+ * the table need hold n_past tokens only, and tables may be NULL where n_past is 0.
+ *
+ * What a row sees, of the past and of the new rows:
+ *
+ *                  past t < n_past        new row j               position p of row i
+ *     causal       all                    j <= i                  n_past + i
+ *     mutual       all                    all                     n_past + i
+ *     new_mask     all                    bit j of row i          n_past + new rows j != i it sees
+ *
+ * and of these, with a window, only positions above p - window; mutual: and below p + window. In a
+ * tree a row sees its ancestors and itself, so that its position is its depth's: every path has
+ * the window that it would have alone. docs/plugin-abi.md draws it. */
 struct gqa_attn_seq {
     uint32_t first_row, n_rows;
     uint32_t n_past;
+    uint32_t mutual; /* 1: the new rows all see each other (GQA_ATTN_CAP_MUTUAL); no new_mask */
     const struct gqa_page_table *tables; /* by layer class */
-    /* Trees of new tokens (GQA_ATTN_CAP_TREE): bit j of row i says whether new row i sees new row
-     * j; (n_rows, (n_rows + 63) / 64) words. NULL: causal. */
+    /* Trees of new tokens (GQA_ATTN_CAP_TREE): bit j % 64 of word j / 64 of row i says whether new
+     * row i sees new row j, itself included; (n_rows, (n_rows + 63) / 64) words. NULL: causal. */
     const uint64_t *new_mask;
 };
 
@@ -163,8 +177,8 @@ struct gqa_attn_batch {
     uint32_t struct_size;
     uint32_t n_rows; /* of all sequences together; rows are contiguous and in order */
     uint32_t n_seqs;
-    uint32_t commit; /* 0: append writes nothing and the new rows' K/V are used from io alone
-                        (GQA_ATTN_CAP_NO_COMMIT) */
+    uint32_t commit; /* 0: append writes nothing, and attend takes the new rows' K and V from io,
+                        rounded as if they had been stored (GQA_ATTN_CAP_NO_COMMIT) */
     const struct gqa_attn_seq *seqs;
     const uint8_t *row_class; /* (n_rows) enum gqa_row_class */
     uint32_t n_shared;
@@ -189,7 +203,8 @@ enum gqa_attn_caps {
     GQA_ATTN_CAP_SPARSE = 1u << 1,
     GQA_ATTN_CAP_TREE = 1u << 2,
     GQA_ATTN_CAP_NO_COMMIT = 1u << 3,
-    GQA_ATTN_CAP_OBSERVE = 1u << 4
+    GQA_ATTN_CAP_OBSERVE = 1u << 4,
+    GQA_ATTN_CAP_MUTUAL = 1u << 5
 };
 
 /* Numerics: softmax in f32 with a running maximum; partial results over fixed segments of
