@@ -3,6 +3,7 @@
 
 #include "plugins/cpu/attention_convert.h"
 #include "plugins/cpu/attention_job.h"
+#include "plugins/cpu/attention_sight.h"
 
 #include <errno.h>
 #include <math.h>
@@ -53,6 +54,10 @@ void cpu_attention_destroy(struct cpu_attention *a)
     if (a->scratch != NULL) {
         a->host->release(a->host->data, a->scratch, a->scratch_bytes);
     }
+    if (a->depths != NULL) {
+        a->host->release(a->host->data, a->depths, a->depths_bytes);
+    }
+    cpu_attn_fresh_finish(&a->fresh, a->host);
     cpu_attn_plan_finish(&a->plan);
     free(a);
 }
@@ -101,24 +106,24 @@ int cpu_attention_supports(const struct gqa_attn_layer *layer, struct gqa_reason
     return -ENOTSUP;
 }
 
-/* Rows in order and inside the batch, and every page that they touch present. */
-static int check_seq(const struct gqa_attn_layer *layer, const struct gqa_attn_batch *batch,
-                     const struct gqa_attn_seq *seq, uint32_t expected_row)
+/* Every page that the batch reads or writes is present. */
+static int check_pages(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
+                       uint64_t n_tokens)
 {
-    const struct gqa_page_table *table = &seq->tables[layer->layer_class];
-    uint64_t n_tokens = (uint64_t)seq->n_past + seq->n_rows;
-
-    if (seq->new_mask != NULL || seq->mutual || table->positions != NULL) {
-        return -ENOTSUP;
+    if (n_tokens == 0) {
+        return 0; /* nothing committed, now or before: there need be no table */
     }
-    if (seq->first_row != expected_row || seq->n_rows > batch->n_rows - expected_row ||
-        n_tokens > (uint64_t)table->n_pages * GQA_KV_BLOCK_TOKENS || n_tokens > UINT32_MAX) {
+    if (seq->tables == NULL) {
         return -EINVAL;
     }
-    if (seq->n_rows == 0) {
-        return 0;
+    const struct gqa_page_table *table = &seq->tables[layer->layer_class];
+    if (table->positions != NULL) {
+        return -ENOTSUP;
     }
-    for (uint32_t i = cpu_attn_first_visible(layer, seq->n_past) / GQA_KV_BLOCK_TOKENS;
+    if (n_tokens > (uint64_t)table->n_pages * GQA_KV_BLOCK_TOKENS) {
+        return -EINVAL;
+    }
+    for (uint32_t i = cpu_attn_first_seen(layer, seq, 0) / GQA_KV_BLOCK_TOKENS;
          i < (n_tokens + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS; i++) {
         if (table->pages[i] == NULL) {
             return -EINVAL;
@@ -127,11 +132,24 @@ static int check_seq(const struct gqa_attn_layer *layer, const struct gqa_attn_b
     return 0;
 }
 
+/* Rows in order and inside the batch. */
+static int check_seq(const struct gqa_attn_layer *layer, const struct gqa_attn_batch *batch,
+                     const struct gqa_attn_seq *seq, uint32_t expected_row)
+{
+    uint64_t n_tokens = (uint64_t)seq->n_past + seq->n_rows;
+
+    if (seq->first_row != expected_row || seq->n_rows > batch->n_rows - expected_row ||
+        n_tokens > UINT32_MAX || (seq->mutual && seq->new_mask != NULL)) {
+        return -EINVAL;
+    }
+    return seq->n_rows > 0 ? check_pages(layer, seq, batch->commit ? n_tokens : seq->n_past) : 0;
+}
+
 static int check(const struct gqa_attn_layer *layer, const struct gqa_attn_batch *batch)
 {
     uint32_t row = 0;
 
-    if (unsupported(layer) != NULL || !batch->commit) {
+    if (unsupported(layer) != NULL) {
         return -ENOTSUP;
     }
     if (batch->struct_size != sizeof(*batch) || batch->n_rows > CPU_ATTN_ROWS_MAX) {

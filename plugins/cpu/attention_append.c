@@ -7,37 +7,51 @@
 /* Values that a worker takes at once: a few microseconds of work. */
 #define CPU_ATTN_APPEND_VALUES 16384u
 
-/* One row's K and V of one group into its page; row is scratch for k_dim converted values. */
-static void append_row(const struct cpu_attn_job *job, const struct gqa_attn_seq *seq,
-                       uint32_t seq_row, uint32_t group, void *row)
+/* One row's K of one group into its block; row is scratch for k_dim converted values. */
+static void store_k(const struct cpu_attn_job *job, const float *k, uint32_t token, void *row,
+                    char *to)
 {
     const struct gqa_attn_layer *layer = job->layer;
-    const struct gqa_attn_io *io = job->io;
-    size_t batch_row = (size_t)seq->first_row + seq_row;
-    uint32_t position = seq->n_past + seq_row, token = position % GQA_KV_BLOCK_TOKENS;
-    char *page = seq->tables[layer->layer_class].pages[position / GQA_KV_BLOCK_TOKENS];
-    const float *k = io->k + batch_row * io->k_stride + (size_t)group * layer->k_dim;
-    const float *v = io->v + batch_row * io->v_stride + (size_t)group * layer->v_dim;
-    char *k_page = page + layer->k_offset + group * layer->k_head_bytes;
-    char *v_page = page + layer->v_offset + group * layer->v_head_bytes;
     size_t first = gqa_k_index(layer->k_dim, token, 0);
 
     job->a->kernels->store(layer->k_type, k, row, layer->k_dim);
     if (cpu_kv_type_bytes(layer->k_type) == 2) {
-        uint16_t *tile = (uint16_t *)k_page + first;
+        uint16_t *tile = (uint16_t *)to + first;
         for (uint32_t d = 0; d < layer->k_dim; d++) {
             tile[d * GQA_KV_TILE_TOKENS] = ((const uint16_t *)row)[d];
         }
     } else {
-        float *tile = (float *)k_page + first;
+        float *tile = (float *)to + first;
         for (uint32_t d = 0; d < layer->k_dim; d++) {
             tile[d * GQA_KV_TILE_TOKENS] = ((const float *)row)[d];
         }
     }
-    job->a->kernels->store(layer->v_type, v,
-                           v_page + gqa_v_index(layer->v_dim, token, 0) *
-                                        cpu_kv_type_bytes(layer->v_type),
-                           layer->v_dim);
+}
+
+static void store_v(const struct cpu_attn_job *job, const float *v, uint32_t token, char *to)
+{
+    const struct gqa_attn_layer *layer = job->layer;
+
+    to += gqa_v_index(layer->v_dim, token, 0) * cpu_kv_type_bytes(layer->v_type);
+    job->a->kernels->store(layer->v_type, v, to, layer->v_dim);
+}
+
+void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t group,
+                         uint32_t first, uint32_t end, struct cpu_attn_worker *w)
+{
+    const struct gqa_attn_seq *s = &job->batch->seqs[seq];
+    const struct gqa_attn_io *io = job->io;
+    uint32_t block = (s->n_past + first) / GQA_KV_BLOCK_TOKENS;
+    struct cpu_attn_home home = cpu_attn_home_of(job, seq, block, group);
+
+    for (uint32_t i = first; i < end; i++) {
+        size_t row = (size_t)s->first_row + i;
+        uint32_t token = (s->n_past + i) % GQA_KV_BLOCK_TOKENS;
+
+        store_k(job, io->k + row * io->k_stride + (size_t)group * job->layer->k_dim, token, w->q,
+                home.k);
+        store_v(job, io->v + row * io->v_stride + (size_t)group * job->layer->v_dim, token, home.v);
+    }
 }
 
 /* A task is append_rows rows of the batch in all groups, whatever sequences they belong to. */
@@ -57,7 +71,8 @@ static void append_task(void *arg, uint32_t index, uint32_t worker)
         for (uint32_t row = first > seq->first_row ? first : seq->first_row;
              row < end && row < seq_end; row++) {
             for (uint32_t group = 0; group < job->layer->n_kv_heads; group++) {
-                append_row(job, seq, row - seq->first_row, group, w.q);
+                cpu_attn_store_rows(job, s, group, row - seq->first_row, row - seq->first_row + 1,
+                                    &w);
             }
         }
     }
@@ -69,7 +84,7 @@ int cpu_attention_append(struct cpu_attention *a, const struct gqa_attn_layer *l
     struct cpu_attn_job job;
     int rc = cpu_attn_job_init(&job, a, layer, batch, io);
 
-    if (rc < 0 || batch->n_rows == 0) {
+    if (rc < 0 || batch->n_rows == 0 || !batch->commit) {
         return rc;
     }
     job.append_rows =

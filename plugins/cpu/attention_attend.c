@@ -2,6 +2,7 @@
 #include "plugins/cpu/attention.h"
 
 #include "plugins/cpu/attention_job.h"
+#include "plugins/cpu/attention_sight.h"
 
 #include <math.h>
 #include <string.h>
@@ -58,25 +59,35 @@ static void pack_queries(const struct span *span)
     }
 }
 
-/* Fills begin and end (n): what queries [first, first + n) see of the segment. Whether any does. */
-static int visible_ranges(const struct span *span, uint32_t segment, uint32_t first, uint32_t n,
-                          uint16_t *begin, uint16_t *end)
+/* What a pack's queries see of a segment, as kernels want it. */
+struct sights {
+    uint16_t begin[CPU_ATTN_PACK_MAX], end[CPU_ATTN_PACK_MAX];
+    uint64_t seen[CPU_ATTN_PACK_MAX * CPU_ATTN_SEGMENT_BLOCKS];
+};
+
+/* Fills in what queries [first, first + pack->n_queries) see. Whether any of them sees anything. */
+static int look(const struct span *span, uint32_t segment, uint32_t first, struct sights *sights,
+                struct cpu_attn_pack *pack)
 {
-    int64_t segment_first = (int64_t)segment * GQA_ATTN_SEGMENT_TOKENS;
+    const struct cpu_attn_job *job = span->job;
+    const uint32_t *depths = job->depths != NULL ? job->depths + span->seq->first_row : NULL;
+    struct cpu_attn_sight sight = {0};
     int any = 0;
 
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t row = span->piece->first_row + (first + i) / span->job->group_size;
-        uint32_t position = span->seq->n_past + row;
-        int64_t from = cpu_attn_first_visible(span->job->layer, position) - segment_first;
-        int64_t to = (int64_t)position + 1 - segment_first;
-
-        from = from < 0 ? 0 : from;
-        to = to > GQA_ATTN_SEGMENT_TOKENS ? GQA_ATTN_SEGMENT_TOKENS : to;
-        begin[i] = from < to ? (uint16_t)from : 0;
-        end[i] = from < to ? (uint16_t)to : 0;
-        any |= from < to;
+    for (uint32_t i = 0; i < pack->n_queries; i++) {
+        if (i == 0 || (first + i) % job->group_size == 0) { /* a row's heads see the same */
+            uint32_t row = span->piece->first_row + (first + i) / job->group_size;
+            cpu_attn_sight_of(&sight, job->layer, span->seq, depths, row, segment);
+        }
+        sights->begin[i] = sight.begin;
+        sights->end[i] = sight.end;
+        memcpy(sights->seen + i * CPU_ATTN_SEGMENT_BLOCKS, sight.seen, sizeof(sight.seen));
+        any |= sight.begin < sight.end;
     }
+    pack->begin = sights->begin;
+    pack->end = sights->end;
+    /* Rows of one sequence are masked in a segment all or none. */
+    pack->seen = sight.masked ? sights->seen : NULL;
     return any;
 }
 
@@ -96,25 +107,24 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
 {
     const struct cpu_attn_job *job = span->job;
     const struct gqa_attn_layer *layer = job->layer;
-    const struct gqa_page_table *table = &span->seq->tables[layer->layer_class];
-    void *const *pages = table->pages + (size_t)segment * CPU_ATTN_SEGMENT_BLOCKS;
-    uint16_t begin[CPU_ATTN_PACK_MAX], end[CPU_ATTN_PACK_MAX];
-    struct cpu_attn_pack pack = {
-        .layer = layer,
-        .pages = pages,
-        .k_offset = layer->k_offset + span->piece->group * layer->k_head_bytes,
-        .v_offset = layer->v_offset + span->piece->group * layer->v_head_bytes,
-        .next_page = is_last ? NULL : pages[CPU_ATTN_SEGMENT_BLOCKS],
-        .begin = begin,
-        .end = end,
-        .scores = span->w.scores,
-    };
+    uint32_t group = span->piece->group, block = segment * CPU_ATTN_SEGMENT_BLOCKS;
+    struct cpu_attn_pack pack = {.layer = layer, .scores = span->w.scores};
+    struct sights sights;
 
+    for (uint32_t b = 0; b < CPU_ATTN_SEGMENT_BLOCKS; b++) {
+        struct cpu_attn_home home = cpu_attn_home_of(job, span->piece->seq, block + b, group);
+        pack.k[b] = home.k;
+        pack.v[b] = home.v;
+    }
+    if (!is_last) {
+        block += CPU_ATTN_SEGMENT_BLOCKS;
+        pack.next_k = cpu_attn_home_of(job, span->piece->seq, block, group).k;
+    }
     for (uint32_t first = 0; first < span->n_queries; first += pack.n_queries) {
         pack.n_queries = pack_size(span->n_queries - first);
         pack.q = span->w.q + (size_t)first * layer->k_dim;
         pack.parts = parts != NULL ? parts + first * span->part_floats : span->w.parts;
-        if (visible_ranges(span, segment, first, pack.n_queries, begin, end)) {
+        if (look(span, segment, first, &sights, &pack)) {
             job->a->kernels->segment(&pack);
         } else {
             set_empty(pack.parts, pack.n_queries, layer->v_dim);
@@ -184,6 +194,29 @@ static void attend_task(void *arg, uint32_t index, uint32_t worker)
     write_out(&span);
 }
 
+/* The depths of all rows of sequences with masks. 0 or -ENOMEM. */
+static int count_depths(struct cpu_attn_job *job)
+{
+    struct cpu_attention *a = job->a;
+    const struct gqa_attn_batch *batch = job->batch;
+
+    for (uint32_t s = 0; s < batch->n_seqs; s++) {
+        if (batch->seqs[s].new_mask == NULL) {
+            continue;
+        }
+        if (job->depths == NULL) {
+            int rc = cpu_attn_grow(a->host, (void **)&a->depths, &a->depths_bytes,
+                                   batch->n_rows * sizeof(*a->depths));
+            if (rc < 0) {
+                return rc;
+            }
+            job->depths = a->depths;
+        }
+        cpu_attn_count_depths(&batch->seqs[s], a->depths + batch->seqs[s].first_row);
+    }
+    return 0;
+}
+
 int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *layer,
                          const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
 {
@@ -193,7 +226,13 @@ int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *l
     if (rc < 0 || batch->n_rows == 0) {
         return rc;
     }
-    rc = cpu_attn_plan_make(&a->plan, layer, batch);
+    rc = count_depths(&job);
+    if (rc == 0 && !batch->commit) {
+        rc = cpu_attn_fresh_make(&job);
+    }
+    if (rc == 0) {
+        rc = cpu_attn_plan_make(&a->plan, layer, batch);
+    }
     if (rc < 0) {
         return rc;
     }

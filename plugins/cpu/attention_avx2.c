@@ -108,7 +108,7 @@ CPU_SPECIALISE void score_block(const uint32_t type, const struct cpu_attn_pack 
                                 uint32_t block, const char *ahead)
 {
     const struct gqa_attn_layer *layer = pack->layer;
-    const char *k = (const char *)pack->pages[block] + pack->k_offset;
+    const char *k = pack->k[block];
 
     for (uint32_t i = 0, n; i < pack->n_queries; i += n) {
         float *s = pack->scores + (size_t)i * TOKENS + block * GQA_KV_BLOCK_TOKENS;
@@ -150,10 +150,10 @@ static float sum_of_lanes(__m256 x)
     return _mm_cvtss_f32(_mm_add_ps(y, _mm_permute_ps(y, 0xb1)));
 }
 
-/* As in attention_avx512.c: lanes outside [begin, n) are chosen away before anything is computed
+/* As in attention_avx512.c: lanes that are not seen are chosen away before anything is computed
  * from them and add exact zeros. */
-static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin, uint32_t n,
-                    float *end)
+static void softmax(const struct gqa_attn_layer *layer, const uint64_t *mask, float *s,
+                    uint32_t begin, uint32_t n, float *end)
 {
     uint32_t first = begin / LANES * LANES;
     __m256 lowest = _mm256_set1_ps(-INFINITY);
@@ -163,12 +163,16 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
         __m256 x = _mm256_load_ps(s + t);
         __m256i seen = first_lanes(n - t);
 
-        if (t >= begin && t + LANES <= n && layer->softcap == 0.0f) {
+        if (t >= begin && t + LANES <= n && layer->softcap == 0.0f && mask == NULL) {
             max = _mm256_max_ps(max, x); /* nearly always: nothing to change */
             continue;
         }
         if (t < begin) {
             seen = _mm256_andnot_si256(first_lanes(begin - t), seen);
+        }
+        if (mask != NULL) {
+            uint64_t bits = mask[t / GQA_KV_BLOCK_TOKENS] >> t % GQA_KV_BLOCK_TOKENS;
+            seen = _mm256_and_si256(lanes_of_bits((uint32_t)bits & 0xff), seen);
         }
         if (layer->softcap > 0.0f) {
             __m256 cap = _mm256_set1_ps(layer->softcap);
@@ -259,7 +263,7 @@ CPU_SPECIALISE void weigh_block(const uint32_t type, const struct cpu_attn_pack 
 {
     const uint32_t v_dim = pack->layer->v_dim;
     const size_t skip = (size_t)(from % GQA_KV_BLOCK_TOKENS) * v_dim * bytes_of(type);
-    const char *v = (const char *)pack->pages[from / GQA_KV_BLOCK_TOKENS] + pack->v_offset + skip;
+    const char *v = pack->v[from / GQA_KV_BLOCK_TOKENS] + skip;
 
     for (uint32_t i = query, n; i < query + n_queries; i += n) {
         const float *p = pack->scores + (size_t)i * TOKENS + from;

@@ -39,6 +39,14 @@ static inline __m256i first_lanes(uint32_t n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+/* Lane i of all ones where bit i of bits is set. */
+static inline __m256i lanes_of_bits(uint32_t bits)
+{
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), bit), bit);
+}
+
 /* The first n of 8 values, zeros after them; nothing past them is read. */
 CPU_SPECIALISE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
 {

@@ -122,7 +122,7 @@ CPU_SPECIALISE void score_block(const uint32_t type, const struct cpu_attn_pack 
                                 uint32_t block, const char *ahead)
 {
     const struct gqa_attn_layer *layer = pack->layer;
-    const char *k = (const char *)pack->pages[block] + pack->k_offset;
+    const char *k = pack->k[block];
 
     for (uint32_t i = 0, n; i < pack->n_queries; i += n) {
         float *s = pack->scores + (size_t)i * TOKENS + block * GQA_KV_BLOCK_TOKENS;
@@ -167,10 +167,10 @@ static float sum_of_lanes(__m512 x)
 }
 
 /* Turns one query's scores s (TOKENS) into weights; end[0..1] = maximum and sum. Lanes outside
- * [begin, n) are chosen away before anything is computed from them and add exact zeros: the sum
- * does not depend on them. */
-static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin, uint32_t n,
-                    float *end)
+ * [begin, n) or without their bit in mask are chosen away before anything is computed from them and
+ * add exact zeros: the sum does not depend on them. */
+static void softmax(const struct gqa_attn_layer *layer, const uint64_t *mask, float *s,
+                    uint32_t begin, uint32_t n, float *end)
 {
     uint32_t first = begin / LANES * LANES;
     __m512 infinity = _mm512_set1_ps(INFINITY);
@@ -181,12 +181,15 @@ static void softmax(const struct gqa_attn_layer *layer, float *s, uint32_t begin
         __m512 x = _mm512_load_ps(s + t);
         __mmask16 seen = first_lanes(n - t);
 
-        if (t >= begin && t + LANES <= n && layer->softcap == 0.0f) {
+        if (t >= begin && t + LANES <= n && layer->softcap == 0.0f && mask == NULL) {
             max = _mm512_max_ps(max, x); /* nearly always: nothing to change */
             continue;
         }
         if (t < begin) {
             seen &= (__mmask16)~first_lanes(begin - t);
+        }
+        if (mask != NULL) {
+            seen &= (__mmask16)(mask[t / GQA_KV_BLOCK_TOKENS] >> t % GQA_KV_BLOCK_TOKENS);
         }
         if (layer->softcap > 0.0f) {
             __m512 cap = _mm512_set1_ps(layer->softcap);
@@ -280,7 +283,7 @@ CPU_SPECIALISE void weigh_block(const uint32_t type, const struct cpu_attn_pack 
 {
     const uint32_t v_dim = pack->layer->v_dim;
     const size_t skip = (size_t)(from % GQA_KV_BLOCK_TOKENS) * v_dim * bytes_of(type);
-    const char *v = (const char *)pack->pages[from / GQA_KV_BLOCK_TOKENS] + pack->v_offset + skip;
+    const char *v = pack->v[from / GQA_KV_BLOCK_TOKENS] + skip;
 
     for (uint32_t i = query, n; i < query + n_queries; i += n) {
         const float *p = pack->scores + (size_t)i * TOKENS + from;

@@ -10,8 +10,7 @@
 static float score(const struct cpu_attn_pack *pack, uint32_t query, uint32_t token)
 {
     const struct gqa_attn_layer *layer = pack->layer;
-    const char *page = pack->pages[token / GQA_KV_BLOCK_TOKENS];
-    const void *k = page + pack->k_offset; /* (4, k_dim, 16) */
+    const void *k = pack->k[token / GQA_KV_BLOCK_TOKENS]; /* (4, k_dim, 16) */
     float sum = 0.0f;
 
     for (uint32_t d = 0; d < layer->k_dim; d++) {
@@ -29,18 +28,24 @@ static void segment_of_query(const struct cpu_attn_pack *pack, uint32_t query, f
 {
     const struct gqa_attn_layer *layer = pack->layer;
     uint32_t begin = pack->begin[query], end = pack->end[query];
+    const uint64_t *seen =
+        pack->seen != NULL ? pack->seen + (size_t)query * CPU_ATTN_SEGMENT_BLOCKS : NULL;
     float *p = pack->scores; /* (GQA_ATTN_SEGMENT_TOKENS) */
     float max = -INFINITY, sum = 0.0f;
 
     memset(part, 0, cpu_attn_part_floats(layer->v_dim) * sizeof(*part));
     for (uint32_t t = begin; t < end; t++) {
-        p[t] = score(pack, query, t);
-        max = p[t] > max ? p[t] : max;
+        if (seen == NULL || cpu_attn_sees(seen, t)) {
+            p[t] = score(pack, query, t);
+            max = p[t] > max ? p[t] : max;
+        }
     }
     for (uint32_t t = begin; t < end; t++) {
-        const char *page = pack->pages[t / GQA_KV_BLOCK_TOKENS];
-        const void *v = page + pack->v_offset; /* (64, v_dim) */
+        const void *v = pack->v[t / GQA_KV_BLOCK_TOKENS]; /* (64, v_dim) */
 
+        if (seen != NULL && !cpu_attn_sees(seen, t)) {
+            continue;
+        }
         /* Scores that are all -inf have no maximum to subtract: they weigh nothing. */
         p[t] = p[t] == -INFINITY ? 0.0f : expf(p[t] - max);
         sum += p[t];

@@ -4,12 +4,25 @@
 
 #include "plugins/cpu/attention_plan.h"
 
+/* Blocks for the new rows of a batch that is not to be committed: of one layer, n_kv_heads times K
+ * and V as in a page. A sequence's lie together, in order. */
+struct cpu_attn_fresh {
+    char *memory; /* (n_blocks, n_kv_heads) of k_bytes and v_bytes */
+    size_t memory_bytes;
+    uint32_t *first; /* (n_seqs + 1) each sequence's first one */
+    size_t first_bytes;
+    size_t k_bytes, v_bytes; /* of one group */
+};
+
 struct cpu_attention {
     const struct gqa_host *host;
     const struct cpu_attn_kernels *kernels;
     struct cpu_attn_plan plan;
     void *scratch; /* (n_threads, worker_floats) */
     size_t scratch_bytes;
+    uint32_t *depths; /* (n_rows) see cpu_attn_count_depths() */
+    size_t depths_bytes;
+    struct cpu_attn_fresh fresh;
 };
 
 struct cpu_attn_job {
@@ -20,13 +33,14 @@ struct cpu_attn_job {
     uint32_t group_size;
     uint32_t append_rows; /* per task of append() */
     size_t worker_floats;
+    const uint32_t *depths; /* NULL: no sequence of the batch has a mask */
 };
 
 /* One worker's memory, one after the other in a 64-byte aligned allocation. */
 struct cpu_attn_worker {
     float *scores; /* (CPU_ATTN_PACK_MAX, GQA_ATTN_SEGMENT_TOKENS) */
     float *parts;  /* (CPU_ATTN_PACK_MAX, part) */
-    float *q;      /* (queries of a piece, k_dim), pack by pack; append()'s row */
+    float *q;      /* (queries of a piece, k_dim), pack by pack; the row that is stored */
     float *states; /* (queries of a piece, part) */
 };
 
@@ -37,5 +51,23 @@ int cpu_attn_job_init(struct cpu_attn_job *job, struct cpu_attention *a,
                       const struct gqa_attn_io *io);
 
 struct cpu_attn_worker cpu_attn_worker_of(const struct cpu_attn_job *job, uint32_t index);
+
+/* Where the K and V of one group and one block of a sequence are: in its page, or with commit = 0
+ * among the fresh blocks. NULLs for a block that is not there. */
+struct cpu_attn_home {
+    char *k, *v;
+};
+struct cpu_attn_home cpu_attn_home_of(const struct cpu_attn_job *job, uint32_t seq, uint32_t block,
+                                      uint32_t group);
+
+/* Stores the new rows [first, end) of a sequence, one group's, all of which lie in one block,
+ * there. scratch: worker's. */
+void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t group,
+                         uint32_t first, uint32_t end, struct cpu_attn_worker *w);
+
+/* Fills the fresh blocks with the batch's rows and the past tokens that share a block with them. 0
+ * or -ENOMEM. */
+int cpu_attn_fresh_make(struct cpu_attn_job *job);
+void cpu_attn_fresh_finish(struct cpu_attn_fresh *fresh, const struct gqa_host *host);
 
 #endif

@@ -4,7 +4,7 @@
  * sequence. A *segment* is GQA_ATTN_SEGMENT_TOKENS positions, aligned to position 0. segment()
  * reduces a pack over a segment to one partial result per query; merge() folds a row's partials in
  * ascending order; finish() adds the sink and divides. A query's bits depend on nothing but its
- * own values, its visible range and the K and V in that range: not on the pack it came in.
+ * own values, what it sees and the K and V of that: not on the pack it came in.
  *
  * One partial result ("part"), 64-byte aligned:
  *
@@ -33,19 +33,27 @@ static inline uint32_t cpu_attn_part_floats(uint32_t v_dim)
     return cpu_attn_v_pad(v_dim) + 16u;
 }
 
+/* Whether a query of a mask (CPU_ATTN_SEGMENT_BLOCKS words) sees token t of the segment. */
+static inline int cpu_attn_sees(const uint64_t *seen, uint32_t t)
+{
+    return seen[t / GQA_KV_BLOCK_TOKENS] >> t % GQA_KV_BLOCK_TOKENS & 1;
+}
+
 struct cpu_attn_pack {
     const struct gqa_attn_layer *layer;
-    /* The segment's blocks: pages[i] holds its tokens [64 i, 64 i + 64). An entry is read only if
-     * some query of the pack sees a token of it. */
-    void *const *pages;
-    uint64_t k_offset, v_offset; /* in every page, of this group */
-    /* Where the planner goes after this segment, or NULL: kernels may fetch it ahead. */
-    const void *next_page;
+    /* The group's K and V in the segment's blocks: entry i has its tokens [64 i, 64 i + 64). An
+     * entry is read only if some query of the pack sees a token of it. */
+    const char *k[CPU_ATTN_SEGMENT_BLOCKS], *v[CPU_ATTN_SEGMENT_BLOCKS];
+    /* K where the planner goes after this segment, or NULL: kernels may fetch it ahead. */
+    const char *next_k;
     uint32_t n_queries;
     const float *q; /* (k_dim, n_queries) */
     /* (n_queries) a query sees the segment's tokens [begin, end); begin == end: none. The others'
      * K and V may hold anything, NaN included, and never reach the result. */
     const uint16_t *begin, *end;
+    /* (n_queries, CPU_ATTN_SEGMENT_BLOCKS) a bit per token: a query sees only those of [begin, end)
+     * whose bit is set; no other bit is. NULL: all of them. */
+    const uint64_t *seen;
     float *scores; /* scratch (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned */
     float *parts;  /* out (n_queries, cpu_attn_part_floats(v_dim)) */
 };

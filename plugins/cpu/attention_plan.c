@@ -1,6 +1,8 @@
 /* plugins/cpu/attention_plan.c - cuts a batch into pieces and items. Runs on the calling thread. */
 #include "plugins/cpu/attention_plan.h"
 
+#include "plugins/cpu/attention_sight.h"
+
 #include <errno.h>
 
 void cpu_attn_plan_init(struct cpu_attn_plan *plan, const struct gqa_host *host)
@@ -59,8 +61,8 @@ static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa
     for (uint32_t end = seq->n_rows; end > 0;) {
         uint32_t n_rows = (end - 1) % rows_max + 1;
         uint32_t first_row = end - n_rows;
-        uint32_t first = cpu_attn_first_visible(layer, seq->n_past + first_row);
-        uint32_t last = seq->n_past + end - 1;
+        uint32_t first = cpu_attn_first_seen(layer, seq, first_row);
+        uint32_t last = cpu_attn_last_seen(layer, seq, end - 1);
 
         for (uint32_t group = 0; group < layer->n_kv_heads; group++) {
             struct cpu_attn_piece *piece = &pieces[n++];

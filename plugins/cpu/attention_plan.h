@@ -59,12 +59,6 @@ static inline uint32_t cpu_attn_piece_queries_max(uint32_t group_size)
     return group_size > CPU_ATTN_PIECE_QUERIES ? group_size : CPU_ATTN_PIECE_QUERIES;
 }
 
-/* First position that position sees. */
-static inline uint32_t cpu_attn_first_visible(const struct gqa_attn_layer *layer, uint32_t position)
-{
-    return layer->window != 0 && position >= layer->window ? position - layer->window + 1 : 0;
-}
-
 /* *memory holds at least bytes (zeroed or stale) afterwards. 0 or -ENOMEM. */
 int cpu_attn_grow(const struct gqa_host *host, void **memory, size_t *allocated, size_t bytes);
 

@@ -145,6 +145,7 @@ struct step {
     struct gqa_attn_seq seqs[ATTN_SEQS_MAX];
     struct gqa_page_table tables[ATTN_SEQS_MAX];
     uint32_t problem_seq[ATTN_SEQS_MAX];
+    int history; /* causal and committed, whatever the spec says */
     struct gqa_attn_batch batch;
     struct gqa_attn_io io;
     float *q, *k, *v, *out;
@@ -185,18 +186,22 @@ static void add_rows(const struct attn_problem *p, struct step *step, uint32_t s
                      uint32_t n_rows)
 {
     uint32_t i = step->batch.n_seqs;
+    int bare = p->spec.no_commit && !step->history;
 
     if (n_rows == 0) {
         return;
     }
-    step->tables[i].n_pages = p->seqs[seq].n_pages;
+    step->tables[i].n_pages =
+        bare ? (n_past + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS : p->seqs[seq].n_pages;
     step->tables[i].pages = p->seqs[seq].pages;
     step->problem_seq[i] = seq;
     step->seqs[i] = (struct gqa_attn_seq){
         .first_row = step->batch.n_rows,
         .n_rows = n_rows,
         .n_past = n_past,
-        .tables = &step->tables[i],
+        .tables = bare && n_past == 0 ? NULL : &step->tables[i],
+        .mutual = step->history ? 0 : p->spec.seqs[seq].mutual,
+        .new_mask = step->history ? NULL : p->spec.seqs[seq].mask,
     };
     step->batch.n_rows += n_rows;
     step->batch.n_seqs++;
@@ -210,7 +215,7 @@ static int run_step(const struct attn_problem *p, struct step *step,
     int rc;
 
     step->batch.struct_size = sizeof(step->batch);
-    step->batch.commit = 1;
+    step->batch.commit = step->history || !p->spec.no_commit;
     step->batch.seqs = step->seqs;
     uint8_t *row_class = calloc(step->batch.n_rows + 1, 1);
     step->batch.row_class = row_class;
@@ -253,7 +258,7 @@ int attn_problem_run(struct attn_problem *p, const struct attn_backend *backend,
                      float *out)
 {
     const struct attn_spec *spec = &p->spec;
-    struct step history = {0};
+    struct step history = {.history = 1};
     int rc;
 
     for (uint32_t i = 0; i < spec->n_seqs; i++) {
@@ -315,51 +320,134 @@ static double as_stored(uint32_t type, float x)
     }
 }
 
-/* One query by the book. Returns the bound: the error of the scores' float32 sums moves every
- * weight by a factor exp(+-2 error), and the sums of weights and outputs round a few dozen times.
- * A sum of k_dim products is off by sqrt(k_dim) half-units of its absolute sum, times 8 to be safe.
- */
-static double truth_of_query(const struct attn_problem *p, const struct attn_problem_seq *s,
-                             uint32_t position, uint32_t head, double *out)
+static double *all_as_stored(uint32_t type, const float *x, size_t n_rows, uint32_t dim)
 {
-    const struct gqa_attn_layer *l = &p->layer;
+    double *stored = must_allocate(n_rows * dim * sizeof(*stored));
+
+    for (size_t i = 0; i < n_rows * dim; i++) {
+        stored[i] = as_stored(type, x[i]);
+    }
+    return stored;
+}
+
+/* One sequence with K and V as its cache has them. */
+struct truth {
+    const struct attn_problem *p;
+    uint32_t seq;
+    double *k, *v; /* as in struct attn_problem_seq */
+};
+
+static int mask_bit(const struct truth *t, uint32_t row, uint32_t other)
+{
+    uint32_t n_words = (t->p->spec.seqs[t->seq].n_rows + 63) / 64;
+
+    return t->p->spec.seqs[t->seq].mask[(size_t)row * n_words + other / 64] >> other % 64 & 1;
+}
+
+/* The position of a place for the window. */
+static int64_t position_of(const struct truth *t, uint32_t place)
+{
+    uint32_t n_past = t->p->spec.seqs[t->seq].n_past, n_rows = t->p->spec.seqs[t->seq].n_rows;
+    int64_t position = n_past;
+
+    if (place < n_past || t->p->spec.seqs[t->seq].mask == NULL) {
+        return place;
+    }
+    for (uint32_t j = 0; j < n_rows; j++) {
+        position += j != place - n_past && mask_bit(t, place - n_past, j);
+    }
+    return position;
+}
+
+/* positions: of all places. Whether new row row sees a place, by docs/plugin-abi.md. */
+static int sees(const struct truth *t, const int64_t *positions, uint32_t row, uint32_t place)
+{
+    uint32_t n_past = t->p->spec.seqs[t->seq].n_past;
+    int64_t window = t->p->spec.window, p = positions[n_past + row], other = positions[place];
+    int mutual = (int)t->p->spec.seqs[t->seq].mutual;
+
+    if (place >= n_past && t->p->spec.seqs[t->seq].mask != NULL) {
+        if (!mask_bit(t, row, place - n_past)) {
+            return 0;
+        }
+    } else if (place > n_past + row && !mutual) {
+        return 0;
+    }
+    return window == 0 || (p - window < other && (!mutual || other < p + window));
+}
+
+/* One query by the book; seen (n_tokens) says of what. Returns the bound: the error of the scores'
+ * float32 sums moves every weight by a factor exp(+-2 error), and the sums of weights and outputs
+ * round a few dozen times. A sum of k_dim products is off by sqrt(k_dim) half-units of its absolute
+ * sum, times 8 to be safe. */
+static double truth_of_query(const struct truth *truth, const unsigned char *seen, uint32_t place,
+                             uint32_t head, double *out)
+{
+    const struct gqa_attn_layer *l = &truth->p->layer;
+    const struct attn_problem_seq *s = &truth->p->seqs[truth->seq];
     uint32_t group = head / (l->n_heads / l->n_kv_heads);
-    uint32_t first = l->window != 0 && position >= l->window ? position - l->window + 1 : 0;
-    const float *q = s->q + ((size_t)position * l->n_heads + head) * l->k_dim;
-    double *scores = must_allocate((position + 1) * sizeof(*scores));
+    const float *q = s->q + ((size_t)place * l->n_heads + head) * l->k_dim;
+    double *scores = must_allocate(s->n_tokens * sizeof(*scores));
     double max = l->sinks != NULL ? l->sinks[head] : -INFINITY, sum = 0, absolute = 0, v_max = 0;
 
-    for (uint32_t t = first; t <= position; t++) {
-        const float *k = s->k + ((size_t)t * l->n_kv_heads + group) * l->k_dim;
+    for (uint32_t t = 0; t < s->n_tokens; t++) {
+        const double *k = truth->k + ((size_t)t * l->n_kv_heads + group) * l->k_dim;
         double score = 0, size = 0;
 
-        for (uint32_t d = 0; d < l->k_dim; d++) {
-            double product = (double)q[d] * as_stored(l->k_type, k[d]);
+        for (uint32_t d = 0; seen[t] && d < l->k_dim; d++) {
+            double product = (double)q[d] * k[d];
             score += product;
             size += fabs(product);
         }
         score *= l->scale;
         absolute = fmax(absolute, size * l->scale);
         scores[t] = l->softcap > 0 ? l->softcap * tanh(score / l->softcap) : score;
-        max = fmax(max, scores[t]);
+        max = seen[t] ? fmax(max, scores[t]) : max;
     }
     memset(out, 0, l->v_dim * sizeof(*out));
-    for (uint32_t t = first; t <= position; t++) {
-        const float *v = s->v + ((size_t)t * l->n_kv_heads + group) * l->v_dim;
-        double weight = exp(scores[t] - max);
+    for (uint32_t t = 0; t < s->n_tokens; t++) {
+        const double *v = truth->v + ((size_t)t * l->n_kv_heads + group) * l->v_dim;
+        double weight = seen[t] ? exp(scores[t] - max) : 0;
 
         sum += weight;
-        for (uint32_t d = 0; d < l->v_dim; d++) {
-            out[d] += weight * as_stored(l->v_type, v[d]);
-            v_max = fmax(v_max, fabs((double)v[d]));
+        for (uint32_t d = 0; seen[t] && d < l->v_dim; d++) {
+            out[d] += weight * v[d];
+            v_max = fmax(v_max, fabs(v[d]));
         }
     }
     sum += l->sinks != NULL ? exp(l->sinks[head] - max) : 0;
     for (uint32_t d = 0; d < l->v_dim; d++) {
-        out[d] /= sum;
+        out[d] = sum > 0 ? out[d] / sum : 0;
     }
     free(scores);
     return v_max * (2 * 8 * sqrt(l->k_dim) * absolute + 64) * 0x1p-24;
+}
+
+static void truth_of_seq(const struct truth *t, double *out, double *bound)
+{
+    const struct attn_spec *spec = &t->p->spec;
+    uint32_t n_past = spec->seqs[t->seq].n_past, n_tokens = t->p->seqs[t->seq].n_tokens;
+    int64_t *positions = must_allocate(n_tokens * sizeof(*positions));
+    unsigned char *seen = must_allocate(n_tokens);
+
+    for (uint32_t place = 0; place < n_tokens; place++) {
+        positions[place] = position_of(t, place);
+    }
+    for (uint32_t row = 0; row < spec->seqs[t->seq].n_rows; row++) {
+        for (uint32_t place = 0; place < n_tokens; place++) {
+            seen[place] = (unsigned char)sees(t, positions, row, place);
+        }
+        for (uint32_t head = 0; head < spec->n_heads; head++) {
+            double error = truth_of_query(t, seen, n_past + row, head, out);
+            for (uint32_t d = 0; d < spec->v_dim; d++) {
+                bound[d] = error;
+            }
+            out += spec->v_dim;
+            bound += spec->v_dim;
+        }
+    }
+    free(positions);
+    free(seen);
 }
 
 void attn_problem_truth(const struct attn_problem *p, double *out, double *bound)
@@ -367,17 +455,16 @@ void attn_problem_truth(const struct attn_problem *p, double *out, double *bound
     const struct attn_spec *spec = &p->spec;
 
     for (uint32_t i = 0; i < spec->n_seqs; i++) {
-        for (uint32_t row = 0; row < spec->seqs[i].n_rows; row++) {
-            for (uint32_t head = 0; head < spec->n_heads; head++) {
-                double error =
-                    truth_of_query(p, &p->seqs[i], spec->seqs[i].n_past + row, head, out);
-                for (uint32_t d = 0; d < spec->v_dim; d++) {
-                    bound[d] = error;
-                }
-                out += spec->v_dim;
-                bound += spec->v_dim;
-            }
-        }
+        size_t n = (size_t)p->seqs[i].n_tokens * spec->n_kv_heads;
+        struct truth t = {.p = p, .seq = i};
+
+        t.k = all_as_stored(spec->k_type, p->seqs[i].k, n, spec->k_dim);
+        t.v = all_as_stored(spec->v_type, p->seqs[i].v, n, spec->v_dim);
+        truth_of_seq(&t, out, bound);
+        out += (size_t)spec->seqs[i].n_rows * spec->n_heads * spec->v_dim;
+        bound += (size_t)spec->seqs[i].n_rows * spec->n_heads * spec->v_dim;
+        free(t.k);
+        free(t.v);
     }
 }
 

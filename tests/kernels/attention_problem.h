@@ -14,9 +14,12 @@ struct attn_spec {
     float softcap;
     int sinks;
     float magnitude; /* of q; K and V are about 1 */
+    int no_commit;   /* the rows that are attended are not appended */
     uint32_t n_seqs;
     struct {
         uint32_t n_past, n_rows;
+        uint32_t mutual;
+        const uint64_t *mask; /* of the n_rows, which then must come in one step */
     } seqs[ATTN_SEQS_MAX];
     uint64_t seed;
 };

@@ -93,6 +93,7 @@ static int reference_attend(void *context, const struct gqa_attn_layer *layer,
 
 static const struct gqa_attention reference = {
     .struct_size = sizeof(reference),
+    .caps = CPU_ATTENTION_CAPS,
     .supports = reference_supports,
     .append = reference_append,
     .attend = reference_attend,

@@ -13,6 +13,14 @@ static const struct problem_spec problems[] = {
     {"window of 16, a chunk over blocks, f16", 4, 2, 32, GQA_TYPE_F16, 16, 0, 0, 120, 40},
     {"soft cap, f16", 4, 2, 64, GQA_TYPE_F16, 0, 4, 0, 90, 3},
     {"sinks and window, f16", 8, 2, 64, GQA_TYPE_F16, 24, 0, 1, 500, 2},
+    {"a tree of 21 guesses, f16", 8, 2, 64, GQA_TYPE_F16, 0, 0, 0, 250, 21, GQA_ATTN_CAP_TREE},
+    {"a tree in a window of 4, f32", 4, 2, 32, GQA_TYPE_F32, 4, 0, 1, 3, 70, GQA_ATTN_CAP_TREE},
+    {"no commit, a chunk over blocks, f16", 6, 2, 64, GQA_TYPE_F16, 0, 0, 0, 120, 40,
+     GQA_ATTN_CAP_NO_COMMIT},
+    {"an encoder of 300 rows, f32", 4, 4, 32, GQA_TYPE_F32, 0, 0, 0, 0, 300,
+     GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT},
+    {"an encoder's window of 17, f16", 4, 4, 32, GQA_TYPE_F16, 17, 0, 0, 0, 100,
+     GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT},
 };
 
 const struct problem_spec *problem_at(uint32_t i)
@@ -37,6 +45,7 @@ struct problem {
     struct gqa_attn_layer layer;
     uint32_t n_tokens, n_pages;
     float *q, *k, *v, *out, *sinks; /* q, k, v of all tokens; out of the last n_rows */
+    uint64_t *mask;                 /* (n_rows, words) of the last n_rows */
     void **pages;
 };
 
@@ -50,6 +59,7 @@ static void problem_finish(struct problem *p)
     free(p->k);
     free(p->v);
     free(p->sinks);
+    free(p->mask);
     free(p->out);
 }
 
@@ -76,6 +86,18 @@ static void describe_layer(struct problem *p)
     };
 }
 
+/* Row i is a child of row i / 2: it sees itself, and what its parent sees. */
+static void fill_mask(uint64_t *mask, uint32_t n_rows)
+{
+    size_t n_words = (n_rows + 63) / 64;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        for (size_t w = 0; i > 0 && w < n_words; w++) {
+            mask[i * n_words + w] = mask[i / 2 * n_words + w];
+        }
+        mask[i * n_words + i / 64] |= (uint64_t)1 << i % 64;
+    }
+}
+
 /* Blocks start as NaN everywhere: whoever reads what was never written shows it. */
 static int problem_init(struct problem *p, const struct problem_spec *s)
 {
@@ -91,14 +113,16 @@ static int problem_init(struct problem *p, const struct problem_spec *s)
     p->sinks = calloc(s->n_heads, sizeof(float));
     p->out = calloc((size_t)s->n_rows * s->n_heads * s->dim, sizeof(float));
     p->pages = calloc(p->n_pages, sizeof(*p->pages));
+    p->mask = calloc((size_t)s->n_rows * ((s->n_rows + 63) / 64), sizeof(*p->mask));
     if (p->q == NULL || p->k == NULL || p->v == NULL || p->sinks == NULL || p->out == NULL ||
-        p->pages == NULL) {
+        p->pages == NULL || p->mask == NULL) {
         return -ENOMEM;
     }
     fill_random(p->q, q_floats, 1);
     fill_random(p->k, kv_floats, 2);
     fill_random(p->v, kv_floats, 3);
     fill_random(p->sinks, s->n_heads, 4);
+    fill_mask(p->mask, s->n_rows);
     describe_layer(p);
     size_t page_bytes = (size_t)(p->layer.v_offset + s->n_kv_heads * p->layer.v_head_bytes);
     for (uint32_t i = 0; i < p->n_pages; i++) {
@@ -111,13 +135,19 @@ static int problem_init(struct problem *p, const struct problem_spec *s)
     return 0;
 }
 
-/* Appends, and attends where out is not NULL, tokens [first, first + n). */
+/* Appends tokens [first, first + n); where out is not NULL, these are the rows in question: attends
+ * them too, with all that caps ask for. */
 static int run_rows(struct problem *p, const struct gqa_attention *attention, void *context,
                     uint32_t first, uint32_t n, float *out)
 {
     const struct problem_spec *s = p->spec;
     struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
-    struct gqa_attn_seq seq = {.n_rows = n, .n_past = first, .tables = &table};
+    uint32_t caps = out != NULL ? s->caps : 0;
+    struct gqa_attn_seq seq = {.n_rows = n,
+                               .n_past = first,
+                               .mutual = (caps & GQA_ATTN_CAP_MUTUAL) != 0,
+                               .tables = &table,
+                               .new_mask = caps & GQA_ATTN_CAP_TREE ? p->mask : NULL};
     uint8_t *row_class = calloc(n, 1);
     if (row_class == NULL) {
         return -ENOMEM;
@@ -126,7 +156,7 @@ static int run_rows(struct problem *p, const struct gqa_attention *attention, vo
         .struct_size = sizeof(batch),
         .n_rows = n,
         .n_seqs = 1,
-        .commit = 1,
+        .commit = (caps & GQA_ATTN_CAP_NO_COMMIT) == 0,
         .seqs = &seq,
         .row_class = row_class,
     };
@@ -156,6 +186,7 @@ int problem_run(const struct problem_spec *spec, const struct gqa_attention *att
     struct problem p;
     int rc = problem_init(&p, spec);
     rc = rc < 0 ? rc : attention->supports(context, &p.layer, reason);
+    rc = rc == 0 && (spec->caps & ~attention->caps) != 0 ? -ENOTSUP : rc;
     if (rc == 0 && spec->n_past > 0) {
         rc = run_rows(&p, attention, context, 0, spec->n_past, NULL);
     }

@@ -12,13 +12,14 @@ struct problem_spec {
     float softcap;
     uint32_t with_sinks;
     uint32_t n_past, n_rows; /* of the one sequence: past is appended first */
+    uint32_t caps;           /* enum gqa_attn_caps that it uses: a tree, mutual rows, no commit */
 };
 
 /* The table of the matrix: i-th problem, or NULL past the end. */
 const struct problem_spec *problem_at(uint32_t i);
 
 /* Appends and attends on the interface; *ret_out (n_rows, n_heads, dim) is malloc'ed. The same spec
- * gives the same inputs every time. -ENOTSUP when supports() declines. */
+ * gives the same inputs every time. -ENOTSUP when supports() declines, or caps lacks something. */
 int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
                 void *context, float **ret_out, struct gqa_reason *reason);
 
