@@ -181,8 +181,10 @@ int config_set(struct config *c, const struct config_setting *s, const char *tex
         return 0;
     case CONFIG_CACHE:
         rc = kv_type_by_name(text, field(c, s));
-        return rc < 0 ? config_fail(err, rc, "%s: %s: '%s' is not a type of the cache", origin,
-                                    s->key, text)
+        return rc < 0 ? config_fail(
+                            err, rc,
+                            "%s: %s: '%s' is not a type of the cache (f16, f32, bf16, q8_0, q4_0)",
+                            origin, s->key, text)
                       : 0;
     case CONFIG_STRING:
     case CONFIG_LIST:

@@ -36,7 +36,8 @@ static bool read_cache_type(struct call *call, const char *field, struct proto_s
     }
     terminate(name, text, sizeof(text));
     if (kv_type_by_name(text, ret) < 0) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "'%s' is '%s', which is not a type of the cache",
+        call_fail(call, PROTO_E_INVALID_PARAMS,
+                  "'%s' is '%s', which is not a type of the cache (f16, f32, bf16, q8_0, q4_0)",
                   field, text);
         return false;
     }

@@ -90,7 +90,8 @@ enum proto_field_type {
       "name in the models folder; a path where the daemon runs as the caller")                  \
     F(NAME, name, OPTIONAL, 1, PROTO_NAME_BYTES_MAX, 0, "name to serve it under")               \
     F(U32, n_ctx, OPTIONAL, 0, 1u << 24, 0, "context length; 0: the model's own")               \
-    F(NAME, cache_type_k, OPTIONAL, 1, 16, 0, "type of K in the cache: f16, f32, bf16")         \
+    F(NAME, cache_type_k, OPTIONAL, 1, 16, 0,                                                   \
+      "type of K in the cache: f16, f32, bf16, q8_0, q4_0")                                     \
     F(NAME, cache_type_v, OPTIONAL, 1, 16, 0, "type of V in the cache")                         \
     F(NAME, backend, OPTIONAL, 1, 63, 0, "backend for the whole program, NAME or NAME:options") \
     F(NAME, attention, OPTIONAL, 1, 63, 0, "backend for attention alone, NAME or NAME:options")

@@ -7,11 +7,9 @@
 static const struct {
     const char *name;
     uint32_t type;
-    uint32_t bytes; /* per value */
 } kv_types[] = {
-    {"f32", GQA_TYPE_F32, 4},
-    {"f16", GQA_TYPE_F16, 2},
-    {"bf16", GQA_TYPE_BF16, 2},
+    {"f32", GQA_TYPE_F32},   {"f16", GQA_TYPE_F16},   {"bf16", GQA_TYPE_BF16},
+    {"q8_0", GQA_TYPE_Q8_0}, {"q4_0", GQA_TYPE_Q4_0},
 };
 
 #define N_KV_TYPES (sizeof(kv_types) / sizeof(kv_types[0]))
@@ -37,16 +35,6 @@ const char *kv_type_name(uint32_t type)
     return "unknown";
 }
 
-static uint32_t kv_type_bytes(uint32_t type)
-{
-    for (size_t i = 0; i < N_KV_TYPES; i++) {
-        if (kv_types[i].type == type) {
-            return kv_types[i].bytes;
-        }
-    }
-    return 0;
-}
-
 static bool same_desc(const struct kv_layer_desc *a, const struct kv_layer_desc *b)
 {
     return a->window == b->window && a->n_kv_heads == b->n_kv_heads && a->k_dim == b->k_dim &&
@@ -61,9 +49,7 @@ static uint64_t align_up(uint64_t bytes)
 /* Below 2^16 each, so that no product here can overflow 64 bits. */
 static int class_init(struct kv_class *c, const struct kv_layer_desc *desc)
 {
-    uint32_t k_bytes = kv_type_bytes(desc->k_type);
-    uint32_t v_bytes = kv_type_bytes(desc->v_type);
-    if (k_bytes == 0 || v_bytes == 0) {
+    if (gqa_kv_token_bytes(desc->k_type, 1) == 0 || gqa_kv_token_bytes(desc->v_type, 1) == 0) {
         return -ENOTSUP;
     }
     if (desc->n_kv_heads == 0 || desc->n_kv_heads > 1u << 16 || desc->k_dim == 0 ||
@@ -72,8 +58,8 @@ static int class_init(struct kv_class *c, const struct kv_layer_desc *desc)
     }
     c->desc = *desc;
     c->n_layers = 0;
-    c->k_head_bytes = align_up((uint64_t)GQA_KV_BLOCK_TOKENS * desc->k_dim * k_bytes);
-    c->v_head_bytes = align_up((uint64_t)GQA_KV_BLOCK_TOKENS * desc->v_dim * v_bytes);
+    c->k_head_bytes = align_up(gqa_kv_head_bytes(desc->k_type, desc->k_dim));
+    c->v_head_bytes = align_up(gqa_kv_head_bytes(desc->v_type, desc->v_dim));
     c->layer_bytes = desc->n_kv_heads * (c->k_head_bytes + c->v_head_bytes);
     c->block_bytes = 0;
     return 0;

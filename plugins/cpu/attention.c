@@ -66,14 +66,14 @@ void cpu_attention_destroy(struct cpu_attention *a)
 
 static const char *unsupported(const struct gqa_attn_layer *layer)
 {
-    uint32_t k_bytes = cpu_kv_type_bytes(layer->k_type);
-    uint32_t v_bytes = cpu_kv_type_bytes(layer->v_type);
+    uint32_t k_alignment = cpu_kv_type_alignment(layer->k_type);
+    uint32_t v_alignment = cpu_kv_type_alignment(layer->v_type);
 
     if (layer->struct_size != sizeof(*layer)) {
         return "struct gqa_attn_layer has another size";
     }
-    if (k_bytes == 0 || v_bytes == 0) {
-        return "KV types other than F32, F16 and BF16";
+    if (gqa_kv_token_bytes(layer->k_type, 1) == 0 || gqa_kv_token_bytes(layer->v_type, 1) == 0) {
+        return "KV types other than F32, F16, BF16, Q8_0 and Q4_0";
     }
     if (layer->k_dim - 1 >= CPU_ATTN_DIM_MAX || layer->v_dim - 1 >= CPU_ATTN_DIM_MAX) {
         return "head dimensions outside 1..1024";
@@ -82,8 +82,8 @@ static const char *unsupported(const struct gqa_attn_layer *layer)
         layer->n_heads % layer->n_kv_heads != 0) {
         return "heads that are not a multiple of the groups, or more than 4096";
     }
-    if (layer->k_offset % k_bytes != 0 || layer->k_head_bytes % k_bytes != 0 ||
-        layer->v_offset % v_bytes != 0 || layer->v_head_bytes % v_bytes != 0) {
+    if (layer->k_offset % k_alignment != 0 || layer->k_head_bytes % k_alignment != 0 ||
+        layer->v_offset % v_alignment != 0 || layer->v_head_bytes % v_alignment != 0) {
         return "K or V at offsets that are not a multiple of their element";
     }
     if (!isfinite(layer->scale) || !isfinite(layer->softcap) || layer->softcap < 0.0f) {
@@ -169,19 +169,23 @@ static int check(const struct gqa_attn_layer *layer, const struct gqa_attn_batch
 
 static size_t round_floats(size_t n)
 {
-    return (n + 15) & ~(size_t)15;
+    return (n + GQA_KV_QUANT_DIMS - 1) & ~(size_t)(GQA_KV_QUANT_DIMS - 1);
 }
 
 struct cpu_attn_worker cpu_attn_worker_of(const struct cpu_attn_job *job, uint32_t index)
 {
     float *base = (float *)job->a->scratch + index * job->worker_floats;
-    uint32_t part = cpu_attn_part_floats(job->layer->v_dim);
+    size_t part = cpu_attn_part_floats(job->layer->v_dim);
+    size_t n_queries = cpu_attn_piece_queries_max(job->group_size);
     struct cpu_attn_worker w;
 
     w.scores = base;
     w.parts = w.scores + CPU_ATTN_PACK_MAX * GQA_ATTN_SEGMENT_TOKENS;
     w.states = w.parts + CPU_ATTN_PACK_MAX * part;
-    w.q = w.states + (size_t)cpu_attn_piece_queries_max(job->group_size) * part;
+    w.tile = w.states + n_queries * part;
+    w.row = w.tile + GQA_KV_TILE_TOKENS * job->width;
+    w.stored = w.row + job->width;
+    w.q = w.stored + job->width;
     return w;
 }
 
@@ -191,10 +195,11 @@ static int grow_scratch(struct cpu_attn_job *job)
     const struct gqa_attn_layer *layer = job->layer;
     size_t part = cpu_attn_part_floats(layer->v_dim);
     size_t n_queries = cpu_attn_piece_queries_max(job->group_size);
-    uint32_t wider = layer->k_dim > layer->v_dim ? layer->k_dim : layer->v_dim;
 
+    job->width = round_floats(layer->k_dim > layer->v_dim ? layer->k_dim : layer->v_dim);
     job->worker_floats = CPU_ATTN_PACK_MAX * (GQA_ATTN_SEGMENT_TOKENS + part) + n_queries * part +
-                         round_floats(n_queries * wider);
+                         (GQA_KV_TILE_TOKENS + 2) * job->width +
+                         round_floats(n_queries * layer->k_dim);
     return cpu_attn_grow(job->a->host, &job->a->scratch, &job->a->scratch_bytes,
                          job->worker_floats * sizeof(float) * job->a->host->n_threads);
 }

@@ -4,41 +4,67 @@
 #include "plugins/cpu/attention_convert.h"
 #include "plugins/cpu/attention_job.h"
 
+#include <string.h>
+
 /* Values that a worker takes at once: a few microseconds of work. */
 #define CPU_ATTN_APPEND_VALUES 16384u
 
-/* One row's K of one group into its block; row is scratch for k_dim converted values. */
-static void store_k(const struct cpu_attn_job *job, const float *k, uint32_t token, void *row,
-                    char *to)
+/* A copy of the values, rotated, where the type wants that. */
+static const float *as_type_wants(uint32_t type, const float *values, uint32_t dim, float *row)
+{
+    if (!gqa_kv_rotates(type)) {
+        return values;
+    }
+    memcpy(row, values, dim * sizeof(*row));
+    gqa_kv_rotate(row, dim);
+    return row;
+}
+
+/* One row's K of one group into its block. */
+static void store_k(const struct cpu_attn_job *job, const float *k, uint32_t token,
+                    const struct cpu_attn_worker *w, char *to)
 {
     const struct gqa_attn_layer *layer = job->layer;
     size_t first = gqa_k_index(layer->k_dim, token, 0);
 
-    job->a->kernels->store(layer->k_type, k, row, layer->k_dim);
-    if (cpu_kv_type_bytes(layer->k_type) == 2) {
+    if (cpu_kv_is_quant(layer->k_type)) {
+        k = as_type_wants(layer->k_type, k, layer->k_dim, w->row);
+        gqa_k_store_quants(layer->k_type, to, layer->k_dim, token, k);
+        return;
+    }
+    job->a->kernels->store(layer->k_type, k, w->stored, layer->k_dim);
+    if (layer->k_type != GQA_TYPE_F32) {
         uint16_t *tile = (uint16_t *)to + first;
+        const uint16_t *half = (const uint16_t *)w->stored;
         for (uint32_t d = 0; d < layer->k_dim; d++) {
-            tile[d * GQA_KV_TILE_TOKENS] = ((const uint16_t *)row)[d];
+            tile[d * GQA_KV_TILE_TOKENS] = half[d];
         }
     } else {
         float *tile = (float *)to + first;
         for (uint32_t d = 0; d < layer->k_dim; d++) {
-            tile[d * GQA_KV_TILE_TOKENS] = ((const float *)row)[d];
+            tile[d * GQA_KV_TILE_TOKENS] = w->stored[d];
         }
     }
 }
 
-static void store_v(const struct cpu_attn_job *job, const float *v, uint32_t token, char *to)
+static void store_v(const struct cpu_attn_job *job, const float *v, uint32_t token,
+                    const struct cpu_attn_worker *w, char *to)
 {
     const struct gqa_attn_layer *layer = job->layer;
 
-    to += gqa_v_index(layer->v_dim, token, 0) * cpu_kv_type_bytes(layer->v_type);
+    if (cpu_kv_is_quant(layer->v_type)) {
+        v = as_type_wants(layer->v_type, v, layer->v_dim, w->row);
+        gqa_v_store_quants(layer->v_type, to, layer->v_dim, token, v);
+        return;
+    }
+    to += token * gqa_kv_token_bytes(layer->v_type, layer->v_dim);
     job->a->kernels->store(layer->v_type, v, to, layer->v_dim);
 }
 
 void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t group,
-                         uint32_t first, uint32_t end, struct cpu_attn_worker *w)
+                         uint32_t first, uint32_t end, const struct cpu_attn_worker *w)
 {
+    const struct gqa_attn_layer *layer = job->layer;
     const struct gqa_attn_seq *s = &job->batch->seqs[seq];
     const struct gqa_attn_io *io = job->io;
     uint32_t block = (s->n_past + first) / GQA_KV_BLOCK_TOKENS;
@@ -48,9 +74,8 @@ void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t 
         size_t row = (size_t)s->first_row + i;
         uint32_t token = (s->n_past + i) % GQA_KV_BLOCK_TOKENS;
 
-        store_k(job, io->k + row * io->k_stride + (size_t)group * job->layer->k_dim, token, w->q,
-                home.k);
-        store_v(job, io->v + row * io->v_stride + (size_t)group * job->layer->v_dim, token, home.v);
+        store_k(job, io->k + row * io->k_stride + (size_t)group * layer->k_dim, token, w, home.k);
+        store_v(job, io->v + row * io->v_stride + (size_t)group * layer->v_dim, token, w, home.v);
     }
 }
 

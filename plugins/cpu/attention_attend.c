@@ -52,6 +52,10 @@ static void pack_queries(const struct span *span)
             uint32_t head = first_head + (first + i) % job->group_size;
             const float *q = job->io->q + row * job->io->q_stride + (size_t)head * k_dim;
 
+            if (gqa_kv_rotates(job->layer->k_type)) {
+                q = memcpy(span->w.row, q, k_dim * sizeof(*q));
+                gqa_kv_rotate(span->w.row, k_dim);
+            }
             for (uint32_t d = 0; d < k_dim; d++) {
                 pack[(size_t)d * n + i] = q[d];
             }
@@ -108,7 +112,7 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
     const struct cpu_attn_job *job = span->job;
     const struct gqa_attn_layer *layer = job->layer;
     uint32_t group = span->piece->group, block = segment * CPU_ATTN_SEGMENT_BLOCKS;
-    struct cpu_attn_pack pack = {.layer = layer, .scores = span->w.scores};
+    struct cpu_attn_pack pack = {.layer = layer, .scores = span->w.scores, .tile = span->w.tile};
     struct sights sights;
 
     for (uint32_t b = 0; b < CPU_ATTN_SEGMENT_BLOCKS; b++) {
@@ -145,10 +149,14 @@ static void write_out(const struct span *span)
         size_t row = (size_t)span->seq->first_row + span->piece->first_row + i / job->group_size;
         uint32_t head = span->piece->group * job->group_size + i % job->group_size;
 
+        float *out = job->io->out + row * job->io->out_stride + (size_t)head * layer->v_dim;
+
         job->a->kernels->finish(span->w.states + i * span->part_floats,
                                 layer->sinks != NULL ? &layer->sinks[head] : NULL, layer->v_dim,
-                                job->io->out + row * job->io->out_stride +
-                                    (size_t)head * layer->v_dim);
+                                out);
+        if (gqa_kv_rotates(layer->v_type)) {
+            gqa_kv_rotate(out, layer->v_dim); /* back: it is its own inverse */
+        }
     }
 }
 

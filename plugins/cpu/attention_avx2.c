@@ -39,10 +39,23 @@ CPU_SPECIALISE uint32_t take(uint32_t left)
         break;                \
     }
 
+/* Fetches what the caller wants next, if anything, and gives what comes bytes later. */
+CPU_SPECIALISE const char *fetch(const char *ahead, const uint32_t bytes, size_t step)
+{
+    if (ahead == NULL) {
+        return NULL;
+    }
+    CPU_UNROLL
+    for (uint32_t line = 0; line < bytes; line += 64) {
+        _mm_prefetch(ahead + line, _MM_HINT_T1);
+    }
+    return ahead + step;
+}
+
 /* ---- scores ------------------------------------------------------------------------------ */
 
 /* Scores of nq queries with 8 nv tokens, two vectors to a tile. q (k_dim, q_stride), s (nq,
- * TOKENS). ahead: what the caller wants next, fetched at the pace at which k is read. */
+ * TOKENS). ahead: what the caller wants next, fetched at the pace at which k is read; or NULL. */
 CPU_SPECIALISE void score_tiles(const uint32_t nq, const uint32_t nv, const uint32_t type,
                                 const char *k, const char *ahead, uint32_t k_dim, const float *q,
                                 uint32_t q_stride, float scale, float *s)
@@ -65,11 +78,7 @@ CPU_SPECIALISE void score_tiles(const uint32_t nq, const uint32_t nv, const uint
         for (uint32_t j = 0; j < nv; j++) {
             tile[j] = load_all(type, k + j / 2 * tile_bytes + j % 2 * vector_bytes);
         }
-        CPU_UNROLL
-        for (uint32_t line = 0; line < nv * vector_bytes; line += 64) {
-            _mm_prefetch(ahead + line, _MM_HINT_T1);
-        }
-        ahead += nv * vector_bytes;
+        ahead = fetch(ahead, nv * vector_bytes, nv * vector_bytes);
         CPU_UNROLL
         for (uint32_t i = 0; i < nq; i++) {
             __m256 one = _mm256_set1_ps(q[i]);
@@ -119,6 +128,33 @@ CPU_SPECIALISE void score_block(const uint32_t type, const struct cpu_attn_pack 
     }
 }
 
+/* Scores of a tile that was widened. */
+CPU_SPECIALISE void score_widened(const uint32_t nq, const float *tile, uint32_t k_dim,
+                                  const float *q, uint32_t q_stride, float scale, float *s)
+{
+    score_tiles(nq, 2, GQA_TYPE_F32, (const char *)tile, NULL, k_dim, q, q_stride, scale, s);
+}
+
+/* The same of K in quants: a tile at a time is widened in the first-level cache, once for all
+ * queries of the pack. */
+CPU_SPECIALISE void score_quants(const uint32_t type, const struct cpu_attn_pack *pack,
+                                 uint32_t block, const char *ahead)
+{
+    const struct gqa_attn_layer *layer = pack->layer;
+    const size_t bytes = GQA_KV_TILE_TOKENS * gqa_kv_token_bytes(type, layer->k_dim);
+
+    for (uint32_t t = 0; t < GQA_KV_BLOCK_TOKENS / GQA_KV_TILE_TOKENS; t++) {
+        widen_tile(type, pack->k[block] + t * bytes, ahead + t * bytes, layer->k_dim, pack->tile);
+        for (uint32_t i = 0, n; i < pack->n_queries; i += n) {
+            float *s = pack->scores + (size_t)i * TOKENS + block * GQA_KV_BLOCK_TOKENS;
+
+            n = take(pack->n_queries - i);
+            WITH_COUNT(n, score_widened, pack->tile, layer->k_dim, pack->q + i, pack->n_queries,
+                       layer->scale, s + t * GQA_KV_TILE_TOKENS);
+        }
+    }
+}
+
 static void score_block_of_type(const struct cpu_attn_pack *pack, uint32_t block, const char *ahead)
 {
     switch (pack->layer->k_type) {
@@ -127,6 +163,12 @@ static void score_block_of_type(const struct cpu_attn_pack *pack, uint32_t block
         break;
     case GQA_TYPE_BF16:
         score_block(GQA_TYPE_BF16, pack, block, ahead);
+        break;
+    case GQA_TYPE_Q8_0:
+        score_quants(GQA_TYPE_Q8_0, pack, block, ahead);
+        break;
+    case GQA_TYPE_Q4_0:
+        score_quants(GQA_TYPE_Q4_0, pack, block, ahead);
         break;
     default:
         score_block(GQA_TYPE_F32, pack, block, ahead);
@@ -211,14 +253,14 @@ CPU_SPECIALISE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint3
             sum[i][j] = _mm256_load_ps(o + i * o_stride + j * LANES);
         }
     }
-    for (uint32_t t = 0; t < n; t++, v += row_bytes, ahead += row_bytes, p++) {
+    for (uint32_t t = 0; t < n; t++, v += row_bytes, p++) {
         __m256 row[2];
 
         CPU_UNROLL
         for (uint32_t j = 0; j < nv; j++) {
             row[j] = nv == 1 ? load_some(type, v, n_lanes) : load_all(type, v + j * vector_bytes);
         }
-        _mm_prefetch(ahead, _MM_HINT_T1);
+        ahead = fetch(ahead, 1, row_bytes);
         CPU_UNROLL
         for (uint32_t i = 0; i < nq; i++) {
             __m256 one = _mm256_set1_ps(p[i * TOKENS]);
@@ -239,20 +281,20 @@ CPU_SPECIALISE void weigh_rows(const uint32_t nq, const uint32_t nv, const uint3
 
 /* The same for all dimensions of the rows. */
 CPU_SPECIALISE void weigh_tokens(const uint32_t nq, const uint32_t type, const char *v,
-                                 const char *ahead, uint32_t v_dim, uint32_t n, const float *p,
-                                 float *o)
+                                 const char *ahead, size_t row_bytes, uint32_t v_dim, uint32_t n,
+                                 const float *p, float *o)
 {
     const uint32_t bytes = bytes_of(type);
-    const size_t row_bytes = (size_t)v_dim * bytes, o_stride = cpu_attn_part_floats(v_dim);
+    const size_t o_stride = cpu_attn_part_floats(v_dim);
     uint32_t d = 0;
 
     for (; d + 2 * LANES <= v_dim; d += 2 * LANES) {
-        weigh_rows(nq, 2, type, v + d * bytes, ahead + d * bytes, row_bytes, n, LANES, p, o + d,
-                   o_stride);
+        weigh_rows(nq, 2, type, v + d * bytes, ahead != NULL ? ahead + d * bytes : NULL, row_bytes,
+                   n, LANES, p, o + d, o_stride);
     }
     for (; d < v_dim; d += LANES) {
-        weigh_rows(nq, 1, type, v + d * bytes, ahead + d * bytes, row_bytes, n, v_dim - d, p, o + d,
-                   o_stride);
+        weigh_rows(nq, 1, type, v + d * bytes, ahead != NULL ? ahead + d * bytes : NULL, row_bytes,
+                   n, v_dim - d, p, o + d, o_stride);
     }
 }
 
@@ -270,7 +312,41 @@ CPU_SPECIALISE void weigh_block(const uint32_t type, const struct cpu_attn_pack 
         float *o = pack->parts + (size_t)i * cpu_attn_part_floats(v_dim);
 
         n = take(query + n_queries - i);
-        WITH_COUNT(n, weigh_tokens, type, v, ahead + skip, v_dim, to - from, p, o);
+        WITH_COUNT(n, weigh_tokens, type, v, ahead + skip, (size_t)v_dim * bytes_of(type), v_dim,
+                   to - from, p, o);
+    }
+}
+
+/* The same of V in quants: a tile's tokens at a time are widened in the first-level cache, once for
+ * all queries. */
+CPU_SPECIALISE void weigh_quants(const uint32_t type, const struct cpu_attn_pack *pack,
+                                 uint32_t query, uint32_t n_queries, uint32_t from, uint32_t to,
+                                 const char *ahead)
+{
+    const uint32_t v_dim = pack->layer->v_dim;
+    const size_t bytes = gqa_kv_token_bytes(type, v_dim);
+    const size_t width = (v_dim + GQA_KV_QUANT_DIMS - 1) / GQA_KV_QUANT_DIMS * GQA_KV_QUANT_DIMS;
+
+    for (uint32_t t = from, n_tokens; t < to; t += n_tokens) {
+        const size_t skip = t % GQA_KV_BLOCK_TOKENS * bytes;
+
+        n_tokens = to - t < GQA_KV_TILE_TOKENS ? to - t : GQA_KV_TILE_TOKENS;
+        for (uint32_t j = 0; j < n_tokens; j++) {
+            const size_t at = skip + j * bytes;
+
+            widen_row(type, pack->v[t / GQA_KV_BLOCK_TOKENS] + at, v_dim, pack->tile + j * width);
+            for (size_t line = 0; line < bytes; line += 64) {
+                _mm_prefetch(ahead + at + line, _MM_HINT_T1);
+            }
+        }
+        for (uint32_t i = query, n; i < query + n_queries; i += n) {
+            const float *p = pack->scores + (size_t)i * TOKENS + t;
+            float *o = pack->parts + (size_t)i * cpu_attn_part_floats(v_dim);
+
+            n = take(query + n_queries - i);
+            WITH_COUNT(n, weigh_tokens, GQA_TYPE_F32, (const char *)pack->tile, NULL,
+                       width * sizeof(float), v_dim, n_tokens, p, o);
+        }
     }
 }
 
@@ -283,6 +359,12 @@ static void weigh_block_of_type(const struct cpu_attn_pack *pack, uint32_t query
         break;
     case GQA_TYPE_BF16:
         weigh_block(GQA_TYPE_BF16, pack, query, n_queries, from, to, ahead);
+        break;
+    case GQA_TYPE_Q8_0:
+        weigh_quants(GQA_TYPE_Q8_0, pack, query, n_queries, from, to, ahead);
+        break;
+    case GQA_TYPE_Q4_0:
+        weigh_quants(GQA_TYPE_Q4_0, pack, query, n_queries, from, to, ahead);
         break;
     default:
         weigh_block(GQA_TYPE_F32, pack, query, n_queries, from, to, ahead);
@@ -354,7 +436,7 @@ static void store_avx2(uint32_t type, const float *src, void *dst, size_t n)
             _mm_storeu_si128((__m128i *)(void *)(half + i), x);
         }
         for (; i < n; i++) {
-            half[i] = cpu_f32_to_f16(src[i]);
+            half[i] = gqa_f32_to_f16(src[i]);
         }
     } else {
         for (; i < n; i++) {

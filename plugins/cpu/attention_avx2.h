@@ -61,6 +61,76 @@ CPU_SPECIALISE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
     return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
 }
 
+/* ---- quants ------------------------------------------------------------------------------ */
+
+/* 8 codes of a quant, from its bytes, as floats: see struct gqa_kv_quant. */
+CPU_SPECIALISE __m256 codes_of(const uint32_t type, __m128i bytes, const int high)
+{
+    if (type == GQA_TYPE_Q8_0) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    }
+    __m256i nibbles = _mm256_cvtepu8_epi32(bytes);
+    nibbles =
+        high ? _mm256_srli_epi32(nibbles, 4) : _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
+}
+
+static inline __m128i load_8_bytes(const char *p)
+{
+    return _mm_loadl_epi64((const __m128i *)(const void *)p);
+}
+
+/* A tile of K in quants as floats, (k_dim in whole quants, 16). ahead: fetched at the same pace. */
+CPU_SPECIALISE void widen_tile(const uint32_t type, const char *k, const char *ahead,
+                               uint32_t k_dim, float *tile)
+{
+    const uint32_t n_rows = type == GQA_TYPE_Q8_0 ? 32 : 16;
+    const uint32_t bytes = GQA_KV_TILE_TOKENS * (2 + n_rows);
+
+    for (uint32_t d = 0; d < k_dim; d += GQA_KV_QUANT_DIMS, k += bytes, ahead += bytes) {
+        __m256 scale[2];
+
+        for (uint32_t line = 0; line < bytes; line += 64) {
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
+        }
+        for (uint32_t j = 0; j < 2; j++) {
+            scale[j] = load_all(GQA_TYPE_F16, k + 2 * LANES * j);
+        }
+        for (uint32_t i = 0; i < n_rows; i++, tile += 2 * LANES) {
+            for (uint32_t j = 0; j < 2; j++) {
+                __m128i row =
+                    load_8_bytes(k + 2 * GQA_KV_TILE_TOKENS + i * GQA_KV_TILE_TOKENS + j * LANES);
+                _mm256_store_ps(tile + j * LANES, _mm256_mul_ps(codes_of(type, row, 0), scale[j]));
+                if (type == GQA_TYPE_Q4_0) {
+                    _mm256_store_ps(tile + 16 * 2 * LANES + j * LANES,
+                                    _mm256_mul_ps(codes_of(type, row, 1), scale[j]));
+                }
+            }
+        }
+        tile += (32 - n_rows) * 2 * LANES;
+    }
+}
+
+/* One token's V in quants as floats, in whole quants. */
+CPU_SPECIALISE void widen_row(const uint32_t type, const char *v, uint32_t v_dim, float *row)
+{
+    const uint32_t n_bytes = type == GQA_TYPE_Q8_0 ? 32 : 16;
+
+    for (uint32_t d = 0; d < v_dim; d += GQA_KV_QUANT_DIMS, v += 2 + n_bytes, row += 32) {
+        uint16_t half;
+        memcpy(&half, v, sizeof(half));
+        __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+
+        for (uint32_t i = 0; i < n_bytes; i += LANES) {
+            __m128i bytes = load_8_bytes(v + 2 + i);
+            _mm256_store_ps(row + i, _mm256_mul_ps(codes_of(type, bytes, 0), scale));
+            if (type == GQA_TYPE_Q4_0) {
+                _mm256_store_ps(row + 16 + i, _mm256_mul_ps(codes_of(type, bytes, 1), scale));
+            }
+        }
+    }
+}
+
 /* ---- exp and tanh ------------------------------------------------------------------------ */
 
 /* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */

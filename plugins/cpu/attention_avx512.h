@@ -47,6 +47,69 @@ CPU_SPECIALISE __mmask16 first_lanes(uint32_t n)
     return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
+/* ---- quants ------------------------------------------------------------------------------ */
+
+/* 16 codes of a quant, from its bytes, as floats: see struct gqa_kv_quant. */
+CPU_SPECIALISE __m512 codes_of(const uint32_t type, __m128i bytes, const int high)
+{
+    if (type == GQA_TYPE_Q8_0) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    }
+    __m512i nibbles = _mm512_cvtepu8_epi32(bytes);
+    nibbles =
+        high ? _mm512_srli_epi32(nibbles, 4) : _mm512_and_si512(nibbles, _mm512_set1_epi32(15));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(nibbles, _mm512_set1_epi32(8)));
+}
+
+static inline __m128i load_16_bytes(const char *p)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+
+/* A tile of K in quants as floats, (k_dim in whole quants, 16). ahead: fetched at the same pace. */
+CPU_SPECIALISE void widen_tile(const uint32_t type, const char *k, const char *ahead,
+                               uint32_t k_dim, float *tile)
+{
+    const uint32_t n_rows = type == GQA_TYPE_Q8_0 ? 32 : 16;
+    const uint32_t bytes = GQA_KV_TILE_TOKENS * (2 + n_rows);
+
+    for (uint32_t d = 0; d < k_dim; d += GQA_KV_QUANT_DIMS, k += bytes, ahead += bytes) {
+        __m512 scale = load_all(GQA_TYPE_F16, k);
+
+        for (uint32_t line = 0; line < bytes; line += 64) {
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
+        }
+        for (uint32_t i = 0; i < n_rows; i++, tile += LANES) {
+            __m128i row = load_16_bytes(k + 2 * GQA_KV_TILE_TOKENS + i * GQA_KV_TILE_TOKENS);
+            _mm512_store_ps(tile, _mm512_mul_ps(codes_of(type, row, 0), scale));
+            if (type == GQA_TYPE_Q4_0) {
+                _mm512_store_ps(tile + 16 * LANES, _mm512_mul_ps(codes_of(type, row, 1), scale));
+            }
+        }
+        tile += (32 - n_rows) * LANES;
+    }
+}
+
+/* One token's V in quants as floats, in whole quants. */
+CPU_SPECIALISE void widen_row(const uint32_t type, const char *v, uint32_t v_dim, float *row)
+{
+    const uint32_t n_bytes = type == GQA_TYPE_Q8_0 ? 32 : 16;
+
+    for (uint32_t d = 0; d < v_dim; d += GQA_KV_QUANT_DIMS, v += 2 + n_bytes, row += 32) {
+        uint16_t half;
+        memcpy(&half, v, sizeof(half));
+        __m512 scale = _mm512_cvtph_ps(_mm256_set1_epi16((short)half));
+
+        for (uint32_t i = 0; i < n_bytes; i += LANES) {
+            __m128i bytes = load_16_bytes(v + 2 + i);
+            _mm512_store_ps(row + i, _mm512_mul_ps(codes_of(type, bytes, 0), scale));
+            if (type == GQA_TYPE_Q4_0) {
+                _mm512_store_ps(row + 16, _mm512_mul_ps(codes_of(type, bytes, 1), scale));
+            }
+        }
+    }
+}
+
 /* ---- exp and tanh ------------------------------------------------------------------------ */
 
 /* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */

@@ -10,12 +10,12 @@
 static float score(const struct cpu_attn_pack *pack, uint32_t query, uint32_t token)
 {
     const struct gqa_attn_layer *layer = pack->layer;
-    const void *k = pack->k[token / GQA_KV_BLOCK_TOKENS]; /* (4, k_dim, 16) */
+    const char *k = pack->k[token / GQA_KV_BLOCK_TOKENS];
     float sum = 0.0f;
 
     for (uint32_t d = 0; d < layer->k_dim; d++) {
-        size_t i = gqa_k_index(layer->k_dim, token % GQA_KV_BLOCK_TOKENS, d);
-        sum += pack->q[(size_t)d * pack->n_queries + query] * cpu_kv_load(layer->k_type, k, i);
+        sum += pack->q[(size_t)d * pack->n_queries + query] *
+               cpu_k_load(layer->k_type, k, layer->k_dim, token % GQA_KV_BLOCK_TOKENS, d);
     }
     sum *= layer->scale;
     if (layer->softcap > 0.0f) {
@@ -41,7 +41,7 @@ static void segment_of_query(const struct cpu_attn_pack *pack, uint32_t query, f
         }
     }
     for (uint32_t t = begin; t < end; t++) {
-        const void *v = pack->v[t / GQA_KV_BLOCK_TOKENS]; /* (64, v_dim) */
+        const char *v = pack->v[t / GQA_KV_BLOCK_TOKENS];
 
         if (seen != NULL && !cpu_attn_sees(seen, t)) {
             continue;
@@ -50,8 +50,8 @@ static void segment_of_query(const struct cpu_attn_pack *pack, uint32_t query, f
         p[t] = p[t] == -INFINITY ? 0.0f : expf(p[t] - max);
         sum += p[t];
         for (uint32_t d = 0; d < layer->v_dim; d++) {
-            size_t i = gqa_v_index(layer->v_dim, t % GQA_KV_BLOCK_TOKENS, d);
-            part[d] += p[t] * cpu_kv_load(layer->v_type, v, i);
+            part[d] +=
+                p[t] * cpu_v_load(layer->v_type, v, layer->v_dim, t % GQA_KV_BLOCK_TOKENS, d);
         }
     }
     part[cpu_attn_v_pad(layer->v_dim)] = max;
@@ -105,7 +105,7 @@ static void store_c(uint32_t type, const float *src, void *dst, size_t n)
     switch (type) {
     case GQA_TYPE_F16:
         for (size_t i = 0; i < n; i++) {
-            half[i] = cpu_f32_to_f16(src[i]);
+            half[i] = gqa_f32_to_f16(src[i]);
         }
         break;
     case GQA_TYPE_BF16:

@@ -3,7 +3,6 @@
  * Kernels read blocks and nothing else: so the new rows' K and V are stored as append() would store
  * them, but in blocks of the context's, beside copies of the past tokens that share a block with
  * them. Results are those of a committed batch because the bytes are. */
-#include "plugins/cpu/attention_convert.h"
 #include "plugins/cpu/attention_job.h"
 
 #include <string.h>
@@ -108,8 +107,8 @@ int cpu_attn_fresh_make(struct cpu_attn_job *job)
         n_blocks += batch->seqs[s].n_rows > 0 ? count_blocks(&batch->seqs[s]) : 0;
     }
     fresh->first[batch->n_seqs] = n_blocks;
-    fresh->k_bytes = (size_t)GQA_KV_BLOCK_TOKENS * layer->k_dim * cpu_kv_type_bytes(layer->k_type);
-    fresh->v_bytes = (size_t)GQA_KV_BLOCK_TOKENS * layer->v_dim * cpu_kv_type_bytes(layer->v_type);
+    fresh->k_bytes = gqa_kv_head_bytes(layer->k_type, layer->k_dim);
+    fresh->v_bytes = gqa_kv_head_bytes(layer->v_type, layer->v_dim);
     size_t bytes = (size_t)n_blocks * layer->n_kv_heads * (fresh->k_bytes + fresh->v_bytes);
     rc = cpu_attn_grow(host, (void **)&fresh->memory, &fresh->memory_bytes, bytes);
     if (rc < 0) {

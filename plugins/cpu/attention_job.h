@@ -33,6 +33,7 @@ struct cpu_attn_job {
     uint32_t group_size;
     uint32_t append_rows; /* per task of append() */
     size_t worker_floats;
+    size_t width;           /* the wider of k_dim and v_dim, in whole quants */
     const uint32_t *depths; /* NULL: no sequence of the batch has a mask */
 };
 
@@ -40,7 +41,10 @@ struct cpu_attn_job {
 struct cpu_attn_worker {
     float *scores; /* (CPU_ATTN_PACK_MAX, GQA_ATTN_SEGMENT_TOKENS) */
     float *parts;  /* (CPU_ATTN_PACK_MAX, part) */
-    float *q;      /* (queries of a piece, k_dim), pack by pack; the row that is stored */
+    float *q;      /* (queries of a piece, k_dim), pack by pack */
+    float *tile;   /* (GQA_KV_TILE_TOKENS, width): quants of a tile as floats */
+    float *row;    /* (width) one token's K or V, or one query; */
+    float *stored; /* (width) the same as its type has it */
     float *states; /* (queries of a piece, part) */
 };
 
@@ -63,7 +67,7 @@ struct cpu_attn_home cpu_attn_home_of(const struct cpu_attn_job *job, uint32_t s
 /* Stores the new rows [first, end) of a sequence, one group's, all of which lie in one block,
  * there. scratch: worker's. */
 void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t group,
-                         uint32_t first, uint32_t end, struct cpu_attn_worker *w);
+                         uint32_t first, uint32_t end, const struct cpu_attn_worker *w);
 
 /* Fills the fresh blocks with the batch's rows and the past tokens that share a block with them. 0
  * or -ENOMEM. */

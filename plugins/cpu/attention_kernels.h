@@ -55,6 +55,7 @@ struct cpu_attn_pack {
      * whose bit is set; no other bit is. NULL: all of them. */
     const uint64_t *seen;
     float *scores; /* scratch (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned */
+    float *tile;   /* scratch (GQA_KV_TILE_TOKENS, the wider of K and V in whole quants), aligned */
     float *parts;  /* out (n_queries, cpu_attn_part_floats(v_dim)) */
 };
 

@@ -99,6 +99,18 @@ class Models(DaemonCase):
         self.assertEqual(self.state(), {"tiny": "available"})
         self.refused("NOT_FOUND", "model.unload", {"model": "tiny"}, "tiny")
 
+    def test_a_cache_of_quants_is_told_and_used(self):
+        info = self.client.wait(self.client.send("model.load", {"model": "tiny", "n_ctx": 256, "cache_type_k": "q8_0",
+                                                                "cache_type_v": "q4_0"}))
+        cache = info["cache"]
+        self.assertEqual((cache["type_k"], cache["type_v"]), ("q8_0", "q4_0"))
+        # Heads of 8 dimensions are filled up to a quant: 34 bytes of K, 18 of V.
+        self.assertEqual(cache["bytes_per_token"], info["n_layers"] * info["n_kv_heads"] * (34 + 18))
+        tokens = [self.client.generate(model="tiny", tokens=PROMPT, n_predict=70, temperature=0, ignore_eos=True)["tokens"]
+                  for _ in range(2)]
+        self.assertEqual(tokens[0], tokens[1])
+        self.client.call("model.unload", {"model": "tiny"})
+
     def test_unknown_and_broken_models_are_refused_with_reasons(self):
         self.refused("NOT_FOUND", "model.load", {"model": "nobody"}, "nobody")
         self.refused("INVALID_PARAMS", "model.load", {"model": "../tiny"}, "../tiny")

@@ -226,6 +226,7 @@ class Configuration(Case):
     def test_good_values_of_every_kind(self):
         self.assertEqual(self.check('ctx_size = 4096\nkv_bytes = 8GiB\nmodels_dir = {"/a", "/b"}\nio_uring = off\n',
                                     "-np", "4", "-ctk", "f32", "--ctv", "bf16"), (0, ""))
+        self.assertEqual(self.check("cache_type_k = q8_0\n", "-ctv", "q4_0"), (0, ""))
 
     def test_a_missing_file_is_an_error_when_it_was_named(self):
         done = subprocess.run([GQAD, "--user", "--check-config", "--config", "/nowhere/gqad.conf"],

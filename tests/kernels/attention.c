@@ -104,8 +104,8 @@ static struct attn_spec random_spec(uint64_t *state, uint32_t group_size, uint32
 
     s.n_kv_heads = PICK(state, 1, 2, 3);
     s.n_heads = s.n_kv_heads * group_size;
-    s.k_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16);
-    s.v_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16);
+    s.k_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0);
+    s.v_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0);
     s.window = PICK(state, 0, 0, 1, 2, 17, 64, 100, 256, 300);
     s.softcap = PICK(state, 0, 0, 1) != 0 ? 3.0f : 0.0f;
     s.sinks = PICK(state, 0, 1) != 0;
@@ -350,7 +350,7 @@ Test(attention, names_what_a_layer_lacks)
     attn_problem_init(&p, &spec);
     cr_assert_eq(cpu_attention_supports(&p.layer, &reason), 0);
     struct gqa_attn_layer layer = p.layer;
-    layer.k_type = GQA_TYPE_Q8_0;
+    layer.k_type = GQA_TYPE_Q4_K;
     cr_assert_eq(cpu_attention_supports(&layer, &reason), -ENOTSUP);
     cr_assert(strstr(reason.text, "types") != NULL, "%s", reason.text);
     layer = p.layer;

@@ -93,6 +93,15 @@ Test(attention_plugin, minimal_plugin_is_complete)
     }
     struct gqa_attn_layer layer = {.struct_size = sizeof(layer), .k_type = GQA_TYPE_BF16};
     cr_assert_eq(attention->supports(context, &layer, &reason), -ENOTSUP);
+    static const uint32_t quants[] = {GQA_TYPE_Q8_0, GQA_TYPE_Q4_0};
+    for (size_t i = 0; i < 2; i++) { /* reading these as F32 would be a crash or nonsense */
+        layer.k_type = quants[i];
+        cr_assert_eq(attention->supports(context, &layer, &reason), -ENOTSUP);
+        layer.k_type = GQA_TYPE_F32;
+        layer.v_type = quants[i];
+        cr_assert_eq(attention->supports(context, &layer, &reason), -ENOTSUP);
+        cr_assert(strstr(reason.text, "F16") != NULL, "%s", reason.text);
+    }
     plugin->close(context);
     dlclose(library);
 }

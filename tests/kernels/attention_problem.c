@@ -1,5 +1,6 @@
-/* tests/kernels/attention_problem.c - random attention problems and their truth. */
+/* tests/kernels/attention_problem.c - random attention problems. */
 #include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_stored.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -10,7 +11,7 @@
 
 /* ---- memory and random numbers ----------------------------------------------------------- */
 
-static void *must_allocate(size_t bytes)
+void *attn_allocate(size_t bytes)
 {
     void *memory = NULL;
 
@@ -43,7 +44,7 @@ float attn_random_normal(uint64_t *state)
 
 static float *random_values(uint64_t *state, size_t n, float magnitude)
 {
-    float *values = must_allocate(n * sizeof(*values));
+    float *values = attn_allocate(n * sizeof(*values));
 
     for (size_t i = 0; i < n; i++) {
         values[i] = attn_random_normal(state) * magnitude;
@@ -52,11 +53,6 @@ static float *random_values(uint64_t *state, size_t n, float magnitude)
 }
 
 /* ---- the problem ------------------------------------------------------------------------- */
-
-static size_t type_bytes(uint32_t type)
-{
-    return type == GQA_TYPE_F32 ? 4 : 2;
-}
 
 static size_t align_bytes(size_t n)
 {
@@ -82,8 +78,8 @@ static void init_layer(struct attn_problem *p)
         .sinks = p->sinks,
         .k_offset = 64, /* as if another layer came first */
     };
-    l->k_head_bytes = align_bytes(GQA_KV_BLOCK_TOKENS * s->k_dim * type_bytes(s->k_type));
-    l->v_head_bytes = align_bytes(GQA_KV_BLOCK_TOKENS * s->v_dim * type_bytes(s->v_type));
+    l->k_head_bytes = align_bytes(GQA_KV_BLOCK_TOKENS * attn_token_bytes(s->k_type, s->k_dim));
+    l->v_head_bytes = align_bytes(GQA_KV_BLOCK_TOKENS * attn_token_bytes(s->v_type, s->v_dim));
     l->v_offset = l->k_offset + s->n_kv_heads * l->k_head_bytes;
     p->page_bytes = l->v_offset + s->n_kv_heads * l->v_head_bytes;
 }
@@ -117,7 +113,7 @@ void attn_problem_forget(struct attn_problem *p)
     for (uint32_t i = 0; i < p->spec.n_seqs; i++) {
         for (uint32_t b = 0; b < p->seqs[i].n_pages; b++) {
             if (p->seqs[i].pages[b] == NULL) {
-                p->seqs[i].pages[b] = must_allocate(p->page_bytes);
+                p->seqs[i].pages[b] = attn_allocate(p->page_bytes);
             }
             memset(p->seqs[i].pages[b], 0xff, p->page_bytes); /* NaN in every type */
         }
@@ -163,10 +159,10 @@ static void gather(const struct attn_problem *p, struct step *step)
     io->k_stride = k_row + 1;
     io->v_stride = v_row;
     io->out_stride = (size_t)spec->n_heads * spec->v_dim + 5;
-    io->q = step->q = must_allocate(step->batch.n_rows * io->q_stride * sizeof(float));
-    io->k = step->k = must_allocate(step->batch.n_rows * io->k_stride * sizeof(float));
-    io->v = step->v = must_allocate(step->batch.n_rows * io->v_stride * sizeof(float));
-    io->out = step->out = must_allocate(step->batch.n_rows * io->out_stride * sizeof(float));
+    io->q = step->q = attn_allocate(step->batch.n_rows * io->q_stride * sizeof(float));
+    io->k = step->k = attn_allocate(step->batch.n_rows * io->k_stride * sizeof(float));
+    io->v = step->v = attn_allocate(step->batch.n_rows * io->v_stride * sizeof(float));
+    io->out = step->out = attn_allocate(step->batch.n_rows * io->out_stride * sizeof(float));
     memset(io->out, 0xff, step->batch.n_rows * io->out_stride * sizeof(float));
     for (uint32_t i = 0; i < step->batch.n_seqs; i++) {
         const struct gqa_attn_seq *seq = &step->seqs[i];
@@ -291,181 +287,6 @@ int attn_problem_run(struct attn_problem *p, const struct attn_backend *backend,
         }
     }
     return 0;
-}
-
-/* ---- the truth --------------------------------------------------------------------------- */
-
-/* x rounded to a number of significant bits and a least power of two, to nearest even. */
-static double round_bits(double x, int bits, int least)
-{
-    int exponent;
-
-    if (x == 0.0) {
-        return 0.0;
-    }
-    frexp(x, &exponent); /* x = m 2^exponent, 0.5 <= |m| < 1 */
-    int unit = exponent - bits < least ? least : exponent - bits;
-    return ldexp(nearbyint(ldexp(x, -unit)), unit);
-}
-
-static double as_stored(uint32_t type, float x)
-{
-    switch (type) {
-    case GQA_TYPE_F16:
-        return round_bits(x, 11, -24);
-    case GQA_TYPE_BF16:
-        return round_bits(x, 8, -133);
-    default:
-        return x;
-    }
-}
-
-static double *all_as_stored(uint32_t type, const float *x, size_t n_rows, uint32_t dim)
-{
-    double *stored = must_allocate(n_rows * dim * sizeof(*stored));
-
-    for (size_t i = 0; i < n_rows * dim; i++) {
-        stored[i] = as_stored(type, x[i]);
-    }
-    return stored;
-}
-
-/* One sequence with K and V as its cache has them. */
-struct truth {
-    const struct attn_problem *p;
-    uint32_t seq;
-    double *k, *v; /* as in struct attn_problem_seq */
-};
-
-static int mask_bit(const struct truth *t, uint32_t row, uint32_t other)
-{
-    uint32_t n_words = (t->p->spec.seqs[t->seq].n_rows + 63) / 64;
-
-    return t->p->spec.seqs[t->seq].mask[(size_t)row * n_words + other / 64] >> other % 64 & 1;
-}
-
-/* The position of a place for the window. */
-static int64_t position_of(const struct truth *t, uint32_t place)
-{
-    uint32_t n_past = t->p->spec.seqs[t->seq].n_past, n_rows = t->p->spec.seqs[t->seq].n_rows;
-    int64_t position = n_past;
-
-    if (place < n_past || t->p->spec.seqs[t->seq].mask == NULL) {
-        return place;
-    }
-    for (uint32_t j = 0; j < n_rows; j++) {
-        position += j != place - n_past && mask_bit(t, place - n_past, j);
-    }
-    return position;
-}
-
-/* positions: of all places. Whether new row row sees a place, by docs/plugin-abi.md. */
-static int sees(const struct truth *t, const int64_t *positions, uint32_t row, uint32_t place)
-{
-    uint32_t n_past = t->p->spec.seqs[t->seq].n_past;
-    int64_t window = t->p->spec.window, p = positions[n_past + row], other = positions[place];
-    int mutual = (int)t->p->spec.seqs[t->seq].mutual;
-
-    if (place >= n_past && t->p->spec.seqs[t->seq].mask != NULL) {
-        if (!mask_bit(t, row, place - n_past)) {
-            return 0;
-        }
-    } else if (place > n_past + row && !mutual) {
-        return 0;
-    }
-    return window == 0 || (p - window < other && (!mutual || other < p + window));
-}
-
-/* One query by the book; seen (n_tokens) says of what. Returns the bound: the error of the scores'
- * float32 sums moves every weight by a factor exp(+-2 error), and the sums of weights and outputs
- * round a few dozen times. A sum of k_dim products is off by sqrt(k_dim) half-units of its absolute
- * sum, times 8 to be safe. */
-static double truth_of_query(const struct truth *truth, const unsigned char *seen, uint32_t place,
-                             uint32_t head, double *out)
-{
-    const struct gqa_attn_layer *l = &truth->p->layer;
-    const struct attn_problem_seq *s = &truth->p->seqs[truth->seq];
-    uint32_t group = head / (l->n_heads / l->n_kv_heads);
-    const float *q = s->q + ((size_t)place * l->n_heads + head) * l->k_dim;
-    double *scores = must_allocate(s->n_tokens * sizeof(*scores));
-    double max = l->sinks != NULL ? l->sinks[head] : -INFINITY, sum = 0, absolute = 0, v_max = 0;
-
-    for (uint32_t t = 0; t < s->n_tokens; t++) {
-        const double *k = truth->k + ((size_t)t * l->n_kv_heads + group) * l->k_dim;
-        double score = 0, size = 0;
-
-        for (uint32_t d = 0; seen[t] && d < l->k_dim; d++) {
-            double product = (double)q[d] * k[d];
-            score += product;
-            size += fabs(product);
-        }
-        score *= l->scale;
-        absolute = fmax(absolute, size * l->scale);
-        scores[t] = l->softcap > 0 ? l->softcap * tanh(score / l->softcap) : score;
-        max = seen[t] ? fmax(max, scores[t]) : max;
-    }
-    memset(out, 0, l->v_dim * sizeof(*out));
-    for (uint32_t t = 0; t < s->n_tokens; t++) {
-        const double *v = truth->v + ((size_t)t * l->n_kv_heads + group) * l->v_dim;
-        double weight = seen[t] ? exp(scores[t] - max) : 0;
-
-        sum += weight;
-        for (uint32_t d = 0; seen[t] && d < l->v_dim; d++) {
-            out[d] += weight * v[d];
-            v_max = fmax(v_max, fabs(v[d]));
-        }
-    }
-    sum += l->sinks != NULL ? exp(l->sinks[head] - max) : 0;
-    for (uint32_t d = 0; d < l->v_dim; d++) {
-        out[d] = sum > 0 ? out[d] / sum : 0;
-    }
-    free(scores);
-    return v_max * (2 * 8 * sqrt(l->k_dim) * absolute + 64) * 0x1p-24;
-}
-
-static void truth_of_seq(const struct truth *t, double *out, double *bound)
-{
-    const struct attn_spec *spec = &t->p->spec;
-    uint32_t n_past = spec->seqs[t->seq].n_past, n_tokens = t->p->seqs[t->seq].n_tokens;
-    int64_t *positions = must_allocate(n_tokens * sizeof(*positions));
-    unsigned char *seen = must_allocate(n_tokens);
-
-    for (uint32_t place = 0; place < n_tokens; place++) {
-        positions[place] = position_of(t, place);
-    }
-    for (uint32_t row = 0; row < spec->seqs[t->seq].n_rows; row++) {
-        for (uint32_t place = 0; place < n_tokens; place++) {
-            seen[place] = (unsigned char)sees(t, positions, row, place);
-        }
-        for (uint32_t head = 0; head < spec->n_heads; head++) {
-            double error = truth_of_query(t, seen, n_past + row, head, out);
-            for (uint32_t d = 0; d < spec->v_dim; d++) {
-                bound[d] = error;
-            }
-            out += spec->v_dim;
-            bound += spec->v_dim;
-        }
-    }
-    free(positions);
-    free(seen);
-}
-
-void attn_problem_truth(const struct attn_problem *p, double *out, double *bound)
-{
-    const struct attn_spec *spec = &p->spec;
-
-    for (uint32_t i = 0; i < spec->n_seqs; i++) {
-        size_t n = (size_t)p->seqs[i].n_tokens * spec->n_kv_heads;
-        struct truth t = {.p = p, .seq = i};
-
-        t.k = all_as_stored(spec->k_type, p->seqs[i].k, n, spec->k_dim);
-        t.v = all_as_stored(spec->v_type, p->seqs[i].v, n, spec->v_dim);
-        truth_of_seq(&t, out, bound);
-        out += (size_t)spec->seqs[i].n_rows * spec->n_heads * spec->v_dim;
-        bound += (size_t)spec->seqs[i].n_rows * spec->n_heads * spec->v_dim;
-        free(t.k);
-        free(t.v);
-    }
 }
 
 /* ---- hosts ------------------------------------------------------------------------------- */

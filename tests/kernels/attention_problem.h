@@ -15,6 +15,7 @@ struct attn_spec {
     int sinks;
     float magnitude; /* of q; K and V are about 1 */
     int no_commit;   /* the rows that are attended are not appended */
+    int unrotated;   /* the truth only: Q4_0 without its rotation, as it should not be */
     uint32_t n_seqs;
     struct {
         uint32_t n_past, n_rows;
@@ -72,6 +73,9 @@ void attn_problem_truth(const struct attn_problem *p, double *out, double *bound
 /* Hosts: tasks one by one in descending order with every worker's number in use, or on threads. */
 enum attn_host_kind { ATTN_HOST_BACKWARDS, ATTN_HOST_THREADS };
 void attn_host_init(struct gqa_host *host, enum attn_host_kind kind, uint32_t n_threads);
+
+/* 64-byte aligned; exits when out of memory. */
+void *attn_allocate(size_t bytes);
 
 /* splitmix64, and floats from it. */
 uint64_t attn_random(uint64_t *state);

@@ -207,8 +207,8 @@ static struct attn_spec random_spec(uint64_t *state, uint32_t group_size)
     s.magnitude = 1.0f;
     s.n_kv_heads = PICK(state, 1, 2);
     s.n_heads = s.n_kv_heads * group_size;
-    s.k_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16);
-    s.v_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16);
+    s.k_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0);
+    s.v_type = PICK(state, GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0);
     s.window = PICK(state, 0, 0, 1, 2, 5, 40, 300);
     s.softcap = PICK(state, 0, 1) != 0 ? 3.0f : 0.0f;
     s.sinks = PICK(state, 0, 1) != 0;

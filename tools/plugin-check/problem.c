@@ -13,6 +13,8 @@ static const struct problem_spec problems[] = {
     {"window of 16, a chunk over blocks, f16", 4, 2, 32, GQA_TYPE_F16, 16, 0, 0, 120, 40},
     {"soft cap, f16", 4, 2, 64, GQA_TYPE_F16, 0, 4, 0, 90, 3},
     {"sinks and window, f16", 8, 2, 64, GQA_TYPE_F16, 24, 0, 1, 500, 2},
+    {"groups of 4, a chunk at 200, q8_0", 8, 2, 64, GQA_TYPE_Q8_0, 0, 0, 0, 200, 40},
+    {"groups of 2, a chunk at 200, q4_0", 4, 2, 80, GQA_TYPE_Q4_0, 50, 0, 1, 200, 40},
     {"a tree of 21 guesses, f16", 8, 2, 64, GQA_TYPE_F16, 0, 0, 0, 250, 21, GQA_ATTN_CAP_TREE},
     {"a tree in a window of 4, f32", 4, 2, 32, GQA_TYPE_F32, 4, 0, 1, 3, 70, GQA_ATTN_CAP_TREE},
     {"no commit, a chunk over blocks, f16", 6, 2, 64, GQA_TYPE_F16, 0, 0, 0, 120, 40,
@@ -66,8 +68,7 @@ static void problem_finish(struct problem *p)
 static void describe_layer(struct problem *p)
 {
     const struct problem_spec *s = p->spec;
-    uint64_t head_bytes =
-        (uint64_t)GQA_KV_BLOCK_TOKENS * s->dim * (s->kv_type == GQA_TYPE_F32 ? 4 : 2);
+    uint64_t head_bytes = gqa_kv_head_bytes(s->kv_type, s->dim);
     p->layer = (struct gqa_attn_layer){
         .struct_size = sizeof(p->layer),
         .n_heads = s->n_heads,

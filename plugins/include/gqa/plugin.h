@@ -119,7 +119,7 @@ struct gqa_attn_layer {
     uint32_t layer_class; /* which page table of a sequence holds this layer's blocks */
     uint32_t n_heads, n_kv_heads;
     uint32_t k_dim, v_dim;   /* per head */
-    uint32_t k_type, v_type; /* enum gqa_type: F32, F16, BF16 */
+    uint32_t k_type, v_type; /* enum gqa_type: F32, F16, BF16, Q8_0, Q4_0 */
     uint32_t window;         /* 0: all; else position p sees positions t with p - window < t;
                                 with gqa_attn_seq.mutual also t < p + window */
     float scale;             /* of the scores, usually 1/sqrt(k_dim) */

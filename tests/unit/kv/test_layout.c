@@ -78,9 +78,9 @@ Test(kv_layout, windows_make_classes)
 /* Every part starts at a multiple of a cache line, at every type and odd dimension. */
 Test(kv_layout, parts_are_aligned)
 {
-    const char *types[] = {"f32", "f16", "bf16"};
+    const char *types[] = {"f32", "f16", "bf16", "q8_0", "q4_0"};
     for (uint32_t dim = 1; dim <= 96; dim += 5) {
-        for (size_t t = 0; t < 3; t++) {
+        for (size_t t = 0; t < 5; t++) {
             uint32_t type;
             cr_assert(eq(int, kv_type_by_name(types[t], &type), 0));
             cr_expect(eq(int, strcmp(kv_type_name(type), types[t]), 0));
@@ -93,7 +93,9 @@ Test(kv_layout, parts_are_aligned)
             cr_expect(eq(u64, a.v_offset % KV_ALIGN_BYTES, 0));
             cr_expect(eq(u64, a.k_head_bytes % KV_ALIGN_BYTES, 0));
             cr_expect(eq(u64, l.classes[0].block_bytes % KV_ALIGN_BYTES, 0));
-            cr_expect(ge(u64, a.k_head_bytes, 64 * dim * (t == 0 ? 4 : 2)));
+            uint64_t quants = (dim + 31) / 32;
+            const uint64_t token_bytes[] = {4 * dim, 2 * dim, 2 * dim, 34 * quants, 18 * quants};
+            cr_expect(eq(u64, a.k_head_bytes, 64 * token_bytes[t]));
             kv_layout_finish(&l);
         }
     }
@@ -102,7 +104,7 @@ Test(kv_layout, parts_are_aligned)
 Test(kv_layout, what_has_no_layout_is_refused)
 {
     struct kv_layout l = {.n_layers = 99};
-    struct kv_layer_desc d = layer(0, 2, 64, GQA_TYPE_Q8_0);
+    struct kv_layer_desc d = layer(0, 2, 64, GQA_TYPE_Q4_K);
     uint32_t type = 7;
     cr_expect(eq(int, kv_layout_init(&l, &d, 1), -ENOTSUP));
     d = layer(0, 0, 64, GQA_TYPE_F16);
@@ -118,7 +120,7 @@ Test(kv_layout, what_has_no_layout_is_refused)
     cr_expect(eq(u32, l.n_layers, 99)); /* untouched by failures */
     cr_assert(eq(int, kv_layout_init(&l, many, KV_MAX_CLASSES), 0));
     kv_layout_finish(&l);
-    cr_expect(eq(int, kv_type_by_name("q8_0", &type), -EINVAL));
+    cr_expect(eq(int, kv_type_by_name("q4_k", &type), -EINVAL));
     cr_expect(eq(u32, type, 7));
     cr_expect(eq(int, strcmp(kv_type_name(12345), "unknown"), 0));
 }
