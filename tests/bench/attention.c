@@ -384,9 +384,17 @@ static double attend_seconds(struct crew *crew, struct model *m, enum cpu_isa is
     return took;
 }
 
+static const char *type_name(uint32_t type)
+{
+    return type == GQA_TYPE_F32    ? "f32"
+           : type == GQA_TYPE_F16  ? "f16"
+           : type == GQA_TYPE_Q8_0 ? "q8_0"
+                                   : "q4_0";
+}
+
 static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, double seconds)
 {
-    uint32_t element_bytes = type == GQA_TYPE_F32 ? 4 : 2;
+    double element_bytes = (double)gqa_kv_token_bytes(type, 64) / 64;
     struct model m;
 
     model_init(&m, group_size, depth - 1, 1, type, KV_BYTES_LEAST);
@@ -408,8 +416,8 @@ static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, dou
 
             printf(
                 "| decode r=%u %s @%u | %s | %u | %.2f GB/s | %.2f GB/s | %.2f GB/s | %.1f %% |\n",
-                group_size, element_bytes == 4 ? "f32" : "f16", depth, cpu_isa_name(isa), n_threads,
-                rate * 1e-9, memory * 1e-9, multiply * 1e-9, 100 * rate / limit);
+                group_size, type_name(type), depth, cpu_isa_name(isa), n_threads, rate * 1e-9,
+                memory * 1e-9, multiply * 1e-9, 100 * rate / limit);
             fflush(stdout);
         }
         crew_finish(&crew);
@@ -417,12 +425,13 @@ static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, dou
     model_finish(&m);
 }
 
-static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows, double seconds)
+static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows, uint32_t type,
+                          double seconds)
 {
     struct model m;
     double pairs = (double)n_rows * n_past + (double)n_rows * (n_rows + 1) / 2;
 
-    model_init(&m, group_size, n_past, n_rows, GQA_TYPE_F16, 0);
+    model_init(&m, group_size, n_past, n_rows, type, 0);
     for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
         struct crew crew;
 
@@ -436,10 +445,11 @@ static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows,
             double rate = flops / attend_seconds(&crew, &m, isa, seconds);
             double limit = n_threads * multiply_rate(isa, seconds / 4);
 
-            printf("| prefill r=%u %u rows @%u | %s | %u | %.2f GFLOP/s | | %.2f GFLOP/s | %.1f %% "
-                   "|\n",
-                   group_size, n_rows, n_past, cpu_isa_name(isa), n_threads, rate * 1e-9,
-                   limit * 1e-9, 100 * rate / limit);
+            printf(
+                "| prefill r=%u %s %u rows @%u | %s | %u | %.2f GFLOP/s | | %.2f GFLOP/s | %.1f %% "
+                "|\n",
+                group_size, type_name(type), n_rows, n_past, cpu_isa_name(isa), n_threads,
+                rate * 1e-9, limit * 1e-9, 100 * rate / limit);
             fflush(stdout);
         }
         crew_finish(&crew);
@@ -458,8 +468,14 @@ int main(int argc, char **argv)
     bench_decode(8, 16384, GQA_TYPE_F16, seconds);
     bench_decode(4, 16384, GQA_TYPE_F16, seconds);
     bench_decode(1, 4096, GQA_TYPE_F16, seconds);
-    bench_prefill(8, 0, 512, seconds);
-    bench_prefill(8, 4096, 512, seconds);
-    bench_prefill(1, 4096, 512, seconds);
+    bench_decode(8, 16384, GQA_TYPE_Q8_0, seconds);
+    bench_decode(1, 16384, GQA_TYPE_Q8_0, seconds);
+    bench_decode(8, 16384, GQA_TYPE_Q4_0, seconds);
+    bench_decode(1, 16384, GQA_TYPE_Q4_0, seconds);
+    bench_prefill(8, 0, 512, GQA_TYPE_F16, seconds);
+    bench_prefill(8, 4096, 512, GQA_TYPE_F16, seconds);
+    bench_prefill(1, 4096, 512, GQA_TYPE_F16, seconds);
+    bench_prefill(8, 4096, 512, GQA_TYPE_Q8_0, seconds);
+    bench_prefill(8, 4096, 512, GQA_TYPE_Q4_0, seconds);
     return 0;
 }
