@@ -190,6 +190,7 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 static const char *const default_models[] = {
     "llama-mha", "llama-gqa", "llama-mqa", "llama-yarn", "qwen2",          "qwen3",
     "gemma2",    "gemma3",    "phi3",      "granite",    "llama-q-Q4_K_M",
+    "mixtral",   "qwen3moe",  "gpt-oss",
 };
 
 int main(int argc, char **argv)
@@ -207,7 +208,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "the rig cannot be set up\n");
         return 1;
     }
-    static const char *const types[] = {"f32", "f16", "bf16"};
+    static const char *const types[] = {"f32", "f16", "bf16", "q8_0", "q4_0"};
     size_t n = argc > 1 ? (size_t)argc - 1 : sizeof(default_models) / sizeof(*default_models);
     for (size_t i = 0; i < n; i++) {
         for (size_t t = 0; t < sizeof(types) / sizeof(*types); t++) {
