@@ -167,7 +167,7 @@ static int bpe_load(struct tokenizer *t, const struct gguf *g, struct fmt_error 
     if (rc < 0 && rc != -ENOENT) {
         return fmt_fail(err, -EINVAL, "tokenizer.ggml.pre: not a string");
     }
-    rc = pre_tokenizer_create(name, &t->pre, err);
+    rc = pre_tokenizer_create(name, true, &t->pre, err);
     if (rc < 0) {
         return rc;
     }

@@ -128,7 +128,9 @@ int tokenizer_partition(const struct tokenizer *t, const char *text, size_t byte
 
 /* tokenizer_pre.c */
 struct pre_scratch;
-int pre_tokenizer_create(struct gguf_string name, struct pre_tokenizer **ret,
+/* by_hand: scan where an expression has been written by hand; without, PCRE2 does everything, which
+ * gives the same words. */
+int pre_tokenizer_create(struct gguf_string name, bool by_hand, struct pre_tokenizer **ret,
                          struct fmt_error *err);
 void pre_tokenizer_destroy(struct pre_tokenizer *p);
 const char *pre_tokenizer_name(const struct pre_tokenizer *p);
