@@ -5,7 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct tokenizer_model *const models[] = {&tokenizer_model_spm, &tokenizer_model_bpe};
+static const struct tokenizer_model *const models[] = {
+    &tokenizer_model_spm,
+    &tokenizer_model_bpe,
+    &tokenizer_model_wordpiece,
+    &tokenizer_model_unigram,
+};
 #define N_MODELS (sizeof(models) / sizeof(models[0]))
 
 static int find_model(const struct gguf *g, const struct tokenizer_model **ret,
@@ -23,8 +28,9 @@ static int find_model(const struct gguf *g, const struct tokenizer_model **ret,
         }
     }
     int shown = name.bytes < 40 ? (int)name.bytes : 40;
-    return fmt_fail(err, -ENOTSUP, "tokenizer.ggml.model: unknown kind '%.*s'; known: llama gpt2",
-                    shown, name.data);
+    return fmt_fail(err, -ENOTSUP,
+                    "tokenizer.ggml.model: unknown kind '%.*s'; known: llama gpt2 bert t5", shown,
+                    name.data);
 }
 
 void tokenizer_destroy(struct tokenizer *t)
@@ -36,6 +42,9 @@ void tokenizer_destroy(struct tokenizer *t)
     tokenizer_free_specials(t);
     free(t->merges.slots);
     free(t->table.slots);
+    sorted_pieces_finish(&t->sorted);
+    charsmap_destroy(t->charsmap);
+    free(t->scores);
     free(t->priority);
     free(t->pieces);
     free(t->tokens);
@@ -128,6 +137,9 @@ static int encode_fragments(const struct tokenizer *t, struct scratch *s, const 
     }
     if (rc == 0 && options.add_special && t->add_eos) {
         rc = scratch_push(s, t->eos);
+    }
+    if (rc == 0 && options.add_special && t->add_sep) {
+        rc = scratch_push(s, t->sep);
     }
     return rc;
 }

@@ -236,7 +236,7 @@ static int encode_word(const struct tokenizer *t, struct scratch *s, const char 
             return scratch_push(s, token);
         }
     }
-    return tokenizer_encode_word(t, s, &BPE_RULES, word, bytes, true);
+    return tokenizer_merge_word(t, s, &BPE_RULES, word, bytes);
 }
 
 static int encode_valid(const struct tokenizer *t, struct scratch *s, const char *text,
@@ -247,7 +247,7 @@ static int encode_valid(const struct tokenizer *t, struct scratch *s, const char
     int rc = pre_tokenizer_split(t->pre, s->pre, text, bytes, &ends, &count);
     uint32_t start = 0;
     for (size_t i = 0; rc == 0 && i < count; i++) {
-        rc = encode_word(t, s, text + start, ends[i] - start);
+        rc = tokenizer_encode_cached(t, s, encode_word, text + start, ends[i] - start, true);
         start = ends[i];
     }
     return rc;
@@ -280,7 +280,7 @@ static int bpe_encode(const struct tokenizer *t, struct scratch *s, const char *
             rc = encode_valid(t, s, text, n);
         } else {
             n = run_length(text, bytes, false);
-            rc = encode_word(t, s, text, n);
+            rc = tokenizer_encode_cached(t, s, encode_word, text, n, true);
         }
         text += n;
         bytes -= n;

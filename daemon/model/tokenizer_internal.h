@@ -3,6 +3,7 @@
  *   text -> fragments (special tokens | plain text)           tokenizer_special.c
  *        -> words (pre-tokeniser, or at spaces)               tokenizer_pre.c, tokenizer_spm.c
  *        -> symbols, merged pair by pair -> ids               tokenizer_merge.c
+ *        or pieces, longest first, or the likeliest           tokenizer_wordpiece.c, _unigram.c
  *
  * A tokenizer is written by tokenizer_create alone; a call's working memory is a struct scratch. */
 #ifndef DAEMON_MODEL_TOKENIZER_INTERNAL_H
@@ -48,15 +49,23 @@ enum {
     TOKEN_FLAG_MERGES = 2,  /* plain text may become this token */
     TOKEN_FLAG_SPECIAL = 4, /* found as a whole in the text, before anything else */
     TOKEN_FLAG_RSTRIP = 8,  /* swallows the white space after it */
+    TOKEN_FLAG_LSTRIP = 16, /* swallows the white space before it */
+};
+
+/* Tokens in the byte order of their pieces: a prefix comes before its extensions. */
+struct sorted_pieces {
+    int32_t *ids; /* (n) */
+    uint32_t n;
+    uint32_t first[257]; /* ids[first[b]..first[b + 1]) begin with byte b */
 };
 
 /* Tokens with TOKEN_FLAG_SPECIAL. */
 struct special_set {
-    int32_t *by_text;    /* (n), in byte order: a prefix comes before its extensions */
-    uint32_t *by_length; /* (n) indices into by_text: longest first, then ascending id */
-    uint32_t n;
-    uint32_t first[257]; /* by_text[first[b]..first[b + 1]) begin with byte b */
+    struct sorted_pieces sorted;
+    uint32_t *by_length; /* (n) indices into sorted.ids: longest first, then ascending id */
 };
+
+struct charsmap; /* normalisation rules, tokenizer_charsmap.c */
 
 struct pre_tokenizer; /* compiled expressions, tokenizer_pre.c */
 struct scratch;
@@ -73,7 +82,8 @@ struct tokenizer_model {
                   bool after_special);
 };
 
-extern const struct tokenizer_model tokenizer_model_spm, tokenizer_model_bpe;
+extern const struct tokenizer_model tokenizer_model_spm, tokenizer_model_bpe,
+    tokenizer_model_wordpiece, tokenizer_model_unigram;
 
 struct tokenizer {
     const struct tokenizer_model *model;
@@ -84,15 +94,27 @@ struct tokenizer {
     struct piece_table table; /* tokens with TOKEN_FLAG_MERGES */
     int32_t byte_token[256];  /* the token that stands for one byte, or TOKEN_NONE */
     struct special_set specials;
-    int32_t bos, eos, unk;
-    bool add_bos, add_eos;
+    int32_t bos, eos, unk, sep;
+    bool add_bos, add_eos, add_sep;
     bool all_bytes; /* no byte_token is missing: UNKNOWN never stands for plain text */
     bool typed;     /* the file has token types */
 
-    /* SPM */
-    bool add_space_prefix;
+    /* Vocabularies that write a space as U+2581 */
+    bool add_space_prefix;    /* the encoder puts a space in front of a text: decoding drops it */
     bool words_end_at_spaces; /* no piece has a space after another character */
-    uint32_t *priority;       /* (n_vocab): order of merging, lower first */
+    uint32_t *priority;       /* SPM (n_vocab): order of merging, lower first */
+
+    struct sorted_pieces sorted; /* WordPiece, unigram: tokens with TOKEN_FLAG_MERGES */
+
+    /* WordPiece */
+    bool lowercase, strip_accents;
+
+    /* Unigram */
+    float *scores; /* (n_vocab) */
+    double unknown_score;
+    struct charsmap *charsmap; /* NULL: none */
+    bool prepend_space, merge_spaces;
+    bool bytes_for_unknown; /* byte tokens stand for characters that no piece has */
 
     /* BPE */
     struct pre_tokenizer *pre;
@@ -159,10 +181,32 @@ struct merge_candidate {
     uint32_t bytes; /* of both when this was queued: anything else now makes it stale */
 };
 
-struct cached_word {
-    const char *word;      /* into the caller's text */
-    uint32_t bytes;        /* 0: free */
-    uint32_t first, count; /* of scratch.out */
+#define WORD_SLOT_TOKENS 3
+
+struct word_slot {
+    uint64_t key[2];                  /* tokenizer_cache.c; key[1] is 0: free */
+    int32_t tokens[WORD_SLOT_TOKENS]; /* where there are more: the first's index in kept */
+    uint32_t count;
+};
+
+struct word_cache {
+    struct word_slot *slots;
+    uint32_t mask;
+    int32_t *kept; /* tokens of words that have more than a slot holds */
+    size_t n_kept, kept_capacity;
+};
+
+/* A position in a word, and the best way to it (tokenizer_unigram.c). */
+struct lattice_node {
+    double score;
+    uint32_t start, next; /* of the piece that ends here; of the piece that begins here */
+    int32_t token;
+};
+
+/* Memory that lives as long as the call. */
+struct scratch_block {
+    struct scratch_block *next;
+    char data[];
 };
 
 struct scratch {
@@ -171,20 +215,30 @@ struct scratch {
     struct symbol *symbols;
     struct merge_candidate *heap;
     size_t n_symbols, symbol_capacity, n_heap;
-    struct cached_word *cache;
-    uint32_t cache_mask;
-    size_t text_bytes;
-    char *text; /* SPM: copies of fragments with U+2581 as spaces; NULL until one is needed */
-    size_t text_used;
+    struct word_cache cache;
+    struct scratch_block *blocks;
     char *word; /* SPM: a word with a space put in front */
     size_t word_capacity;
+    struct lattice_node *lattice;
+    size_t lattice_capacity;
     struct pre_scratch *pre;
 };
 
 int scratch_init(struct scratch *s, const struct tokenizer *t, size_t text_bytes,
                  size_t max_tokens);
 void scratch_finish(struct scratch *s);
-int scratch_push(struct scratch *s, int32_t token);
+int scratch_push_slowly(struct scratch *s, int32_t token);
+/* Memory for the rest of the call, or NULL. */
+char *scratch_keep(struct scratch *s, size_t bytes);
+
+static inline int scratch_push(struct scratch *s, int32_t token)
+{
+    if (s->n_out == s->out_capacity || s->n_out == s->max_tokens) {
+        return scratch_push_slowly(s, token);
+    }
+    s->out[s->n_out++] = token;
+    return 0;
+}
 
 /* Fills symbols for a word: their count, all linked. Room for one symbol a byte was made. */
 typedef size_t split_symbols_fn(const struct tokenizer *t, struct symbol *symbols, const char *word,
@@ -198,9 +252,66 @@ struct merge_rules {
     may_merge_fn *may_merge;
 };
 
-/* Encodes one word by merging. cacheable: word points into memory that outlives the call. */
-int tokenizer_encode_word(const struct tokenizer *t, struct scratch *s,
-                          const struct merge_rules *rules, const char *word, size_t bytes,
-                          bool cacheable);
+/* Encodes one word by merging. */
+int tokenizer_merge_word(const struct tokenizer *t, struct scratch *s,
+                         const struct merge_rules *rules, const char *word, size_t bytes);
+/* What stands for bytes that are in no token: their byte tokens, or one UNKNOWN when a byte has
+ * none, or -EILSEQ. */
+int tokenizer_push_bytes(const struct tokenizer *t, struct scratch *s, const char *bytes, size_t n);
+
+/* tokenizer_cache.c */
+typedef int encode_word_fn(const struct tokenizer *t, struct scratch *s, const char *word,
+                           size_t bytes);
+int word_cache_init(struct word_cache *c, size_t text_bytes);
+void word_cache_finish(struct word_cache *c);
+/* Encodes one word, by memory where the call has seen it before. stays: the word's memory outlives
+ * the call. */
+int tokenizer_encode_cached(const struct tokenizer *t, struct scratch *s, encode_word_fn *encode,
+                            const char *word, size_t bytes, bool stays);
+
+/* tokenizer_sorted.c */
+int sorted_pieces_init(struct sorted_pieces *set, const struct tokenizer *t, uint8_t flag);
+void sorted_pieces_finish(struct sorted_pieces *set);
+
+/* The pieces that begin with the bytes stepped over so far: set->ids[low..high). */
+struct piece_walk {
+    uint32_t low, high;
+    size_t depth;
+};
+
+static inline struct piece_walk sorted_pieces_begin(const struct sorted_pieces *set, char byte)
+{
+    unsigned b = (unsigned char)byte;
+    return (struct piece_walk){set->first[b], set->first[b + 1], 1};
+}
+
+/* Narrows to the pieces whose next byte this is. */
+void sorted_pieces_step(const struct tokenizer *t, const struct sorted_pieces *set,
+                        struct piece_walk *w, char byte);
+/* The token whose piece is exactly the bytes stepped over (of several, the lowest), or TOKEN_NONE.
+ */
+static inline int32_t sorted_pieces_here(const struct tokenizer *t, const struct sorted_pieces *set,
+                                         const struct piece_walk *w)
+{
+    bool whole = w->low < w->high && t->tokens[set->ids[w->low]].bytes == w->depth;
+    return whole ? set->ids[w->low] : TOKEN_NONE;
+}
+
+/* tokenizer_spm.c, for unigram and WordPiece vocabularies too */
+int tokenizer_load_meta_pieces(struct tokenizer *t, const struct gguf_string *texts,
+                               struct fmt_error *err);
+int tokenizer_read_scores(const struct tokenizer *t, const struct gguf *g, float **ret,
+                          struct fmt_error *err);
+bool tokenizer_words_end_at_spaces(const struct tokenizer *t);
+/* The end of the word at the text's start: before the first space that follows something else. */
+size_t tokenizer_word_end(const struct tokenizer *t, const char *text, size_t bytes);
+
+/* tokenizer_charsmap.c */
+int charsmap_load(const struct gguf *g, struct charsmap **ret, struct fmt_error *err);
+void charsmap_destroy(struct charsmap *map);
+/* The longest rule that text begins with: its length and what replaces it; 0 for none. map may be
+ * NULL. */
+size_t charsmap_find(const struct charsmap *map, const char *text, size_t bytes,
+                     struct gguf_string *ret);
 
 #endif

@@ -3,22 +3,13 @@
  * Both kinds of tokenizer are this algorithm with other symbols and other priorities (Sennrich,
  * Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", 2016). Pairs wait
  * in a binary heap; a pair whose symbols have changed meanwhile is recognised by its size and
- * skipped, so a word of n symbols costs O(n log n).
- *
- * Words repeat: each call remembers where in its output it has already encoded a short word. */
+ * skipped, so a word of n symbols costs O(n log n). */
 #include "daemon/model/tokenizer_internal.h"
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define CACHE_MAX_WORD_BYTES 48
-#define CACHE_MIN_SLOTS      64
-#define CACHE_MAX_SLOTS      32768
-#define CACHE_BYTES_PER_SLOT 16 /* of text: shorter texts repeat fewer words */
 #define EXPECTED_TOKEN_BYTES 4
 #define MIN_OUT_TOKENS       16
 #define MIN_SYMBOLS          64
@@ -26,16 +17,13 @@
 
 int scratch_init(struct scratch *s, const struct tokenizer *t, size_t text_bytes, size_t max_tokens)
 {
-    *s = (struct scratch){.max_tokens = max_tokens, .text_bytes = text_bytes};
-    uint32_t slots = CACHE_MIN_SLOTS;
-    while (slots < CACHE_MAX_SLOTS && slots < text_bytes / CACHE_BYTES_PER_SLOT) {
-        slots *= 2;
-    }
-    s->cache = calloc(slots, sizeof(*s->cache));
-    s->cache_mask = slots - 1;
+    *s = (struct scratch){.max_tokens = max_tokens};
+    int rc = word_cache_init(&s->cache, text_bytes);
     s->out_capacity = text_bytes / EXPECTED_TOKEN_BYTES + MIN_OUT_TOKENS;
     s->out = malloc(s->out_capacity * sizeof(*s->out));
-    int rc = s->cache && s->out ? 0 : -ENOMEM;
+    if (!s->out) {
+        rc = -ENOMEM;
+    }
     if (rc == 0 && t->pre) {
         rc = pre_scratch_create(t->pre, &s->pre);
     }
@@ -50,13 +38,29 @@ void scratch_finish(struct scratch *s)
     free(s->out);
     free(s->symbols);
     free(s->heap);
-    free(s->cache);
-    free(s->text);
     free(s->word);
+    free(s->lattice);
+    word_cache_finish(&s->cache);
+    while (s->blocks) {
+        struct scratch_block *next = s->blocks->next;
+        free(s->blocks);
+        s->blocks = next;
+    }
     pre_scratch_destroy(s->pre);
 }
 
-int scratch_push(struct scratch *s, int32_t token)
+char *scratch_keep(struct scratch *s, size_t bytes)
+{
+    struct scratch_block *block = malloc(sizeof(*block) + bytes);
+    if (!block) {
+        return NULL;
+    }
+    block->next = s->blocks;
+    s->blocks = block;
+    return block->data;
+}
+
+int scratch_push_slowly(struct scratch *s, int32_t token)
 {
     if (s->n_out == s->max_tokens) {
         return -E2BIG;
@@ -175,10 +179,9 @@ static void merge_all(const struct tokenizer *t, struct scratch *s, const struct
     }
 }
 
-/* A symbol without a token: its bytes' tokens, or one UNKNOWN when a byte has none. */
-static int push_bytes(const struct tokenizer *t, struct scratch *s, const unsigned char *p,
-                      size_t n)
+int tokenizer_push_bytes(const struct tokenizer *t, struct scratch *s, const char *bytes, size_t n)
 {
+    const unsigned char *p = (const unsigned char *)bytes;
     for (size_t i = 0; i < n; i++) {
         if (t->byte_token[p[i]] == TOKEN_NONE) {
             return t->unk == TOKEN_NONE ? -EILSEQ : scratch_push(s, t->unk);
@@ -191,8 +194,8 @@ static int push_bytes(const struct tokenizer *t, struct scratch *s, const unsign
     return rc;
 }
 
-static int encode_by_merging(const struct tokenizer *t, struct scratch *s,
-                             const struct merge_rules *rules, const char *word, size_t bytes)
+int tokenizer_merge_word(const struct tokenizer *t, struct scratch *s,
+                         const struct merge_rules *rules, const char *word, size_t bytes)
 {
     int rc = reserve_symbols(s, bytes);
     if (rc < 0) {
@@ -202,33 +205,8 @@ static int encode_by_merging(const struct tokenizer *t, struct scratch *s,
     merge_all(t, s, rules, word);
     for (uint32_t i = 0; i != SYMBOL_END && rc == 0; i = s->symbols[i].next) {
         const struct symbol *y = &s->symbols[i];
-        rc = y->token != TOKEN_NONE
-                 ? scratch_push(s, y->token)
-                 : push_bytes(t, s, (const unsigned char *)word + y->start, y->bytes);
-    }
-    return rc;
-}
-
-int tokenizer_encode_word(const struct tokenizer *t, struct scratch *s,
-                          const struct merge_rules *rules, const char *word, size_t bytes,
-                          bool cacheable)
-{
-    if (!cacheable || bytes > CACHE_MAX_WORD_BYTES) {
-        return encode_by_merging(t, s, rules, word, bytes);
-    }
-    struct cached_word *c = &s->cache[XXH3_64bits(word, bytes) & s->cache_mask];
-    if (c->bytes == bytes && memcmp(c->word, word, bytes) == 0) {
-        int rc = 0;
-        for (uint32_t i = 0; i < c->count && rc == 0; i++) {
-            rc = scratch_push(s, s->out[c->first + i]);
-        }
-        return rc;
-    }
-    size_t first = s->n_out;
-    int rc = encode_by_merging(t, s, rules, word, bytes);
-    if (rc == 0) {
-        *c = (struct cached_word){word, (uint32_t)bytes, (uint32_t)first,
-                                  (uint32_t)(s->n_out - first)};
+        rc = y->token != TOKEN_NONE ? scratch_push(s, y->token)
+                                    : tokenizer_push_bytes(t, s, word + y->start, y->bytes);
     }
     return rc;
 }

@@ -55,6 +55,7 @@ static const struct {
     {"<PRE>", false, "tokenizer.ggml.fim_pre_token_id"},
     {"▁<PRE>", false, "tokenizer.ggml.fim_pre_token_id"},
     {"<|code_prefix|>", false, "tokenizer.ggml.fim_pre_token_id"},
+    {"<|prefix|>", false, "tokenizer.ggml.fim_pre_token_id"},
     {"<|fim_suffix|>", false, "tokenizer.ggml.fim_suf_token_id"},
     {"<fim-suffix>", false, "tokenizer.ggml.fim_suf_token_id"},
     {"<fim_suffix>", false, "tokenizer.ggml.fim_suf_token_id"},
@@ -62,6 +63,7 @@ static const struct {
     {"<SUF>", false, "tokenizer.ggml.fim_suf_token_id"},
     {"▁<SUF>", false, "tokenizer.ggml.fim_suf_token_id"},
     {"<|code_suffix|>", false, "tokenizer.ggml.fim_suf_token_id"},
+    {"<|suffix|>", false, "tokenizer.ggml.fim_suf_token_id"},
     {"<|fim_middle|>", false, "tokenizer.ggml.fim_mid_token_id"},
     {"<fim-middle>", false, "tokenizer.ggml.fim_mid_token_id"},
     {"<fim_middle>", false, "tokenizer.ggml.fim_mid_token_id"},
@@ -69,6 +71,7 @@ static const struct {
     {"<MID>", false, "tokenizer.ggml.fim_mid_token_id"},
     {"▁<MID>", false, "tokenizer.ggml.fim_mid_token_id"},
     {"<|code_middle|>", false, "tokenizer.ggml.fim_mid_token_id"},
+    {"<|middle|>", false, "tokenizer.ggml.fim_mid_token_id"},
 };
 #define N_KNOWN_NAMES (sizeof(known_names) / sizeof(known_names[0]))
 
@@ -90,19 +93,41 @@ static bool may_be_known(struct gguf_string s)
     return s.bytes > 0 && strchr("<[_\xE2", s.data[0]) != NULL && s.data[0] != '\0';
 }
 
-/* phi-3's control tokens swallow white space, which the file does not record: llama.cpp goes by the
- * model's name, and so do we. */
-static bool strips_right(const struct gguf *g)
+/* Whether the key's text contains any of the words (NULL behind the last), in any case. */
+static bool text_contains(const struct gguf *g, const char *key, const char *const *words)
 {
-    struct gguf_string name = {NULL, 0};
-    (void)gguf_get_string(g, "general.name", &name);
-    for (size_t i = 0; i + 4 <= name.bytes; i++) {
-        if (strncasecmp(name.data + i, "phi3", 4) == 0 ||
-            (i + 5 <= name.bytes && strncasecmp(name.data + i, "phi-3", 5) == 0)) {
-            return true;
+    struct gguf_string text = {NULL, 0};
+    (void)gguf_get_string(g, key, &text);
+    for (; *words; words++) {
+        size_t n = strlen(*words);
+        for (size_t i = 0; i + n <= text.bytes; i++) {
+            if (strncasecmp(text.data + i, *words, n) == 0) {
+                return true;
+            }
         }
     }
     return false;
+}
+
+/* Some tokens swallow white space beside them, which the file does not record: llama.cpp goes by
+ * the model's name, and so do we. phi-3's special tokens swallow what follows; the mask of some
+ * encoders, whose text is returned, what precedes. */
+static const char *mask_that_strips(const struct gguf *g)
+{
+    static const char *const pres[] = {"jina-v2-de", "jina-v2-es", "jina-v2-code", NULL};
+    static const char *const archs[] = {"nomic-bert-moe", "jina-bert-v3", NULL};
+    static const char *const names[] = {"modern-bert", NULL};
+    if (text_contains(g, "tokenizer.ggml.pre", pres) ||
+        text_contains(g, "general.architecture", archs)) {
+        return "<mask>";
+    }
+    return text_contains(g, "general.name", names) ? "[MASK]" : NULL;
+}
+
+static bool strips_right(const struct gguf *g)
+{
+    static const char *const names[] = {"phi3", "phi-3", NULL};
+    return text_contains(g, "general.name", names);
 }
 
 /* gpt-oss: where a turn ends with <|return|> or <|call|>, <|end|> only ends a message. */
@@ -131,6 +156,7 @@ void tokenizer_mark_names(struct tokenizer *t, const struct gguf *g,
         absent[k] = !known_names[k].key || !gguf_has_key(g, known_names[k].key);
     }
     bool rstrip = strips_right(g);
+    const char *mask = mask_that_strips(g);
     for (uint32_t i = 0; i < t->n_vocab; i++) {
         struct token_entry *e = &t->tokens[i];
         for (size_t k = 0; may_be_known(texts[i]) && k < N_KNOWN_NAMES; k++) {
@@ -143,6 +169,9 @@ void tokenizer_mark_names(struct tokenizer *t, const struct gguf *g,
             !equals(texts[i], "<|endoftext|>")) {
             e->flags |= TOKEN_FLAG_RSTRIP;
         }
+        if (mask && equals(texts[i], mask)) {
+            e->flags |= TOKEN_FLAG_LSTRIP;
+        }
     }
     for (size_t k = 0; k < sizeof(ending_keys) / sizeof(ending_keys[0]); k++) {
         uint32_t id;
@@ -153,100 +182,53 @@ void tokenizer_mark_names(struct tokenizer *t, const struct gguf *g,
     unmark_message_end(t, texts);
 }
 
-static int compare_pieces(const struct token_entry *a, const struct token_entry *b)
-{
-    int order = memcmp(a->piece, b->piece, a->bytes < b->bytes ? a->bytes : b->bytes);
-    return order ? order : (a->bytes > b->bytes) - (a->bytes < b->bytes);
-}
-
-static int by_text(const void *a, const void *b, void *tokenizer)
-{
-    const struct tokenizer *t = tokenizer;
-    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
-    int order = compare_pieces(&t->tokens[x], &t->tokens[y]);
-    return order ? order : (x > y) - (x < y);
-}
-
 static int by_length(const void *a, const void *b, void *tokenizer)
 {
     const struct tokenizer *t = tokenizer;
-    int32_t x = t->specials.by_text[*(const uint32_t *)a];
-    int32_t y = t->specials.by_text[*(const uint32_t *)b];
+    int32_t x = t->specials.sorted.ids[*(const uint32_t *)a];
+    int32_t y = t->specials.sorted.ids[*(const uint32_t *)b];
     uint32_t n = t->tokens[x].bytes, m = t->tokens[y].bytes;
     return n != m ? (n < m) - (n > m) : (x > y) - (x < y);
 }
 
 void tokenizer_free_specials(struct tokenizer *t)
 {
-    free(t->specials.by_text);
+    sorted_pieces_finish(&t->specials.sorted);
     free(t->specials.by_length);
 }
 
 int tokenizer_build_specials(struct tokenizer *t)
 {
     struct special_set *set = &t->specials;
-    for (uint32_t i = 0; i < t->n_vocab; i++) {
-        set->n += (t->tokens[i].flags & TOKEN_FLAG_SPECIAL) != 0;
-    }
-    set->by_text = calloc(set->n + 1, sizeof(*set->by_text));
-    set->by_length = calloc(set->n + 1, sizeof(*set->by_length));
-    if (!set->by_text || !set->by_length) {
+    if (sorted_pieces_init(&set->sorted, t, TOKEN_FLAG_SPECIAL) < 0) {
         return -ENOMEM;
     }
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < t->n_vocab; i++) {
-        if (t->tokens[i].flags & TOKEN_FLAG_SPECIAL) {
-            set->by_length[n] = n;
-            set->by_text[n++] = (int32_t)i;
-        }
+    uint32_t n = set->sorted.n;
+    set->by_length = calloc(n + 1, sizeof(*set->by_length));
+    if (!set->by_length) {
+        return -ENOMEM;
     }
-    qsort_r(set->by_text, n, sizeof(*set->by_text), by_text, t);
+    for (uint32_t i = 0; i < n; i++) {
+        set->by_length[i] = i;
+    }
     qsort_r(set->by_length, n, sizeof(*set->by_length), by_length, t);
-    for (uint32_t i = 0, byte = 0; byte < 257; byte++) {
-        while (i < n && (unsigned char)t->tokens[set->by_text[i]].piece[0] < byte) {
-            i++;
-        }
-        set->first[byte] = i;
-    }
     return 0;
-}
-
-/* The first of by_text[low..high), which agree in depth bytes, whose next byte is >= byte. */
-static uint32_t lower_bound(const struct tokenizer *t, uint32_t low, uint32_t high, size_t depth,
-                            unsigned byte)
-{
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        const struct token_entry *e = &t->tokens[t->specials.by_text[middle]];
-        if (e->bytes <= depth || (unsigned char)e->piece[depth] < byte) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
 }
 
 /* Marks in seen every special token that begins at p: narrows the sorted list byte by byte. */
 static bool mark_at(const struct tokenizer *t, const char *p, size_t n, bool *seen)
 {
-    const struct special_set *set = &t->specials;
-    unsigned byte = (unsigned char)p[0];
-    uint32_t low = set->first[byte], high = set->first[byte + 1];
+    const struct sorted_pieces *set = &t->specials.sorted;
+    struct piece_walk w = sorted_pieces_begin(set, p[0]);
     bool any = false;
-    for (size_t depth = 1; low < high; depth++) {
-        if (t->tokens[set->by_text[low]].bytes == depth) {
-            seen[low] = any = true;
-            while (low < high && t->tokens[set->by_text[low]].bytes == depth) {
-                low++; /* the same text again: the lowest id is the one that is used */
-            }
+    for (size_t i = 1; w.low < w.high; i++) {
+        if (sorted_pieces_here(t, set, &w) != TOKEN_NONE) {
+            seen[w.low] = any = true; /* the lowest id of those with this text is the one used */
         }
-        if (depth == n) {
+        if (i == n) {
             break;
         }
-        byte = (unsigned char)p[depth];
-        low = lower_bound(t, low, high, depth, byte);
-        high = lower_bound(t, low, high, depth, byte + 1);
+        sorted_pieces_step(t, set, &w, p[i]);
     }
     return any;
 }
@@ -289,8 +271,13 @@ static int cut_token(const struct tokenizer *t, const char *text, struct fragmen
     while (at < end && (match = memmem(text + at, end - at, e->piece, e->bytes)) != NULL) {
         size_t found = (size_t)(match - text);
         int rc = 0;
-        if (found > at) {
-            struct fragment plain = {at, found - at, TOKEN_NONE, 0};
+        size_t before = found;
+        while ((e->flags & TOKEN_FLAG_LSTRIP) && before > at &&
+               isspace((unsigned char)text[before - 1])) {
+            before--;
+        }
+        if (before > at) {
+            struct fragment plain = {at, before - at, TOKEN_NONE, 0};
             if (reuse) {
                 f->list[index].bytes = plain.bytes;
             } else {
@@ -324,7 +311,7 @@ int tokenizer_partition(const struct tokenizer *t, const char *text, size_t byte
     const struct special_set *set = &t->specials;
     struct fragments f = {.capacity = 16};
     f.list = malloc(f.capacity * sizeof(*f.list));
-    bool *seen = calloc(set->n + 1, sizeof(*seen));
+    bool *seen = calloc(set->sorted.n + 1, sizeof(*seen));
     int rc = f.list && seen ? 0 : -ENOMEM;
     if (rc < 0) {
         goto out;
@@ -333,12 +320,12 @@ int tokenizer_partition(const struct tokenizer *t, const char *text, size_t byte
     bool any = false;
     for (size_t i = 0; i < bytes; i++) {
         unsigned byte = (unsigned char)text[i];
-        if (set->first[byte] < set->first[byte + 1]) {
+        if (set->sorted.first[byte] < set->sorted.first[byte + 1]) {
             any |= mark_at(t, text + i, bytes - i, seen);
         }
     }
-    for (uint32_t k = 0; any && k < set->n && rc == 0; k++) {
-        int32_t token = set->by_text[set->by_length[k]];
+    for (uint32_t k = 0; any && k < set->sorted.n && rc == 0; k++) {
+        int32_t token = set->sorted.ids[set->by_length[k]];
         if (!seen[set->by_length[k]] ||
             (!parse_special && t->tokens[token].kind != TOKEN_USER_DEFINED)) {
             continue;

@@ -57,8 +57,8 @@ static int load_byte_token(struct tokenizer *t, uint32_t id, struct gguf_string 
     return 0;
 }
 
-static int spm_load_pieces(struct tokenizer *t, const struct gguf_string *texts,
-                           struct fmt_error *err)
+int tokenizer_load_meta_pieces(struct tokenizer *t, const struct gguf_string *texts,
+                               struct fmt_error *err)
 {
     char *at = t->pieces;
     for (uint32_t i = 0; i < t->n_vocab; i++) {
@@ -99,21 +99,20 @@ static uint32_t score_priority(float score)
     return ~ascending;
 }
 
-static int load_scores(struct tokenizer *t, const struct gguf *g, struct fmt_error *err)
+int tokenizer_read_scores(const struct tokenizer *t, const struct gguf *g, float **ret,
+                          struct fmt_error *err)
 {
     static const char key[] = "tokenizer.ggml.scores";
     enum gguf_value_type type;
     uint64_t count;
     if (gguf_get_array(g, key, &type, &count) < 0 || count != t->n_vocab) {
         return fmt_fail(err, -EINVAL,
-                        "%s: a vocabulary of kind llama needs one score for each of "
+                        "%s: a vocabulary of kind %s needs one score for each of "
                         "its %u tokens",
-                        key, t->n_vocab);
+                        key, t->model->name, t->n_vocab);
     }
     float *scores = calloc(t->n_vocab, sizeof(*scores));
-    t->priority = calloc(t->n_vocab, sizeof(*t->priority));
-    if (!scores || !t->priority) {
-        free(scores);
+    if (!scores) {
         return fmt_fail(err, -ENOMEM, "%s: out of memory", key);
     }
     int rc = gguf_get_f32s(g, key, scores, t->n_vocab);
@@ -123,15 +122,36 @@ static int load_scores(struct tokenizer *t, const struct gguf *g, struct fmt_err
     for (uint32_t i = 0; i < t->n_vocab && rc == 0; i++) {
         if (isnan(scores[i])) {
             rc = fmt_fail(err, -EINVAL, "%s[%u]: not a number", key, i);
-            break;
         }
+    }
+    if (rc < 0) {
+        free(scores);
+        return rc;
+    }
+    *ret = scores;
+    return 0;
+}
+
+static int load_priorities(struct tokenizer *t, const struct gguf *g, struct fmt_error *err)
+{
+    float *scores;
+    int rc = tokenizer_read_scores(t, g, &scores, err);
+    if (rc < 0) {
+        return rc;
+    }
+    t->priority = calloc(t->n_vocab, sizeof(*t->priority));
+    if (!t->priority) {
+        free(scores);
+        return fmt_fail(err, -ENOMEM, "tokenizer.ggml.scores: out of memory");
+    }
+    for (uint32_t i = 0; i < t->n_vocab; i++) {
         t->priority[i] = score_priority(scores[i]);
     }
     free(scores);
-    return rc;
+    return 0;
 }
 
-static bool words_end_at_spaces(const struct tokenizer *t)
+bool tokenizer_words_end_at_spaces(const struct tokenizer *t)
 {
     for (uint32_t i = 0; i < t->n_vocab; i++) {
         const struct token_entry *e = &t->tokens[i];
@@ -152,8 +172,8 @@ static int spm_load(struct tokenizer *t, const struct gguf *g, struct fmt_error 
     if (rc < 0 && rc != -ENOENT) {
         return fmt_fail(err, -EINVAL, "tokenizer.ggml.add_space_prefix: not a bool");
     }
-    t->words_end_at_spaces = words_end_at_spaces(t);
-    return load_scores(t, g, err);
+    t->words_end_at_spaces = tokenizer_words_end_at_spaces(t);
+    return load_priorities(t, g, err);
 }
 
 /* One symbol a character; a byte that is no character's part is one of its own. */
@@ -193,6 +213,11 @@ static bool spm_may_merge(const struct tokenizer *t, const char *word, const str
 
 static const struct merge_rules SPM_RULES = {spm_split, spm_may_merge};
 
+static int encode_word(const struct tokenizer *t, struct scratch *s, const char *word, size_t bytes)
+{
+    return tokenizer_merge_word(t, s, &SPM_RULES, word, bytes);
+}
+
 /* Encodes a word with a space in front of it. */
 static int encode_with_prefix(const struct tokenizer *t, struct scratch *s, const char *word,
                               size_t bytes)
@@ -207,11 +232,10 @@ static int encode_with_prefix(const struct tokenizer *t, struct scratch *s, cons
     }
     s->word[0] = ' ';
     memcpy(s->word + 1, word, bytes);
-    return tokenizer_encode_word(t, s, &SPM_RULES, s->word, bytes + 1, false);
+    return tokenizer_encode_cached(t, s, encode_word, s->word, bytes + 1, false);
 }
 
-/* The end of the word at the text's start: before the first space that follows something else. */
-static size_t word_end(const struct tokenizer *t, const char *text, size_t bytes)
+size_t tokenizer_word_end(const struct tokenizer *t, const char *text, size_t bytes)
 {
     if (!t->words_end_at_spaces) {
         return bytes;
@@ -229,23 +253,19 @@ static int spm_encode(const struct tokenizer *t, struct scratch *s, const char *
 {
     if (has_meta_space(text, bytes)) {
         /* Copies live as long as the call, because the cache of words points into them. */
-        if (!s->text) {
-            s->text = malloc(s->text_bytes);
-            if (!s->text) {
-                return -ENOMEM;
-            }
+        char *copy = scratch_keep(s, bytes);
+        if (!copy) {
+            return -ENOMEM;
         }
-        char *copy = s->text + s->text_used;
         bytes = unescape(copy, text, bytes);
-        s->text_used += bytes;
         text = copy;
     }
     bool prefix = after_special && t->add_space_prefix;
     int rc = 0;
     while (bytes > 0 && rc == 0) {
-        size_t n = word_end(t, text, bytes);
+        size_t n = tokenizer_word_end(t, text, bytes);
         rc = prefix ? encode_with_prefix(t, s, text, n)
-                    : tokenizer_encode_word(t, s, &SPM_RULES, text, n, true);
+                    : tokenizer_encode_cached(t, s, encode_word, text, n, true);
         prefix = false;
         text += n;
         bytes -= n;
@@ -255,7 +275,7 @@ static int spm_encode(const struct tokenizer *t, struct scratch *s, const char *
 
 const struct tokenizer_model tokenizer_model_spm = {
     .name = "llama",
-    .load_pieces = spm_load_pieces,
+    .load_pieces = tokenizer_load_meta_pieces,
     .load = spm_load,
     .encode = spm_encode,
 };

@@ -12,9 +12,6 @@
 #include <time.h>
 
 #define MAX_TOKEN_TYPE TOKEN_BYTE
-#define SPM_BOS        1 /* llama.cpp's defaults for files without the keys */
-#define SPM_EOS        2
-#define SPM_UNK        0
 
 uint64_t tokenizer_random_seed(void)
 {
@@ -150,28 +147,56 @@ static int load_id(const struct tokenizer *t, const struct gguf *g, const char *
     return 0;
 }
 
-static int32_t default_id(const struct tokenizer *t, uint32_t id, enum token_kind kind)
+/* llama.cpp's defaults for files without the keys. */
+static void load_default_ids(struct tokenizer *t)
 {
-    bool spm = t->model == &tokenizer_model_spm;
-    return spm && id < t->n_vocab && t->tokens[id].kind == kind ? (int32_t)id : TOKEN_NONE;
+    static const struct {
+        const struct tokenizer_model *model;
+        int32_t bos, eos, unk, sep;
+    } rows[] = {
+        {&tokenizer_model_spm, 1, 2, 0, TOKEN_NONE},
+        {&tokenizer_model_wordpiece, 101, TOKEN_NONE, 100, 102},
+        {&tokenizer_model_unigram, TOKEN_NONE, 1, 2, TOKEN_NONE},
+    };
+    t->bos = t->eos = t->unk = t->sep = TOKEN_NONE;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        if (t->model != rows[i].model) {
+            continue;
+        }
+        const int32_t n = (int32_t)t->n_vocab;
+        bool spm = t->model == &tokenizer_model_spm; /* where a default must look like one */
+        t->bos = rows[i].bos < n ? rows[i].bos : TOKEN_NONE;
+        t->eos = rows[i].eos < n ? rows[i].eos : TOKEN_NONE;
+        t->unk = rows[i].unk < n ? rows[i].unk : TOKEN_NONE;
+        t->sep = rows[i].sep < n ? rows[i].sep : TOKEN_NONE;
+        if (spm && t->bos >= 0 && t->tokens[t->bos].kind != TOKEN_CONTROL) {
+            t->bos = TOKEN_NONE;
+        }
+        if (spm && t->eos >= 0 && t->tokens[t->eos].kind != TOKEN_CONTROL) {
+            t->eos = TOKEN_NONE;
+        }
+        if (spm && t->tokens[t->unk].kind != TOKEN_UNKNOWN) {
+            t->unk = TOKEN_NONE;
+        }
+    }
 }
 
 static int load_special_ids(struct tokenizer *t, const struct gguf *g, struct fmt_error *err)
 {
-    int32_t eot = TOKEN_NONE, eom = TOKEN_NONE;
-    t->bos = default_id(t, SPM_BOS, TOKEN_CONTROL);
-    t->eos = default_id(t, SPM_EOS, TOKEN_CONTROL);
-    t->unk = default_id(t, SPM_UNK, TOKEN_UNKNOWN);
+    int32_t eot = TOKEN_NONE, eom = TOKEN_NONE, cls = TOKEN_NONE;
+    load_default_ids(t);
     const struct {
         const char *key;
         int32_t *id;
         bool ends;
     } rows[] = {
+        {"tokenizer.ggml.cls_token_id", &cls, false},
         {"tokenizer.ggml.bos_token_id", &t->bos, false},
         {"tokenizer.ggml.eos_token_id", &t->eos, true},
         {"tokenizer.ggml.eot_token_id", &eot, true},
         {"tokenizer.ggml.eom_token_id", &eom, true},
         {"tokenizer.ggml.unknown_token_id", &t->unk, false},
+        {"tokenizer.ggml.seperator_token_id", &t->sep, false}, /* so spelled in all files */
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         int rc = load_id(t, g, rows[i].key, rows[i].id, err);
@@ -181,6 +206,11 @@ static int load_special_ids(struct tokenizer *t, const struct gguf *g, struct fm
         if (rows[i].ends && *rows[i].id != TOKEN_NONE) {
             t->tokens[*rows[i].id].flags |= TOKEN_FLAG_EOG;
         }
+    }
+    /* An encoder's [CLS] is its first token: files have it under one key or the other. */
+    bool wordpiece = t->model == &tokenizer_model_wordpiece;
+    if (wordpiece && cls != TOKEN_NONE && !gguf_has_key(g, "tokenizer.ggml.bos_token_id")) {
+        t->bos = cls;
     }
     return 0;
 }
@@ -259,10 +289,12 @@ int tokenizer_load_vocab(struct tokenizer *t, const struct gguf *g, struct fmt_e
     }
     fill_byte_tokens(t);
     rc = t->model->load(t, g, err);
-    if (rc == 0) {
+    /* WordPiece is [CLS] text [SEP], whatever these keys say. */
+    bool fixed = t->model == &tokenizer_model_wordpiece;
+    if (rc == 0 && !fixed) {
         rc = load_add(g, "tokenizer.ggml.add_bos_token", t->bos, &t->add_bos, err);
     }
-    if (rc == 0) {
+    if (rc == 0 && !fixed) {
         rc = load_add(g, "tokenizer.ggml.add_eos_token", t->eos, &t->add_eos, err);
     }
 out:

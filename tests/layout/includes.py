@@ -47,6 +47,7 @@ LIBRARIES = {
     "msgpack": ["ipc/codec", "tests/"],
     "confuse.h": ["daemon/config"],
     "pcre2.h": ["daemon/model/tokenizer"],
+    "utf8proc.h": ["daemon/model/tokenizer_wordpiece"],
     "jansson.h": ["client/cli/", "tests/"],
     "systemd/": ["daemon/log", "daemon/notify", "daemon/server"],
     "argp.h": ["daemon/", "client/cli/", "tools/", "tests/"],
