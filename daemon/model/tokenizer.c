@@ -41,6 +41,7 @@ void tokenizer_destroy(struct tokenizer *t)
     pre_tokenizer_destroy(t->pre);
     tokenizer_free_specials(t);
     free(t->merges.slots);
+    free(t->merges.bytes);
     free(t->table.slots);
     sorted_pieces_finish(&t->sorted);
     charsmap_destroy(t->charsmap);

@@ -7,14 +7,14 @@
 #include "daemon/model/tokenizer_internal.h"
 #include "daemon/model/utf8.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define FREE_PAIR UINT64_MAX
+#define FREE_PAIR        UINT64_MAX
+#define NO_RANK          UINT32_MAX
+#define N_BYTE_PAIRS     65536u
+#define SHORT_WORD_BYTES 24
 
 static bool prints_as_itself(unsigned byte)
 {
@@ -92,13 +92,20 @@ static int bpe_load_pieces(struct tokenizer *t, const struct gguf_string *texts,
     return 0;
 }
 
-static struct merge_slot *merge_slot(const struct merge_table *m, uint64_t pair)
+/* Both seeds are the tokenizer's own: a file cannot know which pairs will collide. */
+static inline struct merge_slot *merge_slot(const struct merge_table *m, uint64_t pair)
 {
-    uint32_t i = (uint32_t)XXH3_64bits_withSeed(&pair, sizeof(pair), m->seed) & m->mask;
+    unsigned __int128 wide = (unsigned __int128)(pair ^ m->seed) * m->factor;
+    uint32_t i = (uint32_t)((uint64_t)wide ^ (uint64_t)(wide >> 64)) & m->mask;
     while (m->slots[i].pair != pair && m->slots[i].pair != FREE_PAIR) {
         i = (i + 1) & m->mask;
     }
     return &m->slots[i];
+}
+
+static inline uint64_t pair_of(int32_t left, int32_t right)
+{
+    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
 }
 
 /* Adds "left right"; scratch is as long as the line. A merge of anything that is not a token, or
@@ -122,11 +129,31 @@ static void add_merge(struct tokenizer *t, const struct alphabet *a, struct gguf
     if (left_id < 0 || right_id < 0 || joined < 0) {
         return;
     }
-    uint64_t pair = (uint64_t)(uint32_t)left_id << 32 | (uint32_t)right_id;
+    uint64_t pair = pair_of(left_id, right_id);
     struct merge_slot *slot = merge_slot(&t->merges, pair);
     if (slot->pair == FREE_PAIR) { /* of two equal lines the first counts */
         *slot = (struct merge_slot){pair, rank, joined};
     }
+}
+
+static inline struct short_merge find_merge(const struct tokenizer *t, int32_t left, int32_t right)
+{
+    const struct merge_slot *slot = merge_slot(&t->merges, pair_of(left, right));
+    return slot->pair == FREE_PAIR ? (struct short_merge){NO_RANK, TOKEN_NONE}
+                                   : (struct short_merge){slot->rank, slot->token};
+}
+
+/* What two bytes that are neighbours merge into: most of what a short word asks for. */
+static int fill_byte_pairs(struct tokenizer *t)
+{
+    t->merges.bytes = calloc(N_BYTE_PAIRS, sizeof(*t->merges.bytes));
+    if (!t->merges.bytes) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < N_BYTE_PAIRS; i++) {
+        t->merges.bytes[i] = find_merge(t, t->byte_token[i >> 8], t->byte_token[i & 0xFF]);
+    }
+    return 0;
 }
 
 static int fill_merges(struct tokenizer *t, const struct gguf_string *lines, uint32_t count)
@@ -147,6 +174,7 @@ static int fill_merges(struct tokenizer *t, const struct gguf_string *lines, uin
     }
     t->merges.mask = slots - 1;
     t->merges.seed = tokenizer_random_seed();
+    t->merges.factor = tokenizer_random_seed() | 1;
     for (uint32_t i = 0; i < slots; i++) {
         t->merges.slots[i].pair = FREE_PAIR;
     }
@@ -156,7 +184,7 @@ static int fill_merges(struct tokenizer *t, const struct gguf_string *lines, uin
         add_merge(t, &alphabet, lines[i], i, scratch);
     }
     free(scratch);
-    return 0;
+    return fill_byte_pairs(t);
 }
 
 static int bpe_load(struct tokenizer *t, const struct gguf *g, struct fmt_error *err)
@@ -216,8 +244,7 @@ static bool bpe_may_merge(const struct tokenizer *t, const char *word, const str
     if (left->token < 0 || right->token < 0) {
         return false;
     }
-    uint64_t pair = (uint64_t)(uint32_t)left->token << 32 | (uint32_t)right->token;
-    const struct merge_slot *slot = merge_slot(&t->merges, pair);
+    const struct merge_slot *slot = merge_slot(&t->merges, pair_of(left->token, right->token));
     if (slot->pair == FREE_PAIR) {
         return false;
     }
@@ -228,6 +255,51 @@ static bool bpe_may_merge(const struct tokenizer *t, const char *word, const str
 
 static const struct merge_rules BPE_RULES = {bpe_split, bpe_may_merge};
 
+/* The same merging in arrays without holes: quadratic, but of so few symbols it is the faster one.
+ * merges[i] is what tokens[i] and tokens[i + 1] give. */
+static int encode_short(const struct tokenizer *t, struct scratch *s, const unsigned char *word,
+                        size_t bytes)
+{
+    int32_t tokens[SHORT_WORD_BYTES];
+    struct short_merge merges[SHORT_WORD_BYTES];
+    size_t n = bytes;
+    for (size_t i = 0; i < n; i++) {
+        tokens[i] = t->byte_token[word[i]];
+        if (tokens[i] == TOKEN_NONE) {
+            return tokenizer_merge_word(t, s, &BPE_RULES, (const char *)word, bytes);
+        }
+    }
+    for (size_t i = 0; i + 1 < n; i++) {
+        merges[i] = t->merges.bytes[(uint32_t)word[i] << 8 | word[i + 1]];
+    }
+    while (n > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; i++) {
+            best = merges[i].rank < merges[best].rank ? i : best;
+        }
+        if (merges[best].rank == NO_RANK) {
+            break;
+        }
+        tokens[best] = merges[best].token;
+        n--;
+        for (size_t i = best + 1; i < n; i++) {
+            tokens[i] = tokens[i + 1];
+            merges[i - 1] = merges[i];
+        }
+        if (best > 0) {
+            merges[best - 1] = find_merge(t, tokens[best - 1], tokens[best]);
+        }
+        if (best + 1 < n) {
+            merges[best] = find_merge(t, tokens[best], tokens[best + 1]);
+        }
+    }
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        rc = scratch_push(s, tokens[i]);
+    }
+    return rc;
+}
+
 static int encode_word(const struct tokenizer *t, struct scratch *s, const char *word, size_t bytes)
 {
     if (t->ignore_merges) {
@@ -235,6 +307,9 @@ static int encode_word(const struct tokenizer *t, struct scratch *s, const char 
         if (token >= 0) {
             return scratch_push(s, token);
         }
+    }
+    if (bytes <= SHORT_WORD_BYTES) {
+        return encode_short(t, s, (const unsigned char *)word, bytes);
     }
     return tokenizer_merge_word(t, s, &BPE_RULES, word, bytes);
 }

@@ -34,7 +34,11 @@ struct merge_table {
         int32_t token;
     } * slots;
     uint32_t mask;
-    uint64_t seed;
+    uint64_t seed, factor;
+    struct short_merge { /* by two bytes */
+        uint32_t rank;   /* UINT32_MAX: they do not merge */
+        int32_t token;
+    } * bytes;
 };
 
 struct token_entry {

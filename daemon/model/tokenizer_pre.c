@@ -24,6 +24,7 @@ struct pre_scratch {
     pcre2_match_context *context;
     uint8_t *classes; /* of each byte of the text */
     size_t classes_capacity;
+    uint8_t seen;             /* all of them together */
     struct pre_ends from, to; /* an expression reads one list and writes the other */
 };
 
@@ -242,11 +243,12 @@ static int classify(const struct pre_tokenizer *p, struct pre_scratch *s, const 
         s->classes_capacity = bytes;
     }
     const unsigned char *in = (const unsigned char *)text;
-    uint8_t *out = s->classes;
+    uint8_t *out = s->classes, seen = 0;
     for (size_t at = 0; at < bytes;) {
         uint32_t lead = in[at];
         if (lead < 0x80) {
-            out[at++] = p->classes[lead];
+            out[at] = p->classes[lead];
+            seen |= out[at++];
             continue;
         }
         size_t n = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
@@ -254,9 +256,13 @@ static int classify(const struct pre_tokenizer *p, struct pre_scratch *s, const 
         for (size_t i = 1; i < n; i++) {
             point = point << 6 | (in[at + i] & 0x3Fu);
         }
-        memset(out + at, p->classes[point], n);
+        seen |= p->classes[point];
+        for (size_t i = 0; i < n; i++) {
+            out[at + i] = p->classes[point];
+        }
         at += n;
     }
+    s->seen = seen;
     return 0;
 }
 
@@ -265,6 +271,9 @@ static int cut_all(const struct pre_tokenizer *p, size_t i, struct pre_scratch *
     const struct pre_expression *e = p->row->expressions[i];
     int rc = 0;
     uint32_t start = 0;
+    if (!p->code[i] && e->needs && !(e->needs & s->seen)) {
+        return 0;
+    }
     s->to.n = 0;
     for (size_t j = 0; j < s->from.n && rc == 0; j++) {
         uint32_t end = s->from.end[j];
@@ -282,7 +291,7 @@ int pre_tokenizer_split(const struct pre_tokenizer *p, struct pre_scratch *s, co
                         size_t bytes, const uint32_t **ret_ends, size_t *ret_count)
 {
     s->from.n = 0;
-    int rc = pre_add_end(&s->from, (uint32_t)bytes);
+    int rc = bytes > 0 ? pre_add_end(&s->from, (uint32_t)bytes) : 0;
     if (rc == 0 && p->classes) {
         rc = classify(p, s, text, bytes);
     }

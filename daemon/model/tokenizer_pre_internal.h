@@ -78,6 +78,7 @@ typedef int pre_scan_fn(const char *text, const uint8_t *classes, uint32_t start
 struct pre_expression {
     const char *pattern; /* for PCRE2: the truth */
     pre_scan_fn *scan;   /* the same by hand, or NULL */
+    uint8_t needs;       /* without a character of these classes it cuts nothing; 0: it may */
     bool in_threes;      /* a match is cut into groups of three characters, counted from its end */
     bool glued;          /* what lies before a match stays with the match's first piece */
 };

@@ -51,10 +51,10 @@ EXPRESSION(QWEN35,
            CONTRACTION "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}|"
                        " ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" SPACES,
            pre_scan_qwen35);
-EXPRESSION(NEWLINE, "[\\r\\n]", pre_scan_newline);
-EXPRESSION(NUMBER, "\\p{N}", pre_scan_number);
-EXPRESSION(NUMBERS, "\\p{N}+", pre_scan_numbers);
-EXPRESSION(NUMBERS_3, "\\p{N}{1,3}", pre_scan_numbers3);
+EXPRESSION(NEWLINE, "[\\r\\n]", pre_scan_newline, CLASS_NEWLINE);
+EXPRESSION(NUMBER, "\\p{N}", pre_scan_number, CLASS_NUMBER);
+EXPRESSION(NUMBERS, "\\p{N}+", pre_scan_numbers, CLASS_NUMBER);
+EXPRESSION(NUMBERS_3, "\\p{N}{1,3}", pre_scan_numbers3, CLASS_NUMBER);
 /* llama.cpp leaves what precedes a number with its first digits. */
 EXPRESSION(NUMBERS_IN_THREES, "\\p{N}+", .in_threes = true, .glued = true);
 EXPRESSION(DIGITS_IN_THREES, "[0-9]+", .in_threes = true);
@@ -64,10 +64,10 @@ EXPRESSION(THREE_DIGITS, "[0-9][0-9][0-9]", NULL);
 EXPRESSION(LINES, "[^\\n]+|[\\n]+", NULL);
 EXPRESSION(FALCON_SIGNS, "[\\p{P}$+<=>^~|`]+", NULL);
 EXPRESSION(DEFAULT_SIGNS, "[\\p{P}$+<=>^~|]+", NULL);
-EXPRESSION(SPACED_CASED, "\\s?" PRE_CASED_LETTERS "+", pre_scan_spaced_cased);
-EXPRESSION(SPACED_SIGNS, "\\s?" PRE_SIGNS "+", pre_scan_spaced_signs);
+EXPRESSION(SPACED_CASED, "\\s?" PRE_CASED_LETTERS "+", pre_scan_spaced_cased, CLASS_CASED);
+EXPRESSION(SPACED_SIGNS, "\\s?" PRE_SIGNS "+", pre_scan_spaced_signs, CLASS_SIGN);
 EXPRESSION(LAST_SPACES, "(?<!\\s)\\s++\\z", pre_scan_last_spaces);
-EXPRESSION(CJK, PRE_CJK "+", pre_scan_cjk);
+EXPRESSION(CJK, PRE_CJK "+", pre_scan_cjk, CLASS_CJK);
 EXPRESSION(KANJI_KANA, "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{30FF}]+", NULL);
 EXPRESSION(SPACED_LETTERS, "\\s?\\p{L}+", NULL);
 EXPRESSION(SPACED_PUNCTUATION, "\\s?\\p{P}+", NULL);

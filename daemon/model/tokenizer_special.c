@@ -1,8 +1,8 @@
 /* daemon/model/tokenizer_special.c - tokens that are found as a whole: by name, and in a text.
  *
  * What llama.cpp does, in other words: the longest special token first, everywhere in the text;
- * then the next one, in what is left between those found. A first pass over the text finds which
- * special tokens occur at all, so that a thousand reserved ones cost nothing. */
+ * then the next one, in what is left between those found. A first pass over the text finds where
+ * special tokens begin, so that a thousand reserved ones cost nothing. */
 #include "daemon/model/tokenizer_internal.h"
 
 #include <ctype.h>
@@ -215,22 +215,103 @@ int tokenizer_build_specials(struct tokenizer *t)
     return 0;
 }
 
-/* Marks in seen every special token that begins at p: narrows the sorted list byte by byte. */
-static bool mark_at(const struct tokenizer *t, const char *p, size_t n, bool *seen)
+/* Where special tokens begin, in the order of the text: what a first pass finds. A text with very
+ * many is searched again for each of them instead. */
+#define MAX_PLACES 65536
+
+struct places {
+    struct place {
+        uint32_t piece; /* index into specials.sorted.ids */
+        uint32_t at;
+    } * list; /* once sorted: by piece, then by place */
+    size_t n, capacity;
+    uint32_t *count; /* (n of specials) how often each begins */
+    bool too_many;
+};
+
+static int add_place(struct places *p, uint32_t piece, size_t at)
+{
+    p->count[piece]++;
+    p->too_many |= p->n == MAX_PLACES;
+    if (p->too_many) {
+        return 0;
+    }
+    if (p->n == p->capacity) {
+        size_t capacity = p->capacity ? p->capacity * 2 : 64;
+        struct place *list = reallocarray(p->list, capacity, sizeof(*list));
+        if (!list) {
+            return -ENOMEM;
+        }
+        p->list = list;
+        p->capacity = capacity;
+    }
+    p->list[p->n++] = (struct place){piece, (uint32_t)at};
+    return 0;
+}
+
+/* Notes every special token that begins at text[at]: narrows the sorted list byte by byte. */
+static int find_places_at(const struct tokenizer *t, const char *text, size_t bytes, size_t at,
+                          bool parse_special, struct places *p)
 {
     const struct sorted_pieces *set = &t->specials.sorted;
-    struct piece_walk w = sorted_pieces_begin(set, p[0]);
-    bool any = false;
-    for (size_t i = 1; w.low < w.high; i++) {
-        if (sorted_pieces_here(t, set, &w) != TOKEN_NONE) {
-            seen[w.low] = any = true; /* the lowest id of those with this text is the one used */
+    struct piece_walk w = sorted_pieces_begin(set, text[at]);
+    int rc = 0;
+    for (size_t i = at + 1; w.low < w.high && rc == 0; i++) {
+        int32_t token = sorted_pieces_here(t, set, &w);
+        if (token != TOKEN_NONE && (parse_special || t->tokens[token].kind == TOKEN_USER_DEFINED)) {
+            rc =
+                add_place(p, w.low, at); /* of those with this text the lowest id is the one used */
         }
-        if (i == n) {
+        if (i == bytes) {
             break;
         }
-        sorted_pieces_step(t, set, &w, p[i]);
+        sorted_pieces_step(t, set, &w, text[i]);
     }
-    return any;
+    return rc;
+}
+
+static int by_piece_and_place(const void *a, const void *b)
+{
+    const struct place *x = a, *y = b;
+    return x->piece != y->piece ? (x->piece > y->piece) - (x->piece < y->piece)
+                                : (x->at > y->at) - (x->at < y->at);
+}
+
+static int find_places(const struct tokenizer *t, const char *text, size_t bytes,
+                       bool parse_special, struct places *p)
+{
+    const struct sorted_pieces *set = &t->specials.sorted;
+    p->count = calloc((size_t)set->n + 1, sizeof(*p->count));
+    int rc = p->count ? 0 : -ENOMEM;
+    for (size_t at = 0; at < bytes && rc == 0; at++) {
+        unsigned byte = (unsigned char)text[at];
+        if (set->first[byte] < set->first[byte + 1]) {
+            rc = find_places_at(t, text, bytes, at, parse_special, p);
+        }
+    }
+    if (p->n > 0) {
+        qsort(p->list, p->n, sizeof(*p->list), by_piece_and_place);
+    }
+    return rc;
+}
+
+/* The places of one token, from the text's start to its end. */
+struct place_cursor {
+    const struct place *next, *end; /* NULL: search the text */
+};
+
+/* The first place of the token in text[at..end), or end. */
+static size_t next_place(struct place_cursor *c, const struct token_entry *e, const char *text,
+                         size_t at, size_t end)
+{
+    if (!c->next) {
+        const char *match = memmem(text + at, end - at, e->piece, e->bytes);
+        return match ? (size_t)(match - text) : end;
+    }
+    while (c->next < c->end && c->next->at < at) {
+        c->next++;
+    }
+    return c->next < c->end && c->next->at + (size_t)e->bytes <= end ? c->next->at : end;
 }
 
 struct fragments {
@@ -262,14 +343,13 @@ static int add_after(struct fragments *f, uint32_t *index, struct fragment added
 /* Cuts one token out of the plain fragment at index, wherever it occurs there. A fragment's place
  * is reused by what is left of the token, or by the token itself. */
 static int cut_token(const struct tokenizer *t, const char *text, struct fragments *f,
-                     uint32_t index, int32_t token)
+                     uint32_t index, int32_t token, struct place_cursor *places)
 {
     const struct token_entry *e = &t->tokens[token];
     size_t at = f->list[index].offset, end = at + f->list[index].bytes;
     bool reuse = true;
-    const char *match;
-    while (at < end && (match = memmem(text + at, end - at, e->piece, e->bytes)) != NULL) {
-        size_t found = (size_t)(match - text);
+    size_t found;
+    while (at < end && (found = next_place(places, e, text, at, end)) < end) {
         int rc = 0;
         size_t before = found;
         while ((e->flags & TOKEN_FLAG_LSTRIP) && before > at &&
@@ -305,41 +385,62 @@ static int cut_token(const struct tokenizer *t, const char *text, struct fragmen
     return 0;
 }
 
+/* Cuts one token out of all plain fragments; index: of its piece in the sorted list. */
+static int cut_everywhere(const struct tokenizer *t, const char *text, struct fragments *f,
+                          uint32_t piece, const struct places *p, size_t *first_place)
+{
+    struct place_cursor cursor = {NULL, NULL};
+    int rc = 0;
+    if (!p->too_many) {
+        cursor.next = p->list + first_place[piece];
+        cursor.end = cursor.next + p->count[piece];
+    }
+    for (uint32_t i = 0; i != FRAGMENT_END && rc == 0;) {
+        uint32_t next = f->list[i].next;
+        if (f->list[i].token == TOKEN_NONE) {
+            rc = cut_token(t, text, f, i, t->specials.sorted.ids[piece], &cursor);
+        }
+        i = next;
+    }
+    return rc;
+}
+
+static int cut_all(const struct tokenizer *t, const char *text, struct fragments *f,
+                   const struct places *p)
+{
+    const struct special_set *set = &t->specials;
+    uint32_t n = set->sorted.n;
+    size_t *first_place = calloc((size_t)n + 1, sizeof(*first_place));
+    int rc = first_place ? 0 : -ENOMEM;
+    for (uint32_t i = 0; i < n && rc == 0; i++) {
+        first_place[i + 1] = first_place[i] + p->count[i];
+    }
+    for (uint32_t k = 0; k < n && rc == 0; k++) {
+        uint32_t piece = set->by_length[k];
+        if (p->count[piece] > 0) {
+            rc = cut_everywhere(t, text, f, piece, p, first_place);
+        }
+    }
+    free(first_place);
+    return rc;
+}
+
 int tokenizer_partition(const struct tokenizer *t, const char *text, size_t bytes,
                         bool parse_special, struct fragment **ret)
 {
-    const struct special_set *set = &t->specials;
+    struct places places = {.n = 0};
     struct fragments f = {.capacity = 16};
     f.list = malloc(f.capacity * sizeof(*f.list));
-    bool *seen = calloc(set->sorted.n + 1, sizeof(*seen));
-    int rc = f.list && seen ? 0 : -ENOMEM;
-    if (rc < 0) {
-        goto out;
+    int rc = f.list ? 0 : -ENOMEM;
+    if (rc == 0) {
+        f.list[f.n++] = (struct fragment){0, bytes, TOKEN_NONE, FRAGMENT_END};
+        rc = find_places(t, text, bytes, parse_special, &places);
     }
-    f.list[f.n++] = (struct fragment){0, bytes, TOKEN_NONE, FRAGMENT_END};
-    bool any = false;
-    for (size_t i = 0; i < bytes; i++) {
-        unsigned byte = (unsigned char)text[i];
-        if (set->sorted.first[byte] < set->sorted.first[byte + 1]) {
-            any |= mark_at(t, text + i, bytes - i, seen);
-        }
+    if (rc == 0 && places.n > 0) {
+        rc = cut_all(t, text, &f, &places);
     }
-    for (uint32_t k = 0; any && k < set->sorted.n && rc == 0; k++) {
-        int32_t token = set->sorted.ids[set->by_length[k]];
-        if (!seen[set->by_length[k]] ||
-            (!parse_special && t->tokens[token].kind != TOKEN_USER_DEFINED)) {
-            continue;
-        }
-        for (uint32_t i = 0; i != FRAGMENT_END && rc == 0;) {
-            uint32_t next = f.list[i].next;
-            if (f.list[i].token == TOKEN_NONE) {
-                rc = cut_token(t, text, &f, i, token);
-            }
-            i = next;
-        }
-    }
-out:
-    free(seen);
+    free(places.list);
+    free(places.count);
     if (rc < 0) {
         free(f.list);
         return rc;
