@@ -1,14 +1,15 @@
 /* daemon/model/tokenizer.h - text to tokens and back, with the vocabulary of a GGUF file.
  *
- * Two kinds, by tokenizer.ggml.model: "llama" (SentencePiece with scores and byte fallback) and
- * "gpt2" (byte-level BPE with merges and a pre-tokeniser named by tokenizer.ggml.pre). More kinds
- * plug in behind the same table of functions.
+ * Four kinds, by tokenizer.ggml.model: "llama" (SentencePiece with scores and byte fallback),
+ * "gpt2" (byte-level BPE with merges and a pre-tokeniser named by tokenizer.ggml.pre), "bert"
+ * (WordPiece) and "t5" (unigram). More kinds plug in behind the same table of functions.
  *
  * A tokenizer is immutable after creation; all calls are safe from any thread at once (scratch
  * memory is per call). Texts are bytes with a length: NUL and invalid UTF-8 are legal input and
  * round-trip. (Two texts do not come back: U+2581, which is a space to every SentencePiece
- * vocabulary, and what a vocabulary without byte tokens knows only as its UNKNOWN token.) The gguf
- * object must outlive the tokenizer. */
+ * vocabulary, and what a vocabulary without byte tokens knows only as its UNKNOWN token. WordPiece
+ * and unigram vocabularies normalise a text: what comes back is its pieces.) The gguf object must
+ * outlive the tokenizer. */
 #ifndef DAEMON_MODEL_TOKENIZER_H
 #define DAEMON_MODEL_TOKENIZER_H
 
@@ -33,7 +34,8 @@ enum token_kind {
 #define TOKEN_NONE (-1)
 
 struct tokenize_options {
-    bool add_special;   /* BOS/EOS as the file's add_bos_token / add_eos_token say */
+    bool add_special;   /* BOS/EOS as the file's add_bos_token / add_eos_token say; "bert": always
+                         * [CLS] (tokenizer_bos) and [SEP] */
     bool parse_special; /* control tokens written out in the text become their ids */
 };
 
@@ -42,7 +44,7 @@ struct tokenize_options {
 int tokenizer_create(const struct gguf *g, struct tokenizer **ret, struct fmt_error *err);
 void tokenizer_destroy(struct tokenizer *t); /* NULL is legal */
 
-const char *tokenizer_kind(const struct tokenizer *t); /* "llama", "gpt2" */
+const char *tokenizer_kind(const struct tokenizer *t); /* "llama", "gpt2", "bert", "t5" */
 const char *tokenizer_pre(const struct tokenizer *t);  /* pre-tokeniser's name, or "" */
 uint32_t tokenizer_n_vocab(const struct tokenizer *t);
 int32_t tokenizer_bos(const struct tokenizer *t); /* TOKEN_NONE when the file has none */

@@ -216,6 +216,7 @@ struct scratch_block {
 struct scratch {
     int32_t *out;
     size_t n_out, out_capacity, max_tokens;
+    uint64_t n_steps; /* pairs, pieces and lattice ways looked at: tests hold it to be linear */
     struct symbol *symbols;
     struct merge_candidate *heap;
     size_t n_symbols, symbol_capacity, n_heap;

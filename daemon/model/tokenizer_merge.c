@@ -147,6 +147,7 @@ static void queue_pair(const struct tokenizer *t, struct scratch *s,
     if (left == SYMBOL_END || right == SYMBOL_END) {
         return;
     }
+    s->n_steps++;
     const struct symbol *l = &s->symbols[left], *r = &s->symbols[right];
     struct merge_candidate c = {.left = left, .right = right, .bytes = l->bytes + r->bytes};
     if (rules->may_merge(t, word, l, r, &c.priority, &c.token)) {

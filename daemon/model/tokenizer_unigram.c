@@ -143,13 +143,15 @@ static void offer(struct lattice_node *end, double score, uint32_t start, int32_
 
 /* Offers every piece that begins with the character of step bytes at start; without one that is
  * just this character, UNKNOWN. */
-static void offer_pieces(const struct tokenizer *t, struct lattice_node *nodes, const char *word,
+static void offer_pieces(const struct tokenizer *t, struct scratch *s, const char *word,
                          size_t bytes, size_t start, size_t step)
 {
+    struct lattice_node *nodes = s->lattice;
     double before = nodes[start].score;
     struct piece_walk w = sorted_pieces_begin(&t->sorted, word[start]);
     bool covered = false;
     for (size_t end = start + 1; w.low < w.high; end++) {
+        s->n_steps++;
         int32_t token = sorted_pieces_here(t, &t->sorted, &w);
         if (token != TOKEN_NONE) {
             covered |= w.depth == step;
@@ -201,7 +203,7 @@ static int encode_word(const struct tokenizer *t, struct scratch *s, const char 
     }
     for (size_t at = 0, step; at < bytes; at += step) {
         (void)utf8_step((const unsigned char *)word + at, bytes - at, &step);
-        offer_pieces(t, nodes, word, bytes, at, step);
+        offer_pieces(t, s, word, bytes, at, step);
     }
     return push_best(t, s, word, bytes);
 }

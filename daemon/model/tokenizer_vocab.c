@@ -11,7 +11,8 @@
 #include <sys/random.h>
 #include <time.h>
 
-#define MAX_TOKEN_TYPE TOKEN_BYTE
+#define MAX_TOKEN_TYPE    TOKEN_BYTE
+#define MAX_SPECIAL_BYTES 1024 /* real ones have some dozens */
 
 uint64_t tokenizer_random_seed(void)
 {
@@ -256,6 +257,20 @@ static int load_pieces(struct tokenizer *t, const struct gguf *g, const struct g
     return rc;
 }
 
+/* Every place of a text is compared with them. */
+static int check_specials(const struct tokenizer *t, struct fmt_error *err)
+{
+    for (uint32_t i = 0; i < t->n_vocab; i++) {
+        const struct token_entry *e = &t->tokens[i];
+        if ((e->flags & TOKEN_FLAG_SPECIAL) && e->bytes > MAX_SPECIAL_BYTES) {
+            return fmt_fail(err, -EINVAL,
+                            "tokenizer.ggml.tokens[%u]: a special token of %u bytes (limit %d)", i,
+                            e->bytes, MAX_SPECIAL_BYTES);
+        }
+    }
+    return 0;
+}
+
 int tokenizer_load_vocab(struct tokenizer *t, const struct gguf *g, struct fmt_error *err)
 {
     static const char key[] = "tokenizer.ggml.tokens";
@@ -280,6 +295,10 @@ int tokenizer_load_vocab(struct tokenizer *t, const struct gguf *g, struct fmt_e
         goto out;
     }
     rc = load_pieces(t, g, texts, err);
+    if (rc < 0) {
+        goto out;
+    }
+    rc = check_specials(t, err);
     if (rc < 0) {
         goto out;
     }

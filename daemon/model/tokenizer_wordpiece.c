@@ -68,6 +68,7 @@ static int push_pieces(const struct tokenizer *t, struct scratch *s, const char 
         int32_t longest = TOKEN_NONE;
         size_t length = 0;
         for (size_t i = at + 1; w.low < w.high; i++) {
+            s->n_steps++;
             int32_t here = sorted_pieces_here(t, &t->sorted, &w);
             if (here != TOKEN_NONE) {
                 longest = here;

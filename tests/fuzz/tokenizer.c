@@ -1,10 +1,12 @@
 /* tests/fuzz/tokenizer.c - texts through small vocabularies and back; vocabularies that lie.
  *
  * Byte 0 chooses: below OWN_VOCABULARY, one of the built-in tokenizers, which must give the text
- * back byte for byte (bit 4: with control tokens parsed). From there on, the input is first a
- * vocabulary (one token a line, its first character the type, up to an empty line), which may be
- * refused, and then a text for it. */
-#include "daemon/model/tokenizer.h"
+ * back byte for byte (bit 4: with control tokens parsed) and cut it by hand as PCRE2 does. From
+ * there on, the input is first a vocabulary (one token a line, its first character the type, up to
+ * an empty line), which may be refused, and then a text for it; bits 5 and 6 choose its kind. A
+ * unigram vocabulary's normalisation rules are the bytes of its first token. */
+#include "daemon/model/tokenizer_internal.h"
+#include "daemon/model/utf8.h"
 #include "tests/unit/model/vocab_image.h"
 
 #include <stdio.h>
@@ -13,7 +15,7 @@
 
 #define OWN_VOCABULARY 0x80
 #define PARSE_SPECIAL  0x10
-#define OWN_IS_SPM     0x40
+#define OWN_KIND_SHIFT 5 /* two bits */
 #define N_BUILT_IN     8
 #define MAX_OWN_TOKENS 200
 #define MAX_TOKENS     (1u << 20)
@@ -66,7 +68,46 @@ static void check_round_trip(const struct tokenizer *t, bool special, const char
     free(ids);
 }
 
-/* Any ids, in any order, decode to something. */
+/* The i-th built-in's pre-tokeniser, by hand or all by PCRE2. */
+static const struct pre_tokenizer *words_of(size_t i, const char *name, bool by_hand)
+{
+    static struct pre_tokenizer *made[N_BUILT_IN][2];
+    struct gguf_string view = {name, strlen(name)};
+    struct fmt_error err;
+    if (!made[i][by_hand] && pre_tokenizer_create(view, by_hand, &made[i][by_hand], &err) < 0) {
+        abort();
+    }
+    return made[i][by_hand];
+}
+
+/* The words of the well-formed text at the input's start, by hand and by PCRE2. */
+static void check_words(size_t i, const char *name, const char *text, size_t bytes)
+{
+    size_t n = 0, step;
+    while (n < bytes &&
+           utf8_step((const unsigned char *)text + n, bytes - n, &step) == UTF8_VALID) {
+        n += step;
+    }
+    struct pre_scratch *s[2];
+    const uint32_t *ends[2];
+    size_t count[2];
+    for (int k = 0; k < 2; k++) {
+        const struct pre_tokenizer *p = words_of(i, name, k == 0);
+        if (pre_scratch_create(p, &s[k]) < 0 ||
+            pre_tokenizer_split(p, s[k], text, n, &ends[k], &count[k]) < 0) {
+            abort();
+        }
+    }
+    if (count[0] != count[1] ||
+        (count[0] > 0 && memcmp(ends[0], ends[1], count[0] * sizeof(uint32_t)) != 0)) {
+        fprintf(stderr, "%s: %zu words by hand, %zu by PCRE2\n", name, count[0], count[1]);
+        abort();
+    }
+    pre_scratch_destroy(s[0]);
+    pre_scratch_destroy(s[1]);
+}
+
+/* Any ids, in any order, decode to a text that can be encoded and comes back. */
 static void check_decode(const struct tokenizer *t, const uint8_t *data, size_t size)
 {
     int32_t *ids = malloc((size + 1) * sizeof(*ids));
@@ -81,12 +122,13 @@ static void check_decode(const struct tokenizer *t, const uint8_t *data, size_t 
     if (tokenizer_decode(t, ids, size, size % 2 == 0, &text, &bytes) < 0) {
         abort();
     }
+    check_round_trip(t, false, text, bytes);
     free(text);
     free(ids);
 }
 
 /* Makes an image of the lines; returns the offset of the text behind them. */
-static size_t make_own(struct vocab_image *v, bool spm, const char *data, size_t size)
+static size_t make_own(struct vocab_image *v, unsigned kind, const char *data, size_t size)
 {
     struct gguf_string texts[MAX_OWN_TOKENS], merges[MAX_OWN_TOKENS];
     int32_t types[MAX_OWN_TOKENS];
@@ -108,7 +150,18 @@ static size_t make_own(struct vocab_image *v, bool spm, const char *data, size_t
         at += bytes + (end != NULL);
     }
     vocab_image_init(v);
-    vocab_image_string(v, "tokenizer.ggml.model", spm ? "llama" : "gpt2");
+    static const char *const kinds[] = {"gpt2", "bert", "llama", "t5"};
+    vocab_image_string(v, "tokenizer.ggml.model", kinds[kind]);
+    if (kind == 1 && n > 1) {
+        vocab_image_u32(v, "tokenizer.ggml.bos_token_id", 0);
+        vocab_image_u32(v, "tokenizer.ggml.seperator_token_id", 1);
+        vocab_image_u32(v, "tokenizer.ggml.unknown_token_id", 0);
+    }
+    if (kind == 3 && n > 0) {
+        vocab_image_bool(v, "tokenizer.ggml.remove_extra_whitespaces", types[0] % 2);
+        vocab_image_bool(v, "tokenizer.ggml.add_eos_token", false);
+        vocab_image_bytes(v, "tokenizer.ggml.precompiled_charsmap", texts[0].data, texts[0].bytes);
+    }
     vocab_image_strings(v, "tokenizer.ggml.tokens", texts, n);
     vocab_image_i32s(v, "tokenizer.ggml.token_type", types, n);
     vocab_image_f32s(v, "tokenizer.ggml.scores", scores, n);
@@ -116,12 +169,12 @@ static size_t make_own(struct vocab_image *v, bool spm, const char *data, size_t
     return at;
 }
 
-static void check_own(bool spm, bool special, const char *data, size_t size)
+static void check_own(unsigned kind, bool special, const char *data, size_t size)
 {
     struct vocab_image v;
     struct tokenizer *t;
     struct fmt_error err = {""};
-    size_t at = make_own(&v, spm, data, size);
+    size_t at = make_own(&v, kind, data, size);
     struct gguf *g = vocab_image_open(&v);
     if (tokenizer_create(g, &t, &err) == 0) {
         int32_t *ids;
@@ -153,11 +206,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool special = data[0] & PARSE_SPECIAL;
     const char *text = (const char *)data + 1;
     if (data[0] & OWN_VOCABULARY) {
-        check_own(data[0] & OWN_IS_SPM, special, text, size - 1);
+        check_own(data[0] >> OWN_KIND_SHIFT & 3, special, text, size - 1);
         return 0;
     }
     const struct tokenizer *t = built_in(data[0] % N_BUILT_IN);
     check_round_trip(t, special, text, size - 1);
     check_decode(t, data, size);
+    if (tokenizer_pre(t)[0]) {
+        check_words(data[0] % N_BUILT_IN, tokenizer_pre(t), text, size - 1);
+    }
     return 0;
 }

@@ -100,6 +100,12 @@ void vocab_image_f32s(struct vocab_image *v, const char *key, const float *value
     append(v, values, count * sizeof(*values));
 }
 
+void vocab_image_bytes(struct vocab_image *v, const char *key, const void *values, uint64_t count)
+{
+    begin_array(v, key, GGUF_U8, count);
+    append(v, values, count);
+}
+
 void vocab_image_i32s(struct vocab_image *v, const char *key, const int32_t *values, uint64_t count)
 {
     begin_array(v, key, GGUF_I32, count);

@@ -21,6 +21,7 @@ void vocab_image_string(struct vocab_image *v, const char *key, const char *valu
 void vocab_image_strings(struct vocab_image *v, const char *key, const struct gguf_string *values,
                          uint64_t count);
 void vocab_image_f32s(struct vocab_image *v, const char *key, const float *values, uint64_t count);
+void vocab_image_bytes(struct vocab_image *v, const char *key, const void *values, uint64_t count);
 void vocab_image_i32s(struct vocab_image *v, const char *key, const int32_t *values,
                       uint64_t count);
 
