@@ -10,27 +10,59 @@
 
 struct sampler_params sampler_params_default(void)
 {
-    return (struct sampler_params){
+    struct sampler_params p = {
         .temperature = 0.8f,
+        .dynatemp_exponent = 1.0f,
         .top_k = 40,
         .top_p = 0.95f,
         .min_p = 0.05f,
+        .typical_p = 1.0f,
+        .top_n_sigma = -1.0f,
+        .xtc_threshold = 0.1f,
         .repeat_penalty = 1.0f,
         .repeat_last_n = 64,
+        .dry_base = 1.75f,
+        .dry_allowed_length = 2,
+        .dry_penalty_last_n = -1,
+        .mirostat_tau = 5.0f,
+        .mirostat_eta = 0.1f,
+        .n_chain = SAMPLER_KINDS,
     };
+    for (uint32_t i = 0; i < SAMPLER_KINDS; i++) {
+        p.chain[i] = (uint8_t)i;
+    }
+    return p;
+}
+
+/* Finite and at least least; a NaN is neither. */
+static bool at_least(float x, float least)
+{
+    return x >= least && isfinite(x);
+}
+
+static bool numbers_valid(const struct sampler_params *p)
+{
+    return isfinite(p->temperature) && at_least(p->dynatemp_range, 0) &&
+           at_least(p->dynatemp_exponent, 0) && at_least(p->top_p, 0) && isfinite(p->min_p) &&
+           p->min_p <= 1 && at_least(p->typical_p, 0) && isfinite(p->top_n_sigma) &&
+           at_least(p->xtc_probability, 0) && at_least(p->xtc_threshold, 0) &&
+           p->repeat_penalty > 0 && isfinite(p->repeat_penalty) && isfinite(p->presence_penalty) &&
+           isfinite(p->frequency_penalty) && p->repeat_last_n >= -1 &&
+           at_least(p->dry_multiplier, 0) && at_least(p->dry_base, 0) &&
+           p->dry_allowed_length >= 0 && p->dry_penalty_last_n >= -1 && p->mirostat >= 0 &&
+           p->mirostat <= 2 && at_least(p->mirostat_tau, 0) && at_least(p->mirostat_eta, 0);
 }
 
 static bool params_valid(const struct sampler_params *p, uint32_t n_vocab)
 {
     if (n_vocab == 0 || n_vocab > INT32_MAX || p->n_probs > SAMPLER_MAX_PROBS ||
-        p->repeat_last_n < -1) {
+        p->n_chain > SAMPLER_CHAIN_MAX || !numbers_valid(p)) {
         return false;
     }
-    if (!isfinite(p->temperature) || !(p->top_p >= 0) || !isfinite(p->top_p) ||
-        !isfinite(p->min_p) || p->min_p > 1 || !(p->repeat_penalty > 0) ||
-        !isfinite(p->repeat_penalty) || !isfinite(p->presence_penalty) ||
-        !isfinite(p->frequency_penalty)) {
-        return false;
+    for (size_t i = 0; i < p->n_chain; i++) {
+        if (p->chain[i] >= SAMPLER_KINDS) {
+            return false;
+        }
     }
     for (size_t i = 0; i < p->n_logit_bias; i++) {
         const struct logit_bias *b = &p->logit_bias[i];
@@ -46,10 +78,46 @@ static bool params_valid(const struct sampler_params *p, uint32_t n_vocab)
     return true;
 }
 
-static bool wants_history(const struct sampler_params *p)
+/* Whether a sampler is in the chain and has an effect. */
+static bool is_on(const struct sampler_params *p, enum sampler_kind kind)
 {
-    return p->repeat_last_n != 0 &&
-           (p->repeat_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0);
+    bool listed = false;
+    for (uint32_t i = 0; i < p->n_chain && i < SAMPLER_CHAIN_MAX; i++) {
+        listed |= p->chain[i] == kind;
+    }
+    return listed && p->mirostat == 0 && sampler_rows[kind].enabled(p);
+}
+
+bool sampler_params_want_dry(const struct sampler_params *params)
+{
+    return is_on(params, SAMPLER_DRY);
+}
+
+/* What is left of the chain without the samplers that have no effect: those that are off, and, at
+ * temperature 0, all that come after it, and those just before it that keep the best anyway. */
+static void reduce_chain(struct sampler *s)
+{
+    const struct sampler_params *p = &s->params;
+    bool greedy = p->temperature <= 0 && (p->dynatemp_range <= 0 || p->mirostat > 0);
+    if (p->mirostat > 0) {
+        s->takes_best = greedy && s->n_bias == 0;
+        return;
+    }
+    uint32_t n = 0;
+    bool ends = false; /* with one candidate */
+    for (uint32_t i = 0; i < p->n_chain && !ends; i++) {
+        enum sampler_kind kind = p->chain[i];
+        if (!sampler_rows[kind].enabled(p)) {
+            continue;
+        }
+        ends = greedy && kind == SAMPLER_TEMPERATURE;
+        while (ends && n > 0 && sampler_rows[s->chain[n - 1]].keeps_best) {
+            n--;
+        }
+        s->chain[n++] = (uint8_t)kind;
+    }
+    s->n_chain = n;
+    s->takes_best = ends && n == 1 && s->n_bias == 0;
 }
 
 static int copy_bias(struct sampler *s, const struct sampler_params *p)
@@ -77,11 +145,48 @@ void sampler_destroy(struct sampler *s)
     if (!s) {
         return;
     }
+    dry_finish(s);
     free(s->bias);
     free(s->cand.item);
-    free(s->history);
+    free(s->history.token);
     free(s->counts);
+    free(s->kept_logits);
     free(s);
+}
+
+/* How many tokens a sampler that looks back that far needs. */
+static size_t window(int32_t last_n)
+{
+    return last_n < 0 ? SIZE_MAX : (size_t)last_n;
+}
+
+/* What the samplers of the chain work with. */
+static int allocate(struct sampler *s)
+{
+    const struct sampler_params *p = &s->params;
+    s->cand.item = malloc(s->n_vocab * sizeof(*s->cand.item));
+    if (!s->cand.item) {
+        return -ENOMEM;
+    }
+    if (is_on(p, SAMPLER_PENALTIES)) {
+        s->history.max = window(p->repeat_last_n);
+        s->counts = calloc(s->n_vocab, sizeof(*s->counts));
+        if (!s->counts) {
+            return -ENOMEM;
+        }
+    }
+    if (is_on(p, SAMPLER_TYPICAL_P)) {
+        s->kept_logits = malloc(s->n_vocab * sizeof(*s->kept_logits));
+        if (!s->kept_logits) {
+            return -ENOMEM;
+        }
+    }
+    if (is_on(p, SAMPLER_DRY)) {
+        size_t wanted = window(p->dry_penalty_last_n);
+        s->history.max = wanted > s->history.max ? wanted : s->history.max;
+        return dry_init(s);
+    }
+    return 0;
 }
 
 int sampler_create(const struct sampler_params *params, uint32_t n_vocab, struct sampler **ret)
@@ -97,68 +202,70 @@ int sampler_create(const struct sampler_params *params, uint32_t n_vocab, struct
     s->params.logit_bias = NULL;
     s->params.eog = NULL;
     s->n_vocab = n_vocab;
+    s->mirostat_mu = 2 * params->mirostat_tau;
     pcg32_init(&s->rng, params->seed);
     int rc = copy_bias(s, params);
+    rc = rc < 0 ? rc : allocate(s);
     if (rc < 0) {
-        goto err_destroy;
+        sampler_destroy(s);
+        return rc;
     }
-    rc = -ENOMEM;
-    s->cand.item = malloc(n_vocab * sizeof(*s->cand.item));
-    if (!s->cand.item) {
-        goto err_destroy;
-    }
-    if (wants_history(params)) {
-        s->counts = calloc(n_vocab, sizeof(*s->counts));
-        if (!s->counts) {
-            goto err_destroy;
-        }
-    }
+    reduce_chain(s);
     *ret = s;
     return 0;
-
-err_destroy:
-    sampler_destroy(s);
-    return rc;
 }
 
 static int grow_history(struct sampler *s)
 {
-    size_t capacity = s->history_capacity ? s->history_capacity * 2 : FIRST_HISTORY;
-    if (s->params.repeat_last_n > 0 && capacity > (size_t)s->params.repeat_last_n) {
-        capacity = (size_t)s->params.repeat_last_n;
-    }
-    int32_t *history = reallocarray(s->history, capacity, sizeof(*history));
-    if (!history) {
+    struct token_history *h = &s->history;
+    size_t capacity = h->capacity ? h->capacity * 2 : FIRST_HISTORY;
+    capacity = capacity < h->max ? capacity : h->max;
+    int32_t *token = reallocarray(h->token, capacity, sizeof(*token));
+    if (!token) {
         return -ENOMEM;
     }
-    s->history = history;
-    s->history_capacity = capacity;
-    return 0;
+    h->token = token;
+    int rc = dry_grow(s, capacity);
+    if (rc == 0) {
+        h->capacity = capacity;
+    }
+    return rc;
+}
+
+/* Before the token comes into the history: one leaves the penalties' window. */
+static void count_token(struct sampler *s, int32_t token)
+{
+    size_t last_n = window(s->params.repeat_last_n);
+    if (s->history.n >= last_n) {
+        s->counts[history_back(&s->history, last_n - 1)]--;
+    }
+    s->counts[token]++;
 }
 
 int sampler_accept(struct sampler *s, int32_t token)
 {
+    struct token_history *h = &s->history;
     if (token < 0 || (uint32_t)token >= s->n_vocab) {
         return -ERANGE;
     }
-    if (!s->counts) {
+    if (h->max == 0) {
         return 0;
     }
-    if (s->params.repeat_last_n > 0 && s->n_history == (size_t)s->params.repeat_last_n) {
-        s->counts[s->history[s->history_next]]--;
-        s->history[s->history_next] = token;
-        s->history_next = (s->history_next + 1) % s->n_history;
-        s->counts[token]++;
-        return 0;
-    }
-    if (s->n_history == s->history_capacity) {
+    if (h->n == h->capacity && h->n < h->max) {
         int rc = grow_history(s);
         if (rc < 0) {
             return rc;
         }
     }
-    s->history[s->n_history++] = token;
-    s->counts[token]++;
+    if (s->counts) {
+        count_token(s, token);
+    }
+    if (h->n < h->capacity) {
+        h->token[h->n++] = token;
+    } else {
+        h->token[h->next] = token;
+        h->next = h->next + 1 < h->n ? h->next + 1 : 0;
+    }
     return 0;
 }
 
@@ -185,19 +292,18 @@ static void fill_probs(const struct sampler *s, const float *logits, float log_s
     out->n_probs = (uint32_t)n;
 }
 
-/* False when a bias or penalty overflowed, or forbade every token. */
-static bool can_draw(const struct candidates *c)
+/* -EDOM when a bias or penalty overflowed, or forbade every token. */
+static int check_moved(const struct candidates *c)
 {
     bool bad = false;
     for (size_t i = 0; i < c->n; i++) {
         bad |= !(c->item[i].logit < INFINITY);
     }
-    return !bad && candidates_max(c) > -INFINITY;
+    return !bad && candidates_max(c) > -INFINITY ? 0 : -EDOM;
 }
 
-/* Runs the rows over fresh candidates: first those that move logits, which come first in the
- * table, then, unless the answer is the best one anyway, those that choose. */
-static int run_chain(struct sampler *s, const float *logits, bool greedy)
+/* Candidate i is token i; true when a bias moved some. */
+static bool fill_candidates(struct sampler *s, const float *logits)
 {
     struct candidates *c = &s->cand;
     c->n = s->n_vocab;
@@ -205,57 +311,42 @@ static int run_chain(struct sampler *s, const float *logits, bool greedy)
     for (uint32_t i = 0; i < s->n_vocab; i++) {
         c->item[i] = (struct candidate){logits[i], (int32_t)i};
     }
-    size_t r = 0;
-    bool moved = false;
-    for (; r < sampler_n_rows && sampler_rows[r].moves_logits; r++) {
-        if (sampler_rows[r].enabled(s)) {
-            sampler_rows[r].apply(s, c);
-            moved = true;
+    for (size_t i = 0; i < s->n_bias; i++) {
+        c->item[s->bias[i].token].logit += s->bias[i].bias;
+    }
+    return s->n_bias > 0;
+}
+
+/* Runs the samplers over fresh candidates, then draws. */
+static int run_chain(struct sampler *s, const float *logits, int32_t *ret)
+{
+    struct candidates *c = &s->cand;
+    bool moved = fill_candidates(s, logits);
+    int rc = 0;
+    for (uint32_t i = 0; i < s->n_chain && rc == 0; i++) {
+        const struct sampler_row *row = &sampler_rows[s->chain[i]];
+        if (moved && !row->moves_logits) { /* the others rely on it */
+            rc = check_moved(c);
+            moved = false;
+        }
+        if (rc == 0) {
+            row->apply(s, c);
+            moved |= row->moves_logits;
         }
     }
-    if (moved && !can_draw(c)) {
-        return -EDOM;
+    rc = rc == 0 && moved ? check_moved(c) : rc;
+    if (rc < 0) {
+        return rc;
     }
-    for (; r < sampler_n_rows && !greedy; r++) {
-        if (sampler_rows[r].enabled(s)) {
-            sampler_rows[r].apply(s, c);
-        }
+    size_t drawn;
+    if (s->params.mirostat > 0) {
+        temperature_scale(c, s->params.temperature);
+        drawn = mirostat_draw(s, c);
+    } else {
+        drawn = candidates_draw(c, &s->rng);
     }
+    *ret = c->item[drawn].token;
     return 0;
-}
-
-static int32_t draw(struct sampler *s)
-{
-    const struct candidates *c = &s->cand;
-    float max = candidates_max(c);
-    double sum = 0;
-    for (size_t i = 0; i < c->n; i++) {
-        sum += sampler_exp(c->item[i].logit - max);
-    }
-    double left = pcg32_unit(&s->rng) * sum;
-    int32_t last = c->item[0].token; /* replaced below: the best one's share is 1 */
-    for (size_t i = 0; i < c->n; i++) {
-        double p = sampler_exp(c->item[i].logit - max);
-        if (p == 0) {
-            continue;
-        }
-        last = c->item[i].token;
-        left -= p;
-        if (left < 0) {
-            break;
-        }
-    }
-    return last; /* rounding can leave a rest: then it is the last that is possible */
-}
-
-static bool moves_any_logit(const struct sampler *s)
-{
-    for (size_t r = 0; r < sampler_n_rows; r++) {
-        if (sampler_rows[r].moves_logits && sampler_rows[r].enabled(s)) {
-            return true;
-        }
-    }
-    return false;
 }
 
 int sampler_sample(struct sampler *s, const float *logits, struct sampled_token *ret)
@@ -267,18 +358,9 @@ int sampler_sample(struct sampler *s, const float *logits, struct sampled_token 
         return rc;
     }
     struct sampled_token out = {.token = (int32_t)best};
-    bool greedy = s->params.temperature <= 0;
-    if (!greedy || moves_any_logit(s)) {
-        rc = run_chain(s, logits, greedy);
-        if (rc < 0) {
-            return rc;
-        }
-        if (greedy) {
-            candidates_sort(&s->cand, 1);
-            out.token = s->cand.item[0].token;
-        } else {
-            out.token = draw(s);
-        }
+    rc = s->takes_best ? 0 : run_chain(s, logits, &out.token);
+    if (rc < 0) {
+        return rc;
     }
     out.logprob = logits[out.token] - log_sum;
     fill_probs(s, logits, log_sum, &out);

@@ -73,6 +73,49 @@ int sampler_log_sum_exp(const float *logits, size_t n, size_t *ret_best, float *
     return 0;
 }
 
+/* ln((1 + z) / (1 - z)) = 2 (z + z^3 / 3 + z^5 / 5 + ...) with z^2 <= 0.0295. */
+double sampler_log(double x)
+{
+    int exponent;
+    if (x <= 0) {
+        return -INFINITY;
+    }
+    double m = frexp(x, &exponent); /* exact; 0.5 to 1 */
+    if (m < 0.70710678118654752) {
+        m *= 2;
+        exponent--;
+    }
+    double z = (m - 1) / (m + 1), square = z * z, sum = 0;
+    for (int k = 21; k >= 1; k -= 2) {
+        sum = sum * square + 1.0 / k;
+    }
+    return exponent * 0.693147180559945309417 + 2 * z * sum;
+}
+
+/* x = n ln 2 + r with |r| <= ln 2 / 2, and Taylor's series for e^r. */
+double sampler_exp_wide(double x)
+{
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to an integer */
+    x = x < 700 ? x : 700;
+    x = x > -700 ? x : -700;
+    double n = (x * 1.44269504088896340736 + magic) - magic;
+    double r = x - n * 6.93147180369123816490e-01; /* ln 2 in two parts; the first has few bits */
+    r -= n * 1.90821492927058770002e-10;
+    double sum = 1;
+    for (int k = 14; k >= 1; k--) {
+        sum = 1 + sum * r / k;
+    }
+    return ldexp(sum, (int)n); /* exact */
+}
+
+double sampler_pow(double x, double y)
+{
+    if (x <= 0) {
+        return y > 0 ? 0 : 1;
+    }
+    return sampler_exp_wide(y * sampler_log(x));
+}
+
 /* PCG-XSH-RR 64/32: M. E. O'Neill, "PCG: A Family of Simple Fast Space-Efficient Statistically Good
  * Algorithms for Random Number Generation", 2014. */
 static uint32_t pcg32_next(struct pcg32 *rng)
