@@ -67,7 +67,8 @@ struct call {
     size_t text_bytes;
     struct request *request;
     struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
-    size_t held_bytes; /* of events packed for a congested caller */
+    void (*prepared)(struct call *call); /* goes on when the request's sampling is ready */
+    size_t held_bytes;                   /* of events packed for a congested caller */
     struct call_collected collected;
 };
 
@@ -161,6 +162,15 @@ void call_finish_cancelled_generate(struct call *call);
 
 /* The realm whose cached blocks the caller shares. */
 void call_realm(const struct call *call, char realm[KV_REALM_BYTES]);
+
+/* ---- sampling (handlers_sampling.c) ------------------------------------------------------ */
+
+/* False, and the call has failed, when a token, name or text among the parameters is wrong. */
+bool call_check_sampling(struct call *call);
+/* From the call's parameters, which were checked, to its request's. -ENOMEM. */
+int call_fill_sampling(struct call *call);
+/* Does what the sampler needs and what takes long, then calls then, or fails the call. */
+void call_prepare_sampling(struct call *call, void (*then)(struct call *call));
 
 /* ---- the methods ------------------------------------------------------------------------- */
 #define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 /* What a result with stream=false may take in one message; logprobs are the only large part. */
 #define COLLECTED_BYTES_MAX (PROTO_FRAME_BYTES_MAX / 2)
@@ -173,39 +172,6 @@ static bool check_generate(struct call *call)
     return true;
 }
 
-static bool check_biases(struct call *call)
-{
-    struct proto_biases biases = call->params.text_generate.logit_bias;
-    uint32_t n_vocab = tokenizer_n_vocab(model_tokenizer(call->model));
-    for (size_t i = 0; i < biases.count; i++) {
-        const struct proto_bias *b = &biases.items[i];
-        if (b->token < 0 || (uint32_t)b->token >= n_vocab) {
-            call_fail(call, PROTO_E_INVALID_PARAMS,
-                      "'logit_bias', item %zu: %d is no token id; the vocabulary has 0 to %u", i,
-                      b->token, n_vocab - 1);
-            return false;
-        }
-    }
-    return true;
-}
-
-static int copy_biases(struct request *r, struct proto_biases biases)
-{
-    if (biases.count == 0) {
-        return 0;
-    }
-    struct logit_bias *copy = malloc(biases.count * sizeof(*copy));
-    if (!copy) {
-        return -ENOMEM;
-    }
-    for (size_t i = 0; i < biases.count; i++) {
-        copy[i] = (struct logit_bias){biases.items[i].token, biases.items[i].bias};
-    }
-    r->sampling.logit_bias = copy;
-    r->sampling.n_logit_bias = biases.count;
-    return 0;
-}
-
 static int copy_stops(struct request *r, struct proto_strings stops)
 {
     if (stops.count == 0) {
@@ -229,38 +195,10 @@ static int copy_stops(struct request *r, struct proto_strings stops)
     return 0;
 }
 
-/* Of 32 bits, so that readers whose numbers are doubles, as JSON's, can give it back exactly. */
-static uint32_t random_seed(void)
-{
-    uint32_t seed;
-    if (getrandom(&seed, sizeof(seed), GRND_NONBLOCK) != sizeof(seed)) {
-        seed = (uint32_t)clock_now_ns(); /* the entropy pool is not ready: early boot */
-    }
-    return seed;
-}
-
-static int fill_sampling(struct request *r, const struct proto_text_generate *p)
-{
-    struct sampler_params *s = &r->sampling;
-    s->temperature = p->temperature;
-    s->top_k = p->top_k;
-    s->top_p = p->top_p;
-    s->min_p = p->min_p;
-    s->min_keep = p->min_keep;
-    s->repeat_penalty = p->repeat_penalty;
-    s->repeat_last_n = p->repeat_last_n;
-    s->presence_penalty = p->presence_penalty;
-    s->frequency_penalty = p->frequency_penalty;
-    s->n_probs = p->n_probs;
-    s->ignore_eos = p->ignore_eos;
-    s->seed = p->has_seed ? p->seed : random_seed();
-    return copy_biases(r, p->logit_bias);
-}
-
 static void generate_submit(struct call *call)
 {
     const struct proto_text_generate *p = &call->params.text_generate;
-    if (!check_context(call, 1) || !check_biases(call)) {
+    if (!check_context(call, 1) || !call_check_sampling(call)) {
         return;
     }
     struct request *r = begin_request(call, REQUEST_GENERATE);
@@ -274,11 +212,11 @@ static void generate_submit(struct call *call)
     if (!p->cache_prompt) {
         r->realm[0] = '\0';
     }
-    if (fill_sampling(r, p) < 0 || copy_stops(r, p->stop) < 0) {
+    if (call_fill_sampling(call) < 0 || copy_stops(r, p->stop) < 0) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
         return;
     }
-    submit(call);
+    call_prepare_sampling(call, submit);
 }
 
 static void generate_with_model(struct call *call)

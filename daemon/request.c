@@ -1,5 +1,7 @@
 #include "daemon/request.h"
 
+#include "daemon/model/dry_breakers.h"
+
 #include <stdlib.h>
 
 const char *request_finish_name(enum request_finish finish)
@@ -48,6 +50,7 @@ void request_destroy(struct request *r)
     free(r->stop_bytes);
     free(r->tokens);
     free((void *)r->sampling.logit_bias); /* the request's own; the sampler copies it */
+    dry_breakers_destroy((struct dry_breakers *)r->sampling.dry_breakers);
     model_unref(r->model);
     free(r);
 }

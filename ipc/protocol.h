@@ -23,13 +23,16 @@
 #define PROTO_TOKENS_MAX      (1u << 20)
 /* Values in one message, nested ones and keys counted. It bounds what parsing may allocate: 24
  * bytes a value, at most twice that with the allocator's rounding, so 53 MB. */
-#define PROTO_ELEMENTS_MAX   (PROTO_TOKENS_MAX + (1u << 16))
-#define PROTO_TEXT_BYTES_MAX (8u << 20)
-#define PROTO_NAME_BYTES_MAX 255u
-#define PROTO_PATH_BYTES_MAX 4095u
-#define PROTO_STOPS_MAX      16u
-#define PROTO_STOP_BYTES_MAX 256u
-#define PROTO_BIASES_MAX     1024u
+#define PROTO_ELEMENTS_MAX      (PROTO_TOKENS_MAX + (1u << 16))
+#define PROTO_TEXT_BYTES_MAX    (8u << 20)
+#define PROTO_NAME_BYTES_MAX    255u
+#define PROTO_PATH_BYTES_MAX    4095u
+#define PROTO_STOPS_MAX         16u
+#define PROTO_STOP_BYTES_MAX    256u
+#define PROTO_BIASES_MAX        1024u
+#define PROTO_SAMPLERS_MAX      16u
+#define PROTO_BREAKERS_MAX      32u
+#define PROTO_BREAKER_BYTES_MAX 40u
 
 /* Who may call a method. OWN acts on the caller's realm only; ADMIN is uid 0, the daemon's own
  * uid and members of admin_group. */
@@ -99,31 +102,50 @@ enum proto_field_type {
 #define GQA_FIELDS_MODEL(F) \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")
 
-#define GQA_FIELDS_GENERATE(F)                                                                 \
-    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                  \
-    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")              \
-    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")         \
-    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt") \
-    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")    \
-    F(U32, n_predict, OPTIONAL, 0, 1u << 24, 128, "most tokens to generate")                   \
-    F(U32, max_tokens, OPTIONAL, 0, 1u << 24, 128, "another name of n_predict")                \
-    F(F32, temperature, OPTIONAL, 0, 1000, 0.8, "0: greedy")                                   \
-    F(I32, top_k, OPTIONAL, -1, 1 << 24, 40, "best candidates kept; 0 or less: all")           \
-    F(F32, top_p, OPTIONAL, 0, 1, 0.95, "nucleus; 1: off")                                     \
-    F(F32, min_p, OPTIONAL, 0, 1, 0.05, "share of the best one's probability; 0: off")         \
-    F(U32, min_keep, OPTIONAL, 0, 1 << 20, 0, "candidates that every sampler leaves")          \
-    F(F32, repeat_penalty, OPTIONAL, 0.01, 100, 1, "1: off")                                   \
-    F(I32, repeat_last_n, OPTIONAL, -1, 1 << 24, 64, "tokens looked back; -1: the context")    \
-    F(F32, presence_penalty, OPTIONAL, -100, 100, 0, "0: off")                                 \
-    F(F32, frequency_penalty, OPTIONAL, -100, 100, 0, "0: off")                                \
-    F(BIASES, logit_bias, OPTIONAL, 0, PROTO_BIASES_MAX, 0, "added to logits; -inf forbids")   \
-    F(U64, seed, OPTIONAL, 0, UINT64_MAX, 0, "of the draws; absent: a random one, reported")   \
-    F(STRINGS, stop, OPTIONAL, 0, PROTO_STOPS_MAX, 0, "texts that end the generation")         \
-    F(BOOL, ignore_eos, OPTIONAL, 0, 1, 0, "end-of-generation tokens are never chosen")        \
-    F(U32, n_probs, OPTIONAL, 0, 32, 0, "report the logprobs of so many best candidates")      \
-    F(BOOL, stream, OPTIONAL, 0, 1, 1, "send an event per step; else all with the result")     \
-    F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")      \
-    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")     \
+#define GQA_FIELDS_GENERATE(F)                                                                    \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                     \
+    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")                 \
+    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")            \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt")    \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")       \
+    F(U32, n_predict, OPTIONAL, 0, 1u << 24, 128, "most tokens to generate")                      \
+    F(U32, max_tokens, OPTIONAL, 0, 1u << 24, 128, "another name of n_predict")                   \
+    F(STRINGS, samplers, OPTIONAL, 0, PROTO_SAMPLERS_MAX, 0,                                      \
+      "the chain, in order; absent: the usual one")                                               \
+    F(F32, temperature, OPTIONAL, 0, 1000, 0.8, "0: greedy")                                      \
+    F(F32, dynatemp_range, OPTIONAL, 0, 1000, 0,                                                  \
+      "the entropy moves the temperature by up to it; 0: off")                                    \
+    F(F32, dynatemp_exponent, OPTIONAL, 0, 100, 1, "power of the normalised entropy")             \
+    F(I32, top_k, OPTIONAL, -1, 1 << 24, 40, "best candidates kept; 0 or less: all")              \
+    F(F32, top_p, OPTIONAL, 0, 1, 0.95, "nucleus; 1: off")                                        \
+    F(F32, min_p, OPTIONAL, 0, 1, 0.05, "share of the best one's probability; 0: off")            \
+    F(F32, typical_p, OPTIONAL, 0, 1, 1, "share of the locally typical candidates; 1: off")       \
+    F(F32, top_n_sigma, OPTIONAL, -1, 1000, -1,                                                   \
+      "standard deviations below the best; 0 or less: off")                                       \
+    F(F32, xtc_probability, OPTIONAL, 0, 1, 0, "of excluding the top choices; 0: off")            \
+    F(F32, xtc_threshold, OPTIONAL, 0, 1, 0.1, "probability of a top choice; above 0.5: off")     \
+    F(U32, min_keep, OPTIONAL, 0, 1 << 20, 0, "candidates that every sampler leaves")             \
+    F(F32, repeat_penalty, OPTIONAL, 0.01, 100, 1, "1: off")                                      \
+    F(I32, repeat_last_n, OPTIONAL, -1, 1 << 24, 64, "tokens looked back; -1: the context")       \
+    F(F32, presence_penalty, OPTIONAL, -100, 100, 0, "0: off")                                    \
+    F(F32, frequency_penalty, OPTIONAL, -100, 100, 0, "0: off")                                   \
+    F(F32, dry_multiplier, OPTIONAL, 0, 100, 0, "penalty for going on with a repetition; 0: off") \
+    F(F32, dry_base, OPTIONAL, 0, 100, 1.75, "its growth per token; below 1: off")                \
+    F(I32, dry_allowed_length, OPTIONAL, 0, 1 << 24, 2, "repeated tokens without a penalty")      \
+    F(I32, dry_penalty_last_n, OPTIONAL, -1, 1 << 24, -1, "tokens looked back; -1: the context")  \
+    F(STRINGS, dry_sequence_breakers, OPTIONAL, 0, PROTO_BREAKERS_MAX, 0,                         \
+      "texts that end a repetition")                                                              \
+    F(U32, mirostat, OPTIONAL, 0, 2, 0, "1, 2: that version in the samplers' place; 0: off")      \
+    F(F32, mirostat_tau, OPTIONAL, 0, 100, 5, "surprise that it aims at, in bits")                \
+    F(F32, mirostat_eta, OPTIONAL, 0, 100, 0.1, "its learning rate")                              \
+    F(BIASES, logit_bias, OPTIONAL, 0, PROTO_BIASES_MAX, 0, "added to logits; -inf forbids")      \
+    F(U64, seed, OPTIONAL, 0, UINT64_MAX, 0, "of the draws; absent: a random one, reported")      \
+    F(STRINGS, stop, OPTIONAL, 0, PROTO_STOPS_MAX, 0, "texts that end the generation")            \
+    F(BOOL, ignore_eos, OPTIONAL, 0, 1, 0, "end-of-generation tokens are never chosen")           \
+    F(U32, n_probs, OPTIONAL, 0, 32, 0, "report the logprobs of so many best candidates")         \
+    F(BOOL, stream, OPTIONAL, 0, 1, 1, "send an event per step; else all with the result")        \
+    F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")         \
+    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")        \
     F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")
 
 #define GQA_FIELDS_TOKENIZE(F)                                                \

@@ -84,18 +84,23 @@ size_t cli_numbers(const struct argp_state *state, const char *option, const cha
 /* argp children for the sampling options; their input is a struct cli_sampling. */
 extern const struct argp cli_sampling_argp;
 
-#define CLI_STOPS_MAX  16u
-#define CLI_BIASES_MAX 1024u
+#define CLI_STOPS_MAX    16u
+#define CLI_BREAKERS_MAX 32u
+#define CLI_SAMPLERS_MAX 16u
+#define CLI_BIASES_MAX   1024u
 
 struct cli_sampling {
     struct gqa_params *params; /* the verb's, filled as options come */
     const char *stops[CLI_STOPS_MAX];
     size_t n_stops;
+    const char *breakers[CLI_BREAKERS_MAX];
+    size_t n_breakers;
+    bool has_breakers; /* also without any: "none" */
     int32_t bias_ids[CLI_BIASES_MAX];
     float biases[CLI_BIASES_MAX];
     size_t n_biases;
 };
-/* Adds what takes several options (stop, logit_bias) to the params. */
+/* Adds what takes several options (stop, dry_sequence_breakers, logit_bias) to the params. */
 void cli_sampling_finish(struct cli_sampling *s);
 
 /* ---- loading.c ------------------------------------------------------------------------------- */

@@ -14,14 +14,35 @@ struct row {
 };
 
 /* Keys of options: FIRST + index of the row. */
-enum { FIRST = 0x200, KEY_STOP = 0x300, KEY_LOGIT_BIAS };
+enum { FIRST = 0x200, KEY_STOP = 0x300, KEY_LOGIT_BIAS, KEY_SAMPLERS, KEY_BREAKER };
 
 static const struct row rows[] = {
-    {"temperature", REAL},    {"top_k", WHOLE},           {"top_p", REAL},
-    {"min_p", REAL},          {"min_keep", WHOLE},        {"repeat_penalty", REAL},
-    {"repeat_last_n", WHOLE}, {"presence_penalty", REAL}, {"frequency_penalty", REAL},
-    {"seed", SEED},           {"n_probs", WHOLE},         {"t_max_predict_ms", WHOLE},
+    {"temperature", REAL},
+    {"top_k", WHOLE},
+    {"top_p", REAL},
+    {"min_p", REAL},
+    {"min_keep", WHOLE},
+    {"repeat_penalty", REAL},
+    {"repeat_last_n", WHOLE},
+    {"presence_penalty", REAL},
+    {"frequency_penalty", REAL},
+    {"seed", SEED},
+    {"n_probs", WHOLE},
+    {"t_max_predict_ms", WHOLE},
     {"ignore_eos", FLAG},
+    {"dynatemp_range", REAL},
+    {"dynatemp_exponent", REAL},
+    {"typical_p", REAL},
+    {"top_n_sigma", REAL},
+    {"xtc_probability", REAL},
+    {"xtc_threshold", REAL},
+    {"dry_multiplier", REAL},
+    {"dry_base", REAL},
+    {"dry_allowed_length", WHOLE},
+    {"dry_penalty_last_n", WHOLE},
+    {"mirostat", WHOLE},
+    {"mirostat_tau", REAL},
+    {"mirostat_eta", REAL},
 };
 
 static const struct argp_option options[] = {
@@ -42,6 +63,30 @@ static const struct argp_option options[] = {
     {"n-probs", FIRST + 10, "N", 0, "Report the log-probabilities of the N best", 10},
     {"t-max-predict-ms", FIRST + 11, "MS", 0, "Stop generating after so long", 10},
     {"ignore-eos", FIRST + 12, NULL, 0, "Go on where the model would end", 10},
+    {"samplers", KEY_SAMPLERS, "A;B;...", 0, "The samplers that are applied, in that order", 10},
+    {"dynatemp-range", FIRST + 13, "X", 0, "The entropy moves the temperature by up to X; 0: off",
+     10},
+    {"dynatemp-exponent", FIRST + 14, "X", 0, "Power of the normalised entropy", 10},
+    {"dynatemp-exp", FIRST + 14, NULL, OPTION_ALIAS, NULL, 10},
+    {"typical-p", FIRST + 15, "P", 0, "Share of the locally typical tokens; 1: off", 10},
+    {"typical", FIRST + 15, NULL, OPTION_ALIAS, NULL, 10},
+    {"top-n-sigma", FIRST + 16, "X", 0, "Standard deviations below the best; 0: off", 10},
+    {"top-nsigma", FIRST + 16, NULL, OPTION_ALIAS, NULL, 10},
+    {"xtc-probability", FIRST + 17, "P", 0, "Of excluding the top choices; 0: off", 10},
+    {"xtc-threshold", FIRST + 18, "P", 0, "Probability of a top choice; above 0.5: off", 10},
+    {"dry-multiplier", FIRST + 19, "X", 0, "Penalty for going on with a repetition; 0: off", 10},
+    {"dry-base", FIRST + 20, "X", 0, "Its growth per token", 10},
+    {"dry-allowed-length", FIRST + 21, "N", 0, "Repeated tokens without a penalty", 10},
+    {"dry-penalty-last-n", FIRST + 22, "N", 0, "Tokens looked back; -1: the context", 10},
+    {"dry-sequence-breaker", KEY_BREAKER, "TEXT", 0,
+     "Text that ends a repetition, in place of the usual ones (may be repeated); none: nothing "
+     "does",
+     10},
+    {"mirostat", FIRST + 23, "N", 0, "1, 2: that version in the samplers' place; 0: off", 10},
+    {"mirostat-tau", FIRST + 24, "X", 0, "Surprise that it aims at, in bits", 10},
+    {"mirostat-ent", FIRST + 24, NULL, OPTION_ALIAS, NULL, 10},
+    {"mirostat-eta", FIRST + 25, "X", 0, "Its learning rate", 10},
+    {"mirostat-lr", FIRST + 25, NULL, OPTION_ALIAS, NULL, 10},
     {"stop", KEY_STOP, "TEXT", 0, "Text that ends the generation (may be repeated)", 10},
     {"logit-bias", KEY_LOGIT_BIAS, "ID:BIAS", 0,
      "Add to a token's logit; -inf forbids it (may be repeated)", 10},
@@ -100,6 +145,35 @@ static void add_bias(struct argp_state *state, struct cli_sampling *s, const cha
     s->biases[s->n_biases++] = bias;
 }
 
+/* "top_k;temperature", as llama.cpp's; commas do too. */
+static void set_samplers(struct argp_state *state, struct cli_sampling *s, char *list)
+{
+    const char *names[CLI_SAMPLERS_MAX];
+    size_t n = 0;
+    char *rest = NULL;
+    for (char *name = strtok_r(list, ";,", &rest); name != NULL;
+         name = strtok_r(NULL, ";,", &rest)) {
+        if (n == CLI_SAMPLERS_MAX) {
+            cli_usage(state, "--samplers: more than %u", CLI_SAMPLERS_MAX);
+        }
+        names[n++] = name;
+    }
+    gqa_params_strings(s->params, "samplers", names, n);
+}
+
+static void add_breaker(struct argp_state *state, struct cli_sampling *s, const char *arg)
+{
+    s->has_breakers = true;
+    if (strcmp(arg, "none") == 0) {
+        s->n_breakers = 0;
+        return;
+    }
+    if (s->n_breakers == CLI_BREAKERS_MAX) {
+        cli_usage(state, "--dry-sequence-breaker: more than %u", CLI_BREAKERS_MAX);
+    }
+    s->breakers[s->n_breakers++] = arg;
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     struct cli_sampling *s = state->input;
@@ -120,6 +194,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_LOGIT_BIAS:
         add_bias(state, s, arg);
         return 0;
+    case KEY_SAMPLERS:
+        set_samplers(state, s, arg);
+        return 0;
+    case KEY_BREAKER:
+        add_breaker(state, s, arg);
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -131,6 +211,9 @@ void cli_sampling_finish(struct cli_sampling *s)
 {
     if (s->n_stops > 0) {
         gqa_params_strings(s->params, "stop", s->stops, s->n_stops);
+    }
+    if (s->has_breakers) {
+        gqa_params_strings(s->params, "dry_sequence_breakers", s->breakers, s->n_breakers);
     }
     if (s->n_biases > 0) {
         gqa_params_biases(s->params, "logit_bias", s->bias_ids, s->biases, s->n_biases);

@@ -278,6 +278,40 @@ class Generate(DaemonCase):
         self.assertNotEqual(other, best)
         self.assertEqual(self.client.generate(logit_bias=[[77, 1000.0]], **params)["tokens"], [77])
 
+    def test_every_sampler_is_reached(self):
+        params = {"model": "tiny", "tokens": PROMPT, "n_predict": 12, "ignore_eos": True, "seed": 5}
+        greedy = self.client.generate(**{**params, "temperature": 0})["tokens"]
+        usual = self.client.generate(**params)["tokens"]
+        self.assertEqual(self.client.generate(**params)["tokens"], usual)
+        # Each of them forces the best token, at a temperature that would never.
+        for force in ({"top_k": 1}, {"top_p": 0}, {"min_p": 1}, {"top_n_sigma": 1e-6}):
+            with self.subTest(force):
+                hot = {**params, "temperature": 50, "top_k": 0, "top_p": 1, "min_p": 0}
+                order = {"samplers": [next(iter(force)), "temperature"]}
+                self.assertEqual(self.client.generate(**{**hot, **force, **order})["tokens"], greedy)
+                self.assertNotEqual(self.client.generate(**{**hot, **force, "samplers": ["temp"]})["tokens"], greedy)
+        hot = {**params, "top_k": 0, "top_p": 1, "min_p": 0}
+        plain = self.client.generate(**hot)["tokens"]
+        for change in ({"typ_p": 0}, {"typical_p": 0.01}, {"dynatemp_range": 0.7}, {"xtc_probability": 1, "xtc_threshold": 0},
+                       {"mirostat": 1, "mirostat_tau": 0.1}, {"mirostat": 2, "mirostat_tau": 0.1}, {"samplers": []}):
+            with self.subTest(change):
+                tokens = self.client.generate(**{**hot, **change})["tokens"]
+                self.assertEqual(tokens == plain, "typ_p" in change, "a name that nobody knows does nothing")
+                self.assertEqual(self.client.generate(**{**hot, **change})["tokens"], tokens)
+
+    def test_dry_breaks_a_repetition_unless_it_is_broken(self):
+        # Byte b is token b + 3. The bias makes "ab" likely to go on in "abcabcab"; dry forbids it.
+        text = [b + 3 for b in b"abcabcab"]
+        params = {"model": "tiny", "tokens": text, "n_predict": 1, "temperature": 0, "logit_bias": [[ord("c") + 3, 50.0]]}
+        dry = {"dry_multiplier": 100.0, "dry_base": 4}
+        self.assertEqual(self.client.generate(**params)["tokens"], [ord("c") + 3])
+        self.assertNotEqual(self.client.generate(**params, **dry)["tokens"], [ord("c") + 3])
+        for broken in ({"dry_sequence_breakers": ["x", "b"]}, {"dry_sequence_breakers": ["c"]}, {"dry_allowed_length": 6},
+                       {"dry_penalty_last_n": 3}, {"samplers": ["temperature"]}):
+            with self.subTest(broken):
+                self.assertEqual(self.client.generate(**params, **{**dry, **broken})["tokens"], [ord("c") + 3])
+        self.assertNotEqual(self.client.generate(**params, **dry, dry_sequence_breakers=[])["tokens"], [ord("c") + 3])
+
     def test_eos_ends_the_generation(self):
         r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=10, temperature=0, logit_bias=[[2, 1000.0]])
         self.assertEqual((r["finish"], r["n_generated"], r["text"]), ("eos", 1, ""))
@@ -318,7 +352,12 @@ class Generate(DaemonCase):
                 ({"stop": ["x" * 257]}, "stop"), ({"seed": -1}, "seed"), ({"n_probs": 33}, "n_probs"),
                 ({"logit_bias": [[1]]}, "logit_bias"), ({"stream": 1}, "stream"), ({"model": ""}, "model"),
                 ({"model": "a\0b"}, "model"), ({"model": 5}, "model"), ({"tokens": [1.5]}, "tokens"),
-                ({"tokens": [1 << 40]}, "tokens")):
+                ({"tokens": [1 << 40]}, "tokens"), ({"mirostat": 3}, "mirostat"), ({"typical_p": 2}, "typical_p"),
+                ({"dry_allowed_length": -1}, "dry_allowed_length"), ({"samplers": "top_k"}, "samplers"),
+                ({"samplers": ["top_k", "topk"]}, "samplers", "item 1", "'topk'", "penalties", "temperature"),
+                ({"samplers": ["xtc"] * 17}, "samplers", "16"), ({"dry_sequence_breakers": [""]}, "item 0"),
+                ({"dry_sequence_breakers": ["a", "b" * 41]}, "dry_sequence_breakers", "item 1", "41", "40"),
+                ({"dry_sequence_breakers": ["a"] * 33}, "dry_sequence_breakers", "32")):
             with self.subTest(change):
                 self.refused("INVALID_PARAMS", "text.generate", {**good, **change}, *words)
         self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny"}, "prompt", "tokens")

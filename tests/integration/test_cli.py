@@ -69,6 +69,20 @@ class Run(Case):
             again = self.run_json("--temperature", 0, PROMPT, model=model)
             self.assertEqual((again["text"], again["tokens"]), (r["text"], r["tokens"]))
 
+    def test_sampling_options(self):
+        best = self.run_json("--temperature", 0, PROMPT)["tokens"]
+        for options in (("--samplers", "top_k;temperature", "--top-k", 1), ("--samplers", "temp,top_k", "--top-k", 1),
+                        ("--top-nsigma", "1e-6", "--temp", 9), ("--mirostat", 2, "--mirostat-ent", 0, "--temp", 0)):
+            with self.subTest(options):
+                self.assertEqual(self.run_json(*options, PROMPT)["tokens"], best)
+        every = ("--dynatemp-range", 0.1, "--dynatemp-exp", 2, "--typical", 0.9, "--xtc-probability", 0.5,
+                 "--xtc-threshold", 0.1, "--dry-multiplier", 0.8, "--dry-base", 2, "--dry-allowed-length", 1,
+                 "--dry-penalty-last-n", 100, "--dry-sequence-breaker", "none", "--dry-sequence-breaker", "\n",
+                 "--mirostat-tau", 3, "--mirostat-lr", 0.2, "--seed", 3)
+        self.assertEqual(self.run_json(*every, PROMPT)["tokens"], self.run_json(*every, PROMPT)["tokens"])
+        self.refused("run", "-m", "tiny", "--samplers", "top_k;nucleus", PROMPT, words=["samplers", "nucleus", "top_p"])
+        self.refused("run", "-m", "tiny", "--dry-sequence-breaker", "x" * 41, PROMPT, words=["dry_sequence_breakers", 40])
+
     def test_a_prompt_comes_from_anywhere(self):
         want = self.run_json("--temperature", 0, PROMPT)["tokens"]
         file = self.write("prompt.txt", PROMPT.encode())

@@ -239,6 +239,14 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
     return 0;
 }
 
+int tokenizer_piece(const struct tokenizer *t, int32_t token, bool special, struct gguf_string *ret)
+{
+    static char bytes[FAKE_N_VOCAB];
+    bytes[token] = (char)token;
+    *ret = (struct gguf_string){&bytes[token], 1};
+    return 0;
+}
+
 int tokenizer_decode(const struct tokenizer *t, const int32_t *tokens, size_t count, bool special,
                      char **ret_text, size_t *ret_bytes)
 {

@@ -195,6 +195,53 @@ Test(handlers, a_client_that_leaves_while_its_prompt_is_encoded)
     cr_assert_eq(fakes.n_submitted, 0);
 }
 
+static void send_dry(struct client *c)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, 1, "text.generate");
+    ipc_pack_map(&b, 4);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "fake");
+    ipc_pack_str(&b, "prompt");
+    ipc_pack_str(&b, "abc");
+    ipc_pack_str(&b, "dry_multiplier");
+    ipc_pack_f64(&b, 0.8);
+    ipc_pack_str(&b, "dry_sequence_breakers");
+    ipc_pack_array(&b, 1);
+    ipc_pack_str(&b, "b");
+    hand_in(c, &b);
+}
+
+Test(handlers, breakers_are_searched_elsewhere)
+{
+    struct client *c = client_create(0);
+    send_dry(c);
+    cr_assert_not_null(fakes.tasks);
+    cr_assert_eq(fakes.n_submitted, 0);
+    fake_run_tasks();
+    cr_assert_eq(fakes.n_submitted, 1);
+    cr_assert_not_null(fakes.submitted[0]->sampling.dry_breakers);
+    fake_done(fakes.submitted[0], FINISH_LENGTH);
+    service_pump(service);
+    cr_assert(finish_is(next(c), "length"));
+    client_destroy(c);
+}
+
+Test(handlers, a_cancel_while_breakers_are_searched)
+{
+    struct client *c = client_create(0);
+    send_dry(c);
+    send_cancel(c, 1);
+    cr_assert_null(next(c));
+    fake_run_tasks();
+    cr_assert(finish_is(next(c), "cancelled"));
+    send_dry(c);
+    client_destroy(c);
+    fake_run_tasks();
+    cr_assert_eq(fakes.n_submitted, 0);
+}
+
 Test(handlers, a_long_message_is_parsed_elsewhere_and_holds_the_next)
 {
     static char text[SERVICE_INLINE_FRAME_BYTES];
