@@ -68,7 +68,8 @@ struct call {
     struct request *request;
     struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
     void (*prepared)(struct call *call); /* goes on when the request's sampling is ready */
-    size_t held_bytes;                   /* of events packed for a congested caller */
+    struct fmt_error prepare_error;
+    size_t held_bytes; /* of events packed for a congested caller */
     struct call_collected collected;
 };
 

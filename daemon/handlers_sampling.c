@@ -11,6 +11,7 @@
 _Static_assert(PROTO_SAMPLERS_MAX == SAMPLER_CHAIN_MAX, "a chain that may be asked for fits");
 _Static_assert(PROTO_BREAKERS_MAX == DRY_BREAKERS_MAX, "as many breakers as may be given");
 _Static_assert(PROTO_BREAKER_BYTES_MAX == DRY_BREAKER_BYTES_MAX, "as long as they may be");
+_Static_assert(PROTO_GRAMMAR_BYTES_MAX == GRAMMAR_TEXT_BYTES_MAX, "a grammar that may be sent");
 
 /* ---- checks ------------------------------------------------------------------------------ */
 
@@ -157,9 +158,8 @@ int call_fill_sampling(struct call *call)
 
 /* ---- what takes long, on the task pool --------------------------------------------------- */
 
-static void prepare_work(struct task *t)
+static int find_breakers(struct call *call)
 {
-    struct call *call = call_of_task(t);
     const struct proto_text_generate *p = &call->params.text_generate;
     struct gguf_string texts[DRY_BREAKERS_MAX];
     const struct gguf_string *given = dry_breakers_default;
@@ -173,8 +173,24 @@ static void prepare_work(struct task *t)
         texts[i] = (struct gguf_string){s->data, s->bytes};
     }
     struct dry_breakers *breakers = NULL;
-    call->task_result = dry_breakers_create(model_tokenizer(call->model), given, n, &breakers);
+    int rc = dry_breakers_create(model_tokenizer(call->model), given, n, &breakers);
     call->request->sampling.dry_breakers = breakers;
+    return rc;
+}
+
+static void prepare_work(struct task *t)
+{
+    struct call *call = call_of_task(t);
+    struct proto_string grammar = call->params.text_generate.grammar;
+    int rc = 0;
+    if (grammar.bytes > 0) {
+        rc = grammar_compile(grammar.data, grammar.bytes, &call->request->grammar,
+                             &call->prepare_error);
+    }
+    if (rc == 0 && sampler_params_want_dry(&call->request->sampling)) {
+        rc = find_breakers(call);
+    }
+    call->task_result = rc;
 }
 
 static void prepare_done(struct task *t)
@@ -183,8 +199,10 @@ static void prepare_done(struct task *t)
     call->wait = CALL_WAIT_NOTHING;
     if (call_is_stopped(call)) {
         call_fail_cancelled(call);
+    } else if (call->task_result == -EINVAL) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'grammar': %s", call->prepare_error.text);
     } else if (call->task_result < 0) {
-        call_fail(call, PROTO_E_NO_MEMORY, "no memory for 'dry_sequence_breakers'");
+        call_fail(call, PROTO_E_NO_MEMORY, "no memory to prepare the sampling");
     } else {
         call->prepared(call);
     }
@@ -192,7 +210,8 @@ static void prepare_done(struct task *t)
 
 void call_prepare_sampling(struct call *call, void (*then)(struct call *))
 {
-    if (!sampler_params_want_dry(&call->request->sampling)) {
+    bool constrained = call->params.text_generate.grammar.bytes > 0;
+    if (!constrained && !sampler_params_want_dry(&call->request->sampling)) {
         then(call);
         return;
     }

@@ -51,6 +51,7 @@ void request_destroy(struct request *r)
     free(r->tokens);
     free((void *)r->sampling.logit_bias); /* the request's own; the sampler copies it */
     dry_breakers_destroy((struct dry_breakers *)r->sampling.dry_breakers);
+    grammar_destroy(r->grammar);
     model_unref(r->model);
     free(r);
 }

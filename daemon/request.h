@@ -7,6 +7,7 @@
 #define DAEMON_REQUEST_H
 
 #include "daemon/kv/sequence.h"
+#include "daemon/model/grammar.h"
 #include "daemon/model/model.h"
 #include "daemon/model/sampler.h"
 #include "ipc/protocol.h"
@@ -40,6 +41,7 @@ struct request {
     size_t n_tokens;
     uint32_t n_predict;
     struct sampler_params sampling; /* its arrays are owned by the request */
+    struct grammar *grammar;        /* that the text follows, owned; or NULL */
     char **stops;                   /* owned */
     size_t *stop_bytes;
     size_t n_stops;

@@ -96,12 +96,13 @@ struct cli_sampling {
     const char *breakers[CLI_BREAKERS_MAX];
     size_t n_breakers;
     bool has_breakers; /* also without any: "none" */
+    const char *grammar, *grammar_file;
     int32_t bias_ids[CLI_BIASES_MAX];
     float biases[CLI_BIASES_MAX];
     size_t n_biases;
 };
-/* Adds what takes several options (stop, dry_sequence_breakers, logit_bias) to the params. */
-void cli_sampling_finish(struct cli_sampling *s);
+/* Adds what takes several options or a file to the params. Prints and returns an exit code. */
+int cli_sampling_finish(struct cli_sampling *s);
 
 /* ---- loading.c ------------------------------------------------------------------------------- */
 

@@ -14,7 +14,15 @@ struct row {
 };
 
 /* Keys of options: FIRST + index of the row. */
-enum { FIRST = 0x200, KEY_STOP = 0x300, KEY_LOGIT_BIAS, KEY_SAMPLERS, KEY_BREAKER };
+enum {
+    FIRST = 0x200,
+    KEY_STOP = 0x300,
+    KEY_LOGIT_BIAS,
+    KEY_SAMPLERS,
+    KEY_BREAKER,
+    KEY_GRAMMAR,
+    KEY_GRAMMAR_FILE
+};
 
 static const struct row rows[] = {
     {"temperature", REAL},
@@ -87,6 +95,9 @@ static const struct argp_option options[] = {
     {"mirostat-ent", FIRST + 24, NULL, OPTION_ALIAS, NULL, 10},
     {"mirostat-eta", FIRST + 25, "X", 0, "Its learning rate", 10},
     {"mirostat-lr", FIRST + 25, NULL, OPTION_ALIAS, NULL, 10},
+    {"grammar", KEY_GRAMMAR, "GBNF", 0, "The text follows this grammar", 10},
+    {"grammar-file", KEY_GRAMMAR_FILE, "FILE", 0, "The same, from a file (- for standard input)",
+     10},
     {"stop", KEY_STOP, "TEXT", 0, "Text that ends the generation (may be repeated)", 10},
     {"logit-bias", KEY_LOGIT_BIAS, "ID:BIAS", 0,
      "Add to a token's logit; -inf forbids it (may be repeated)", 10},
@@ -194,6 +205,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_LOGIT_BIAS:
         add_bias(state, s, arg);
         return 0;
+    case KEY_GRAMMAR:
+        s->grammar = arg;
+        return 0;
+    case KEY_GRAMMAR_FILE:
+        s->grammar_file = arg;
+        return 0;
     case KEY_SAMPLERS:
         set_samplers(state, s, arg);
         return 0;
@@ -207,7 +224,29 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 const struct argp cli_sampling_argp = {.options = options, .parser = parse};
 
-void cli_sampling_finish(struct cli_sampling *s)
+/* At most one of the two. */
+static int add_constraint(struct cli_sampling *s)
+{
+    char *data;
+    size_t bytes;
+    if (s->grammar != NULL && s->grammar_file != NULL) {
+        return cli_error(EX_USAGE, "grammar: give only one of --grammar and --grammar-file");
+    }
+    if (s->grammar != NULL) {
+        gqa_params_str(s->params, "grammar", s->grammar);
+    }
+    if (s->grammar_file == NULL) {
+        return CLI_OK;
+    }
+    int code = cli_read_file(s->grammar_file, &data, &bytes);
+    if (code == CLI_OK) {
+        gqa_params_text(s->params, "grammar", data, bytes);
+        free(data);
+    }
+    return code;
+}
+
+int cli_sampling_finish(struct cli_sampling *s)
 {
     if (s->n_stops > 0) {
         gqa_params_strings(s->params, "stop", s->stops, s->n_stops);
@@ -218,4 +257,5 @@ void cli_sampling_finish(struct cli_sampling *s)
     if (s->n_biases > 0) {
         gqa_params_biases(s->params, "logit_bias", s->bias_ids, s->biases, s->n_biases);
     }
+    return add_constraint(s);
 }

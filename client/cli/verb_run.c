@@ -204,10 +204,12 @@ int cli_verb_run(struct cli *c, int argc, char **argv)
     struct run run = {.c = c, .sampling.params = cli_params(), .load.model_is_argument = true};
     cli_parse(c, &argp, argc, argv, &run);
     struct gqa_params *p = run.sampling.params;
-    cli_sampling_finish(&run.sampling);
     char *text = NULL;
     size_t bytes = 0;
-    int code = cli_prompt_params(&run.prompt, p);
+    int code = cli_sampling_finish(&run.sampling);
+    if (code == CLI_OK) {
+        code = cli_prompt_params(&run.prompt, p);
+    }
     if (code == CLI_OK) {
         code = cli_connect(c);
     }

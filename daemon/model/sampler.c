@@ -1,6 +1,8 @@
 /* daemon/model/sampler.c - one sequence's sampler: parameters, history, the step. */
+#include "daemon/model/constraint.h"
 #include "daemon/model/sampler_internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -151,6 +153,8 @@ void sampler_destroy(struct sampler *s)
     free(s->history.token);
     free(s->counts);
     free(s->kept_logits);
+    constraint_destroy(s->constraint);
+    free(s->masked);
     free(s);
 }
 
@@ -247,6 +251,12 @@ int sampler_accept(struct sampler *s, int32_t token)
     struct token_history *h = &s->history;
     if (token < 0 || (uint32_t)token >= s->n_vocab) {
         return -ERANGE;
+    }
+    if (s->constraint) {
+        int rc = constraint_accept(s->constraint, token);
+        if (rc < 0) {
+            return rc;
+        }
     }
     if (h->max == 0) {
         return 0;
@@ -349,6 +359,57 @@ static int run_chain(struct sampler *s, const float *logits, int32_t *ret)
     return 0;
 }
 
+int sampler_constrain(struct sampler *s, struct constraint *c)
+{
+    assert(!s->constraint);
+    s->masked = malloc(s->n_vocab * sizeof(*s->masked));
+    if (!s->masked) {
+        return -ENOMEM;
+    }
+    s->constraint = c;
+    return 0;
+}
+
+bool sampler_is_complete(const struct sampler *s)
+{
+    return s->constraint && constraint_is_complete(s->constraint);
+}
+
+/* best: of the logits. */
+static int choose(struct sampler *s, const float *logits, size_t best, int32_t *ret)
+{
+    if (s->takes_best) {
+        *ret = (int32_t)best;
+        return 0;
+    }
+    return run_chain(s, logits, ret);
+}
+
+/* Chooses again, where the constraint refuses what was chosen from all tokens. */
+static int choose_allowed(struct sampler *s, const float *logits, size_t best, int32_t *ret)
+{
+    float mu = s->mirostat_mu, log_sum;
+    int32_t token;
+    int rc = choose(s, logits, best, &token);
+    int allowed = rc == 0 && s->constraint ? constraint_allows(s->constraint, token) : 1;
+    if (rc < 0 || allowed < 0) {
+        return rc < 0 ? rc : allowed;
+    }
+    if (allowed) {
+        *ret = token;
+        return 0;
+    }
+    memcpy(s->masked, logits, s->n_vocab * sizeof(*logits));
+    rc = constraint_mask(s->constraint, s->masked, s->n_vocab);
+    if (rc < 0) {
+        return rc;
+    }
+    s->mirostat_mu = mu; /* what was drawn does not count */
+    rc = sampler_log_sum_exp(s->masked, s->n_vocab, &best, &log_sum);
+    rc = rc < 0 ? rc : choose(s, s->masked, best, ret);
+    return rc == -EDOM ? -ENODATA : rc; /* the logits themselves were fine */
+}
+
 int sampler_sample(struct sampler *s, const float *logits, struct sampled_token *ret)
 {
     size_t best;
@@ -358,7 +419,7 @@ int sampler_sample(struct sampler *s, const float *logits, struct sampled_token 
         return rc;
     }
     struct sampled_token out = {.token = (int32_t)best};
-    rc = s->takes_best ? 0 : run_chain(s, logits, &out.token);
+    rc = choose_allowed(s, logits, best, &out.token);
     if (rc < 0) {
         return rc;
     }

@@ -111,9 +111,19 @@ void sampler_destroy(struct sampler *s);
  * the id is outside the vocabulary, -ENOMEM. */
 int sampler_accept(struct sampler *s, int32_t token);
 
+struct constraint;
+
+/* From now on only tokens that the constraint allows are chosen, and what is accepted is told to it
+ * (-EINVAL, -E2BIG: see constraint.h). A token is chosen first and then checked; only if it is
+ * refused, all others are, and one is chosen again. On success the constraint is the sampler's;
+ * once per sampler. -ENOMEM. */
+int sampler_constrain(struct sampler *s, struct constraint *c);
+/* The constraint has the text end here. False without one. */
+bool sampler_is_complete(const struct sampler *s);
+
 /* logits: (n_vocab), finite or -inf; not modified. -EDOM when any is NaN or +inf, or when all are
- * -inf, as they are or after bias and penalties. Does not accept the chosen token: the caller does.
- */
+ * -inf, as they are or after bias and penalties. -ENODATA when the constraint leaves no token;
+ * -E2BIG: see constraint.h. Does not accept the chosen token: the caller does. */
 int sampler_sample(struct sampler *s, const float *logits, struct sampled_token *ret);
 
 #endif

@@ -56,6 +56,9 @@ struct sampler {
     float *kept_logits; /* (n_vocab): for typical_p, by token; or NULL */
     struct dry_state dry;
     float mirostat_mu; /* bits */
+
+    struct constraint *constraint; /* or NULL */
+    float *masked;                 /* (n_vocab): logits of what it allows; or NULL */
 };
 
 /* One sampler of the chain. */

@@ -167,6 +167,8 @@ void engine_admit(struct engine *e)
             if (rc == -EINVAL) {
                 engine_request_fail(r, PROTO_E_INVALID_PARAMS,
                                     "sampling parameters do not fit together");
+            } else if (rc == -E2BIG) {
+                engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
             } else if (rc < 0) {
                 engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for the sequence");
             }

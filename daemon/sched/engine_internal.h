@@ -41,6 +41,8 @@ struct engine {
 uint64_t engine_now_ns(void);
 
 /* Ends a request with an error, unless something has ended it already. */
+#define GRAMMAR_PLACES_MESSAGE "the grammar is too ambiguous: the text may be in too many places"
+
 void engine_request_fail(struct request *r, enum proto_error_code code, const char *message);
 
 /* Starts what waits and fits, and answers what has ended while it waited. */

@@ -107,7 +107,12 @@ static void publish_member(struct engine *e, struct sequence *s, const float *lo
         rc = publish_token(&e->publisher, s, rows, now);
         atomic_fetch_add(&e->n_generated_tokens, rc == 0);
     }
-    if (rc == -EDOM) {
+    if (rc == -ENODATA) {
+        engine_request_fail(r, PROTO_E_INVALID_PARAMS,
+                            "the grammar allows no token of the model's that is not forbidden");
+    } else if (rc == -E2BIG) {
+        engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
+    } else if (rc == -EDOM) {
         engine_request_fail(r, PROTO_E_BACKEND, "the backend computed logits that are not numbers");
     } else if (rc < 0) {
         engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");

@@ -88,6 +88,9 @@ int publish_token(const struct publisher *p, struct sequence *s, const float *lo
             r->stop_index = stop;
             finish(r, FINISH_STOP);
         }
+        if (sampler_is_complete(s->sampler)) {
+            finish(r, FINISH_EOS); /* nothing but an end-of-generation token could follow */
+        }
     }
     check_limits(s, now_ns);
     return emit_tokens(p, s, &token, text, text_bytes);

@@ -1,5 +1,7 @@
 #include "daemon/sched/sequence.h"
 
+#include "daemon/model/constraint.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +40,22 @@ static int find_eog(const struct tokenizer *t, int32_t **ret_ids, size_t *ret_co
     return 0;
 }
 
+/* After the prompt, which the grammar does not see. */
+static int constrain(struct sequence *s)
+{
+    const struct request *r = s->request;
+    struct constraint *c = NULL;
+    if (r->grammar == NULL) {
+        return 0;
+    }
+    int rc = constraint_create(r->grammar, model_tokenizer(r->model), &c);
+    rc = rc < 0 ? rc : sampler_constrain(s->sampler, c);
+    if (rc < 0) {
+        constraint_destroy(c);
+    }
+    return rc;
+}
+
 static int create_sampler(struct sequence *s)
 {
     struct request *r = s->request;
@@ -58,7 +76,7 @@ static int create_sampler(struct sequence *s)
     for (size_t i = 0; rc == 0 && i < r->n_tokens; i++) {
         rc = sampler_accept(s->sampler, r->tokens[i]);
     }
-    return rc;
+    return rc < 0 ? rc : constrain(s);
 }
 
 int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,

@@ -32,8 +32,8 @@ struct sequence {
     uint64_t started_ns, prompt_done_ns, last_token_ns;
 };
 
-/* space: whose blocks it shares, or NULL. 0 and *ret; -ENOMEM; -EINVAL (sampling parameters). The
- * request stays the caller's. */
+/* space: whose blocks it shares, or NULL. 0 and *ret; -ENOMEM; -EINVAL (sampling parameters);
+ * -E2BIG (the grammar). The request stays the caller's. */
 int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
                     struct sequence **ret);
 void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */

@@ -312,6 +312,27 @@ class Generate(DaemonCase):
                 self.assertEqual(self.client.generate(**params, **{**dry, **broken})["tokens"], [ord("c") + 3])
         self.assertNotEqual(self.client.generate(**params, **dry, dry_sequence_breakers=[])["tokens"], [ord("c") + 3])
 
+    def test_a_grammar_is_followed_to_its_end(self):
+        params = {"model": "tiny", "tokens": PROMPT, "n_predict": 200}
+        for grammar, words in (('root ::= ("yes" | "no") "!"{3}', r"(yes|no)!!!"), ("root ::= [0-9]{8} [^a]", r"[0-9]{8}[^a]"),
+                               ('root ::= "日本" | "🙂é"', "日本|🙂é")):
+            for change in ({"temperature": 0}, {"seed": 3}, {"mirostat": 2, "seed": 4}, {"temperature": 0, "ignore_eos": True}):
+                with self.subTest((grammar, change)):
+                    r = self.client.generate(**params, **change, grammar=grammar)
+                    self.assertRegex(r["text"], "^(" + words + ")$")
+                    self.assertEqual(r["finish"], "eos")
+        # The same without one, and where it is cut.
+        self.assertEqual(self.client.generate(**{**params, "n_predict": 5}, temperature=0, grammar="")["tokens"],
+                         self.client.generate(**{**params, "n_predict": 5}, temperature=0)["tokens"])
+        r = self.client.generate(**{**params, "n_predict": 3}, grammar="root ::= [0-9]{8}", seed=1)
+        self.assertEqual(r["finish"], "length")
+
+    def test_a_grammar_that_leaves_no_token_is_an_error(self):
+        # The text is empty, which only an end-of-generation token could tell.
+        params = {"model": "tiny", "tokens": PROMPT, "grammar": 'root ::= ""'}
+        self.assertEqual(self.client.generate(**params)["finish"], "eos")
+        self.refused("INVALID_PARAMS", "text.generate", {**params, "ignore_eos": True}, "grammar", "no token")
+
     def test_eos_ends_the_generation(self):
         r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=10, temperature=0, logit_bias=[[2, 1000.0]])
         self.assertEqual((r["finish"], r["n_generated"], r["text"]), ("eos", 1, ""))
@@ -357,7 +378,9 @@ class Generate(DaemonCase):
                 ({"samplers": ["top_k", "topk"]}, "samplers", "item 1", "'topk'", "penalties", "temperature"),
                 ({"samplers": ["xtc"] * 17}, "samplers", "16"), ({"dry_sequence_breakers": [""]}, "item 0"),
                 ({"dry_sequence_breakers": ["a", "b" * 41]}, "dry_sequence_breakers", "item 1", "41", "40"),
-                ({"dry_sequence_breakers": ["a"] * 33}, "dry_sequence_breakers", "32")):
+                ({"dry_sequence_breakers": ["a"] * 33}, "dry_sequence_breakers", "32"), ({"grammar": 5}, "grammar"),
+                ({"grammar": "root ::= \"a\"\nb ::= c"}, "grammar", "line 2", "column 7", "'c'"),
+                ({"grammar": "root ::= root"}, "grammar", "left recursion", "'root'")):
             with self.subTest(change):
                 self.refused("INVALID_PARAMS", "text.generate", {**good, **change}, *words)
         self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny"}, "prompt", "tokens")

@@ -83,6 +83,16 @@ class Run(Case):
         self.refused("run", "-m", "tiny", "--samplers", "top_k;nucleus", PROMPT, words=["samplers", "nucleus", "top_p"])
         self.refused("run", "-m", "tiny", "--dry-sequence-breaker", "x" * 41, PROMPT, words=["dry_sequence_breakers", 40])
 
+    def test_grammars(self):
+        grammar = 'root ::= "yes" | "no" # a comment'
+        file = self.write("answer.gbnf", grammar.encode())
+        for options in (("--grammar", grammar), ("--grammar-file", file)):
+            r = self.gqa("run", "-m", "tiny", "-n", 20, "--json", *options, PROMPT).json
+            self.assertIn((r["text"], r["finish"]), (("yes", "eos"), ("no", "eos")))
+        self.refused("run", "-m", "tiny", "--grammar", "root ::= x", PROMPT, words=["grammar", "line 1", "'x'"])
+        self.refused("run", "-m", "tiny", "--grammar-file", self.path("none"), PROMPT, words=["none"], status=66)
+        self.refused("run", "-m", "tiny", "--grammar-file", file, "--grammar", grammar, PROMPT, words=["only one"], status=64)
+
     def test_a_prompt_comes_from_anywhere(self):
         want = self.run_json("--temperature", 0, PROMPT)["tokens"]
         file = self.write("prompt.txt", PROMPT.encode())

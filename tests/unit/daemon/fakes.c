@@ -221,6 +221,11 @@ int32_t tokenizer_eos(const struct tokenizer *t)
     return TOKEN_NONE;
 }
 
+bool tokenizer_is_eog(const struct tokenizer *t, int32_t token)
+{
+    return false;
+}
+
 bool tokenizer_adds_bos(const struct tokenizer *t)
 {
     return false;
