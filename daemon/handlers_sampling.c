@@ -1,6 +1,7 @@
 /* The sampling parameters of text.generate: from the protocol's to the sampler's. */
 #include "daemon/handlers_internal.h"
 #include "daemon/model/dry_breakers.h"
+#include "daemon/model/grammar_schema.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@ _Static_assert(PROTO_SAMPLERS_MAX == SAMPLER_CHAIN_MAX, "a chain that may be ask
 _Static_assert(PROTO_BREAKERS_MAX == DRY_BREAKERS_MAX, "as many breakers as may be given");
 _Static_assert(PROTO_BREAKER_BYTES_MAX == DRY_BREAKER_BYTES_MAX, "as long as they may be");
 _Static_assert(PROTO_GRAMMAR_BYTES_MAX == GRAMMAR_TEXT_BYTES_MAX, "a grammar that may be sent");
+_Static_assert(PROTO_SCHEMA_BYTES_MAX == SCHEMA_TEXT_BYTES_MAX, "and a schema");
 
 /* ---- checks ------------------------------------------------------------------------------ */
 
@@ -73,9 +75,20 @@ static bool check_breakers(struct call *call)
     return true;
 }
 
+static bool check_constraint(struct call *call)
+{
+    const struct proto_text_generate *p = &call->params.text_generate;
+    if (p->grammar.bytes > 0 && p->json_schema.bytes > 0) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "give only one of 'grammar' and 'json_schema'");
+        return false;
+    }
+    return true;
+}
+
 bool call_check_sampling(struct call *call)
 {
-    return check_biases(call) && check_samplers(call) && check_breakers(call);
+    return check_constraint(call) && check_biases(call) && check_samplers(call) &&
+           check_breakers(call);
 }
 
 /* ---- the sampler's parameters ------------------------------------------------------------ */
@@ -178,15 +191,28 @@ static int find_breakers(struct call *call)
     return rc;
 }
 
+static int compile_grammar(struct call *call)
+{
+    const struct proto_text_generate *p = &call->params.text_generate;
+    struct fmt_error *err = &call->prepare_error;
+    struct grammar **ret = &call->request->grammar;
+    char *text = NULL;
+    if (p->grammar.bytes > 0) {
+        return grammar_compile(p->grammar.data, p->grammar.bytes, ret, err);
+    }
+    if (p->json_schema.bytes == 0) {
+        return 0;
+    }
+    int rc = grammar_from_schema(p->json_schema.data, p->json_schema.bytes, &text, err);
+    rc = rc < 0 ? rc : grammar_compile(text, strlen(text), ret, err);
+    free(text);
+    return rc;
+}
+
 static void prepare_work(struct task *t)
 {
     struct call *call = call_of_task(t);
-    struct proto_string grammar = call->params.text_generate.grammar;
-    int rc = 0;
-    if (grammar.bytes > 0) {
-        rc = grammar_compile(grammar.data, grammar.bytes, &call->request->grammar,
-                             &call->prepare_error);
-    }
+    int rc = compile_grammar(call);
     if (rc == 0 && sampler_params_want_dry(&call->request->sampling)) {
         rc = find_breakers(call);
     }
@@ -200,7 +226,9 @@ static void prepare_done(struct task *t)
     if (call_is_stopped(call)) {
         call_fail_cancelled(call);
     } else if (call->task_result == -EINVAL) {
-        call_fail(call, PROTO_E_INVALID_PARAMS, "'grammar': %s", call->prepare_error.text);
+        bool schema = call->params.text_generate.json_schema.bytes > 0;
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'%s': %s", schema ? "json_schema" : "grammar",
+                  call->prepare_error.text);
     } else if (call->task_result < 0) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory to prepare the sampling");
     } else {
@@ -210,7 +238,8 @@ static void prepare_done(struct task *t)
 
 void call_prepare_sampling(struct call *call, void (*then)(struct call *))
 {
-    bool constrained = call->params.text_generate.grammar.bytes > 0;
+    const struct proto_text_generate *p = &call->params.text_generate;
+    bool constrained = p->grammar.bytes > 0 || p->json_schema.bytes > 0;
     if (!constrained && !sampler_params_want_dry(&call->request->sampling)) {
         then(call);
         return;

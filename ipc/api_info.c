@@ -86,13 +86,14 @@ static void pack_limits(struct ipc_buffer *b)
         const char *name;
         uint64_t value;
     } limits[] = {
-        {"frame_bytes", PROTO_FRAME_BYTES_MAX}, {"depth", PROTO_DEPTH_MAX},
-        {"elements", PROTO_ELEMENTS_MAX},       {"tokens", PROTO_TOKENS_MAX},
-        {"text_bytes", PROTO_TEXT_BYTES_MAX},   {"name_bytes", PROTO_NAME_BYTES_MAX},
-        {"path_bytes", PROTO_PATH_BYTES_MAX},   {"stops", PROTO_STOPS_MAX},
-        {"stop_bytes", PROTO_STOP_BYTES_MAX},   {"biases", PROTO_BIASES_MAX},
-        {"samplers", PROTO_SAMPLERS_MAX},       {"grammar_bytes", PROTO_GRAMMAR_BYTES_MAX},
-        {"breakers", PROTO_BREAKERS_MAX},       {"breaker_bytes", PROTO_BREAKER_BYTES_MAX},
+        {"frame_bytes", PROTO_FRAME_BYTES_MAX},     {"depth", PROTO_DEPTH_MAX},
+        {"elements", PROTO_ELEMENTS_MAX},           {"tokens", PROTO_TOKENS_MAX},
+        {"text_bytes", PROTO_TEXT_BYTES_MAX},       {"name_bytes", PROTO_NAME_BYTES_MAX},
+        {"path_bytes", PROTO_PATH_BYTES_MAX},       {"stops", PROTO_STOPS_MAX},
+        {"stop_bytes", PROTO_STOP_BYTES_MAX},       {"biases", PROTO_BIASES_MAX},
+        {"samplers", PROTO_SAMPLERS_MAX},           {"grammar_bytes", PROTO_GRAMMAR_BYTES_MAX},
+        {"schema_bytes", PROTO_SCHEMA_BYTES_MAX},   {"breakers", PROTO_BREAKERS_MAX},
+        {"breaker_bytes", PROTO_BREAKER_BYTES_MAX},
     };
     size_t count = sizeof(limits) / sizeof(limits[0]);
     ipc_pack_map(b, count);

@@ -31,6 +31,7 @@
 #define PROTO_STOP_BYTES_MAX    256u
 #define PROTO_BIASES_MAX        1024u
 #define PROTO_GRAMMAR_BYTES_MAX (1u << 20)
+#define PROTO_SCHEMA_BYTES_MAX  (1u << 18)
 #define PROTO_SAMPLERS_MAX      16u
 #define PROTO_BREAKERS_MAX      32u
 #define PROTO_BREAKER_BYTES_MAX 40u
@@ -141,6 +142,8 @@ enum proto_field_type {
     F(F32, mirostat_eta, OPTIONAL, 0, 100, 0.1, "its learning rate")                              \
     F(BIASES, logit_bias, OPTIONAL, 0, PROTO_BIASES_MAX, 0, "added to logits; -inf forbids")      \
     F(TEXT, grammar, OPTIONAL, 0, PROTO_GRAMMAR_BYTES_MAX, 0, "GBNF that the text follows")       \
+    F(TEXT, json_schema, OPTIONAL, 0, PROTO_SCHEMA_BYTES_MAX, 0,                                  \
+      "JSON Schema that the text satisfies")                                                      \
     F(U64, seed, OPTIONAL, 0, UINT64_MAX, 0, "of the draws; absent: a random one, reported")      \
     F(STRINGS, stop, OPTIONAL, 0, PROTO_STOPS_MAX, 0, "texts that end the generation")            \
     F(BOOL, ignore_eos, OPTIONAL, 0, 1, 0, "end-of-generation tokens are never chosen")           \

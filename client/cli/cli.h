@@ -96,7 +96,7 @@ struct cli_sampling {
     const char *breakers[CLI_BREAKERS_MAX];
     size_t n_breakers;
     bool has_breakers; /* also without any: "none" */
-    const char *grammar, *grammar_file;
+    const char *grammar, *grammar_file, *json_schema;
     int32_t bias_ids[CLI_BIASES_MAX];
     float biases[CLI_BIASES_MAX];
     size_t n_biases;

@@ -98,6 +98,7 @@ static const struct argp_option options[] = {
     {"grammar", KEY_GRAMMAR, "GBNF", 0, "The text follows this grammar", 10},
     {"grammar-file", KEY_GRAMMAR_FILE, "FILE", 0, "The same, from a file (- for standard input)",
      10},
+    {"json-schema", 'j', "SCHEMA", 0, "The text is JSON that satisfies this JSON Schema", 10},
     {"stop", KEY_STOP, "TEXT", 0, "Text that ends the generation (may be repeated)", 10},
     {"logit-bias", KEY_LOGIT_BIAS, "ID:BIAS", 0,
      "Add to a token's logit; -inf forbids it (may be repeated)", 10},
@@ -208,6 +209,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_GRAMMAR:
         s->grammar = arg;
         return 0;
+    case 'j':
+        s->json_schema = arg;
+        return 0;
     case KEY_GRAMMAR_FILE:
         s->grammar_file = arg;
         return 0;
@@ -224,13 +228,17 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 const struct argp cli_sampling_argp = {.options = options, .parser = parse};
 
-/* At most one of the two. */
+/* At most one of the three. */
 static int add_constraint(struct cli_sampling *s)
 {
     char *data;
     size_t bytes;
-    if (s->grammar != NULL && s->grammar_file != NULL) {
-        return cli_error(EX_USAGE, "grammar: give only one of --grammar and --grammar-file");
+    if ((s->grammar != NULL) + (s->grammar_file != NULL) + (s->json_schema != NULL) > 1) {
+        return cli_error(EX_USAGE,
+                         "grammar: give only one of --grammar, --grammar-file and --json-schema");
+    }
+    if (s->json_schema != NULL) {
+        gqa_params_str(s->params, "json_schema", s->json_schema);
     }
     if (s->grammar != NULL) {
         gqa_params_str(s->params, "grammar", s->grammar);

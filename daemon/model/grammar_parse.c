@@ -385,8 +385,12 @@ static int by_low(const void *a, const void *b)
 static int finish_set(struct parser *p, size_t first, bool inverted, struct fragment *ret)
 {
     struct grammar *g = p->g;
-    struct grammar_range *r = g->range + first;
     size_t n = g->n_ranges - first, kept = 0;
+    int rc = grammar_grow((void **)&g->range, &g->ranges_capacity, g->n_ranges, sizeof(*g->range));
+    if (rc < 0) {
+        return rc;
+    }
+    struct grammar_range *r = g->range + first; /* there is an array now, also for an empty set */
     if (n > 0) {
         qsort(r, n, sizeof(*r), by_low);
     }
@@ -398,7 +402,6 @@ static int finish_set(struct parser *p, size_t first, bool inverted, struct frag
         }
     }
     g->n_ranges = first + kept;
-    int rc = 0;
     if (inverted) {
         rc = add_range(p, GRAMMAR_LAST_POINT + 1, GRAMMAR_LAST_POINT + 1); /* may move the ranges */
         r = g->range + first;

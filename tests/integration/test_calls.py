@@ -1,4 +1,5 @@
 """Every method of the protocol against the real daemon, as a well-behaved client sees it."""
+import json
 import math
 import os
 import struct
@@ -327,6 +328,23 @@ class Generate(DaemonCase):
         r = self.client.generate(**{**params, "n_predict": 3}, grammar="root ::= [0-9]{8}", seed=1)
         self.assertEqual(r["finish"], "length")
 
+    def test_documents_satisfy_their_schema(self):
+        schema = {"type": "object", "required": ["name", "tags"], "additionalProperties": False, "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "tags": {"type": "array", "items": {"enum": ["a", "b", "日本"]}, "minItems": 1, "maxItems": 3},
+            "born": {"type": "string", "format": "date"}, "more": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/pair"}]}},
+            "$defs": {"pair": {"type": "array", "prefixItems": [{"type": "boolean"}, {"const": 7}]}}}
+        for change in ({"temperature": 0}, {"seed": 1}, {"seed": 2, "temperature": 2}, {"seed": 3, "ignore_eos": True}):
+            with self.subTest(change):
+                r = self.client.generate(model="tiny", tokens=PROMPT, n_predict=400, json_schema=json.dumps(schema), **change)
+                self.assertEqual(r["finish"], "eos", r["text"])
+                d = json.loads(r["text"])
+                self.assertLessEqual(set(d), set(schema["properties"]))
+                self.assertTrue(1 <= len(d["name"]) <= 12 and 1 <= len(d["tags"]) <= 3 and set(d["tags"]) <= {"a", "b", "日本"})
+                self.assertTrue(0 <= d.get("age", 0) <= 150 and type(d.get("age", 0)) is int)
+                self.assertRegex(d.get("born", "2000-01-01"), r"^\d{4}-\d\d-\d\d$")
+                self.assertIn(d.get("more"), (None, [True, 7], [False, 7]))
+
     def test_a_grammar_that_leaves_no_token_is_an_error(self):
         # The text is empty, which only an end-of-generation token could tell.
         params = {"model": "tiny", "tokens": PROMPT, "grammar": 'root ::= ""'}
@@ -380,7 +398,9 @@ class Generate(DaemonCase):
                 ({"dry_sequence_breakers": ["a", "b" * 41]}, "dry_sequence_breakers", "item 1", "41", "40"),
                 ({"dry_sequence_breakers": ["a"] * 33}, "dry_sequence_breakers", "32"), ({"grammar": 5}, "grammar"),
                 ({"grammar": "root ::= \"a\"\nb ::= c"}, "grammar", "line 2", "column 7", "'c'"),
-                ({"grammar": "root ::= root"}, "grammar", "left recursion", "'root'")):
+                ({"grammar": "root ::= root"}, "grammar", "left recursion", "'root'"),
+                ({"json_schema": "{"}, "json_schema", "line 1"), ({"json_schema": "{\"not\": {}}"}, "json_schema", "'not'"),
+                ({"json_schema": "{}", "grammar": "root ::= \"a\""}, "grammar", "json_schema")):
             with self.subTest(change):
                 self.refused("INVALID_PARAMS", "text.generate", {**good, **change}, *words)
         self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny"}, "prompt", "tokens")

@@ -89,6 +89,9 @@ class Run(Case):
         for options in (("--grammar", grammar), ("--grammar-file", file)):
             r = self.gqa("run", "-m", "tiny", "-n", 20, "--json", *options, PROMPT).json
             self.assertIn((r["text"], r["finish"]), (("yes", "eos"), ("no", "eos")))
+        schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
+        document = json.loads(self.gqa("run", "-m", "tiny", "-n", 40, "--json", "-j", schema, PROMPT).json["text"])
+        self.assertIn(document, ({"ok": True}, {"ok": False}))
         self.refused("run", "-m", "tiny", "--grammar", "root ::= x", PROMPT, words=["grammar", "line 1", "'x'"])
         self.refused("run", "-m", "tiny", "--grammar-file", self.path("none"), PROMPT, words=["none"], status=66)
         self.refused("run", "-m", "tiny", "--grammar-file", file, "--grammar", grammar, PROMPT, words=["only one"], status=64)
