@@ -698,6 +698,29 @@ static int check_names(struct parser *p)
     return 0;
 }
 
+/* Past the jumps, of which building leaves one behind every symbol. There is no circle of jumps
+ * alone: every loop has the split by which it is left. */
+static uint32_t past_jumps(const struct grammar *g, uint32_t node)
+{
+    while (node != GRAMMAR_NOWHERE && g->node[node].kind == NODE_JUMP) {
+        node = g->node[node].next;
+    }
+    return node;
+}
+
+/* Backwards, since most jumps lead forwards: what they lead to is short already. */
+static void shorten(struct grammar *g)
+{
+    for (size_t i = g->n_nodes; i-- > 0;) {
+        struct grammar_node *node = &g->node[i];
+        node->next = past_jumps(g, node->next);
+        node->arg = node->kind == NODE_SPLIT ? past_jumps(g, node->arg) : node->arg;
+    }
+    for (size_t i = 0; i < g->n_rules; i++) {
+        g->start[i] = past_jumps(g, g->start[i]);
+    }
+}
+
 static int parse_text(struct parser *p)
 {
     skip_space(p, true);
@@ -709,6 +732,9 @@ static int parse_text(struct parser *p)
     }
     uint32_t again = GRAMMAR_NOWHERE;
     int rc = check_names(p);
+    if (rc == 0) {
+        shorten(p->g);
+    }
     rc = rc < 0 ? rc : grammar_find_left_recursion(p->g, &again);
     if (rc == 0 && again != GRAMMAR_NOWHERE) {
         return refuse(p, p->rule[again].text, "left recursion: a rule can begin with itself: '",
