@@ -273,7 +273,7 @@ static const char *const default_models[] = {
     "gpt-oss",        "llama-q-F16",    "llama-q-BF16",   "llama-q-Q8_0",   "llama-q-Q4_0",
     "llama-q-Q4_K_S", "llama-q-Q4_K_M", "llama-q-Q5_K_M", "llama-q-Q6_K",   "llama-q-Q4_1",
     "llama-q-Q5_0",   "llama-q-Q5_1",   "llama-q-Q2_K",   "llama-q-Q3_K_S", "llama-q-IQ4_NL",
-    "llama-q-IQ4_XS",
+    "llama-q-IQ4_XS", "gpt-oss-mxfp4",
 };
 
 int main(int argc, char **argv)
