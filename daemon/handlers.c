@@ -217,8 +217,9 @@ void caller_notify_error(struct caller *c, const struct ipc_error *e)
 static bool method_is_work(enum proto_method method)
 {
     return method == PROTO_TEXT_GENERATE || method == PROTO_TEXT_LOGITS ||
-           method == PROTO_TEXT_TOKENIZE || method == PROTO_TEXT_DETOKENIZE ||
-           method == PROTO_MODEL_LOAD || method == PROTO_KV_PIN || method == PROTO_MODEL_UNLOAD;
+           method == PROTO_TEXT_EMBED || method == PROTO_TEXT_TOKENIZE ||
+           method == PROTO_TEXT_DETOKENIZE || method == PROTO_MODEL_LOAD ||
+           method == PROTO_KV_PIN || method == PROTO_MODEL_UNLOAD;
 }
 
 static void dispatch_request(struct call *call)

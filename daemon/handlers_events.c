@@ -219,6 +219,8 @@ static void deliver_done(struct call *call)
         answer_pin(call, r);
     } else if (r->kind == REQUEST_GENERATE) {
         answer_generate(call, r);
+    } else if (r->kind == REQUEST_EMBED) {
+        call_answer_embed(call, r);
     } else {
         answer_logits(call, r);
     }
@@ -243,6 +245,8 @@ bool call_deliver(struct call *call, struct request_event *ev)
     if (call->caller) {
         if (ev->kind == REQUEST_TOKENS) {
             deliver_tokens(call, ev);
+        } else if (call->request->kind == REQUEST_EMBED) {
+            call_deliver_embeddings(call, ev);
         } else {
             deliver_rows(call, ev);
         }

@@ -63,6 +63,7 @@ struct call {
     struct call_encode encode;
     int32_t *tokens; /* owned until the request takes them */
     size_t n_tokens;
+    size_t n_encoded; /* of text.embed's texts */
     char *text; /* of a detokenise */
     size_t text_bytes;
     struct request *request;
@@ -150,7 +151,16 @@ void service_check_unloads(struct service *s);
 void unload_start(struct call *call, struct model *m);
 void unload_detach(struct call *call); /* the call ends; the unload goes on */
 
-/* ---- texts (handlers_text.c, handlers_tokens.c, handlers_events.c) ----------------------- */
+/* ---- texts (handlers_text.c, handlers_embed.c, handlers_tokens.c, handlers_events.c) ----- */
+
+/* A request of the call's model, in call->request, with call->tokens as its prompt. NULL, and the
+ * call has failed, without memory. */
+struct request *call_begin_request(struct call *call, enum request_kind kind);
+/* Hands call->request to the engine, or fails the call. */
+void call_submit(struct call *call);
+/* Rows and result of a text.embed. */
+void call_deliver_embeddings(struct call *call, const struct request_event *ev);
+void call_answer_embed(struct call *call, const struct request *r);
 
 /* Sets call->tokens, in the calling thread or on the task pool, then calls encode->then. */
 void call_tokenise(struct call *call, const struct call_encode *encode);

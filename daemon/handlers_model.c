@@ -201,7 +201,7 @@ void pack_model_info(struct ipc_buffer *b, const struct model *m)
     struct model_facts facts;
     model_facts(m, &facts);
 
-    ipc_pack_map(b, 24);
+    ipc_pack_map(b, 26);
     pack_kv_str(b, "name", model_name(m));
     pack_kv_str(b, "path", facts.path);
     pack_kv_str(b, "arch", shape->arch->name);
@@ -218,6 +218,8 @@ void pack_model_info(struct ipc_buffer *b, const struct model *m)
     pack_kv_u64(b, "n_vocab", shape->n_vocab);
     pack_kv_u64(b, "n_ctx", facts.n_ctx);
     pack_kv_u64(b, "n_ctx_train", shape->n_ctx_train);
+    pack_kv_str(b, "kind", model_is_encoder(m) ? "encoder" : "decoder");
+    pack_kv_str(b, "pooling", pooling_name(shape->pooling));
     pack_tokenizer(b, model_tokenizer(m));
     pack_cache(b, model_kv_layout(m));
     pack_backend(b, &facts);

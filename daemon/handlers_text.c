@@ -18,6 +18,18 @@ struct prompt_params {
     bool has_prompt, has_tokens, add_special, parse_special;
 };
 
+/* False, and the call has failed, for a model that predicts nothing. */
+static bool check_decoder(struct call *call)
+{
+    if (model_is_encoder(call->model)) {
+        call_fail(call, PROTO_E_INVALID_PARAMS,
+                  "model '%s' is an encoder (%s) and has no next token: see text.embed",
+                  model_name(call->model), model_shape(call->model)->arch->name);
+        return false;
+    }
+    return true;
+}
+
 static struct prompt_params prompt_of(const struct call *call)
 {
     if (call->method == PROTO_TEXT_GENERATE) {
@@ -103,7 +115,7 @@ void call_realm(const struct call *call, char realm[KV_REALM_BYTES])
     }
 }
 
-static struct request *begin_request(struct call *call, enum request_kind kind)
+struct request *call_begin_request(struct call *call, enum request_kind kind)
 {
     struct request *r = request_create(kind, call->model);
     if (!r) {
@@ -129,7 +141,7 @@ static void release_message(struct call *call)
     call->frame = NULL;
 }
 
-static void submit(struct call *call)
+void call_submit(struct call *call)
 {
     call->request->submitted_ns = clock_now_ns();
     int rc = engine_submit(call->service->engine, call->request);
@@ -201,7 +213,7 @@ static void generate_submit(struct call *call)
     if (!check_context(call, 1) || !call_check_sampling(call)) {
         return;
     }
-    struct request *r = begin_request(call, REQUEST_GENERATE);
+    struct request *r = call_begin_request(call, REQUEST_GENERATE);
     if (!r) {
         return;
     }
@@ -216,12 +228,14 @@ static void generate_submit(struct call *call)
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
         return;
     }
-    call_prepare_sampling(call, submit);
+    call_prepare_sampling(call, call_submit);
 }
 
 static void generate_with_model(struct call *call)
 {
-    take_prompt(call, generate_submit);
+    if (check_decoder(call)) {
+        take_prompt(call, generate_submit);
+    }
 }
 
 void handle_text_generate(struct call *call)
@@ -238,16 +252,18 @@ static void pin_submit(struct call *call)
     if (!check_context(call, 1)) {
         return;
     }
-    struct request *r = begin_request(call, REQUEST_GENERATE);
+    struct request *r = call_begin_request(call, REQUEST_GENERATE);
     if (r) {
         r->pin = call->params.kv_pin.pinned ? 1 : -1;
-        submit(call);
+        call_submit(call);
     }
 }
 
 static void pin_with_model(struct call *call)
 {
-    take_prompt(call, pin_submit);
+    if (check_decoder(call)) {
+        take_prompt(call, pin_submit);
+    }
 }
 
 void handle_kv_pin(struct call *call)
@@ -270,7 +286,7 @@ static void logits_submit(struct call *call)
                   p->first_row, call->n_tokens);
         return;
     }
-    struct request *r = begin_request(call, REQUEST_LOGITS);
+    struct request *r = call_begin_request(call, REQUEST_LOGITS);
     if (!r) {
         return;
     }
@@ -279,12 +295,14 @@ static void logits_submit(struct call *call)
     if (!p->cache_prompt) {
         r->realm[0] = '\0';
     }
-    submit(call);
+    call_submit(call);
 }
 
 static void logits_with_model(struct call *call)
 {
-    take_prompt(call, logits_submit);
+    if (check_decoder(call)) {
+        take_prompt(call, logits_submit);
+    }
 }
 
 void handle_text_logits(struct call *call)

@@ -49,6 +49,11 @@ void request_destroy(struct request *r)
     free(r->stops);
     free(r->stop_bytes);
     free(r->tokens);
+    for (size_t i = 0; i < r->embed.n_inputs; i++) {
+        free(r->embed.inputs[i].tokens);
+    }
+    free(r->embed.inputs);
+    free(r->embed.vectors);
     free((void *)r->sampling.logit_bias); /* the request's own; the sampler copies it */
     dry_breakers_destroy((struct dry_breakers *)r->sampling.dry_breakers);
     grammar_destroy(r->grammar);

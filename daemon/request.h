@@ -1,4 +1,4 @@
-/* daemon/request.h - one generation or logits request, from admission to its last event.
+/* daemon/request.h - one generation, logits or embedding request, from admission to its last event.
  *
  * The loop thread creates a request, submits it to the engine and keeps the pointer; the engine
  * works on it and sends events; after the final event (REQUEST_DONE) the loop owns it alone and
@@ -9,13 +9,14 @@
 #include "daemon/kv/sequence.h"
 #include "daemon/model/grammar.h"
 #include "daemon/model/model.h"
+#include "daemon/model/pooling.h"
 #include "daemon/model/sampler.h"
 #include "ipc/protocol.h"
 
 #include <stdatomic.h>
 #include <sys/types.h>
 
-enum request_kind { REQUEST_GENERATE, REQUEST_LOGITS };
+enum request_kind { REQUEST_GENERATE, REQUEST_LOGITS, REQUEST_EMBED };
 
 enum request_finish {
     FINISH_NONE,
@@ -32,12 +33,29 @@ struct request_timings { /* milliseconds */
     double queue_ms, prompt_ms, first_token_ms, predict_ms;
 };
 
+/* One text of an embedding request. */
+struct request_input {
+    int32_t *tokens; /* owned; at least one */
+    size_t n_tokens;
+};
+
+/* What a REQUEST_EMBED has instead of tokens. Every input is a sequence of its own, so that many
+ * share the engine's steps. */
+struct request_embed {
+    struct request_input *inputs; /* owned */
+    size_t n_inputs;
+    enum pooling pooling;
+    int32_t norm;   /* as embedding_normalise() takes it */
+    uint32_t width; /* of a vector; at most what the model gives */
+    float *vectors; /* (n_inputs, width), owned; NULL with POOLING_NONE, whose rows are events */
+};
+
 struct request {
     /* Written by the loop before submission, then constant. */
     enum request_kind kind;
     struct model *model; /* a reference */
     uid_t uid;
-    int32_t *tokens; /* owned; at least one */
+    int32_t *tokens; /* owned; at least one, but for EMBED */
     size_t n_tokens;
     uint32_t n_predict;
     struct sampler_params sampling; /* its arrays are owned by the request */
@@ -52,6 +70,7 @@ struct request {
     int pin;                    /* 1: the prompt's blocks stay until unpinned; -1: no longer */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
+    struct request_embed embed;
     void *owner;                /* the loop's own, never touched by the engine */
 
     /* Shared. */
@@ -70,8 +89,12 @@ struct request {
     struct request_timings timings;
     uint64_t submitted_ns;
 
-    /* The engine's queue and sequence. */
+    /* The engine's queue and sequences. An EMBED may wait there for its next input while sequences
+     * of others of its inputs run. */
     struct request *next;
+    bool is_queued;
+    size_t next_input;    /* EMBED: the first that was not begun */
+    uint32_t n_sequences; /* that run */
     struct request_event *done_event; /* allocated at submission, so that the end cannot fail */
 };
 
@@ -92,8 +115,10 @@ struct request_event {
     const struct sampled_token *tokens; /* with logprobs when n_probs was asked for */
     const char *text;
     size_t text_bytes;
-    /* ROWS: logits (n_rows, n_vocab) or logprobs (n_rows) from first_row on. */
+    /* ROWS: logits (n_rows, n_vocab) or logprobs (n_rows) from first_row on; or embeddings (n_rows,
+     * embed.width) of that input. */
     uint32_t first_row, n_rows;
+    uint32_t input;
     const float *rows;
 };
 

@@ -93,7 +93,7 @@ static void pack_limits(struct ipc_buffer *b)
         {"stop_bytes", PROTO_STOP_BYTES_MAX},       {"biases", PROTO_BIASES_MAX},
         {"samplers", PROTO_SAMPLERS_MAX},           {"grammar_bytes", PROTO_GRAMMAR_BYTES_MAX},
         {"schema_bytes", PROTO_SCHEMA_BYTES_MAX},   {"breakers", PROTO_BREAKERS_MAX},
-        {"breaker_bytes", PROTO_BREAKER_BYTES_MAX},
+        {"breaker_bytes", PROTO_BREAKER_BYTES_MAX}, {"inputs", PROTO_INPUTS_MAX},
     };
     size_t count = sizeof(limits) / sizeof(limits[0]);
     ipc_pack_map(b, count);

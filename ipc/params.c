@@ -34,6 +34,7 @@ static void set_default(const struct proto_field *f, void *member)
         *(struct proto_tokens *)member = (struct proto_tokens){&no_token, 0};
         break;
     case PROTO_STRINGS:
+    case PROTO_TEXTS:
         *(struct proto_strings *)member = (struct proto_strings){&no_string, 0};
         break;
     case PROTO_BIASES:

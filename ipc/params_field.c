@@ -206,10 +206,13 @@ static int decode_tokens(const struct field_decoder *d, const struct ipc_value *
     return 0;
 }
 
+/* STRINGS are short, and not empty; TEXTS are as long as a text may be. */
 static int decode_strings(const struct field_decoder *d, const struct ipc_value *v,
                           struct proto_strings *ret)
 {
     const char *name = d->field->name;
+    bool texts = d->field->type == PROTO_TEXTS;
+    size_t min = texts ? 0 : 1, max = texts ? PROTO_TEXT_BYTES_MAX : PROTO_STOP_BYTES_MAX;
     size_t count = ipc_value_count(v);
     int rc = ipc_value_type(v) == IPC_ARRAY ? check_size(d, count) : refuse_type(d, v);
     if (rc < 0) {
@@ -225,9 +228,9 @@ static int decode_strings(const struct field_decoder *d, const struct ipc_value 
             return REFUSE(d, "'%s', item %zu: must be a string; it is %s", name, i,
                           type_words(item));
         }
-        if (items[i].bytes < 1 || items[i].bytes > PROTO_STOP_BYTES_MAX) {
-            return REFUSE(d, "'%s', item %zu: has a length of %zu; it must be 1 to %u", name, i,
-                          items[i].bytes, PROTO_STOP_BYTES_MAX);
+        if (items[i].bytes < min || items[i].bytes > max) {
+            return REFUSE(d, "'%s', item %zu: has a length of %zu; it must be %zu to %zu", name, i,
+                          items[i].bytes, min, max);
         }
     }
     *ret = (struct proto_strings){items, count};
@@ -315,6 +318,7 @@ int ipc_field_decode(const struct field_decoder *d, const struct ipc_value *v, v
     case PROTO_TOKENS:
         return decode_tokens(d, v, ret_member);
     case PROTO_STRINGS:
+    case PROTO_TEXTS:
         return decode_strings(d, v, ret_member);
     case PROTO_BIASES:
         return decode_biases(d, v, ret_member);

@@ -14,6 +14,7 @@
 #define MEMBER_TEXT    u
 #define MEMBER_TOKENS  u
 #define MEMBER_STRINGS u
+#define MEMBER_TEXTS   u
 #define MEMBER_BIASES  u
 
 /* Holds every bound, signed or not. */
@@ -37,6 +38,7 @@
 #define CHECK_TEXT(name, min, max, def)    CHECK_ORDER(name, min, max)
 #define CHECK_TOKENS(name, min, max, def)  CHECK_ORDER(name, min, max)
 #define CHECK_STRINGS(name, min, max, def) CHECK_ORDER(name, min, max)
+#define CHECK_TEXTS(name, min, max, def)   CHECK_ORDER(name, min, max)
 #define CHECK_BIASES(name, min, max, def)  CHECK_ORDER(name, min, max)
 
 enum { OPTIONAL = 0, REQUIRED = 1 };

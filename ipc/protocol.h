@@ -35,6 +35,7 @@
 #define PROTO_SAMPLERS_MAX      16u
 #define PROTO_BREAKERS_MAX      32u
 #define PROTO_BREAKER_BYTES_MAX 40u
+#define PROTO_INPUTS_MAX        2048u
 
 /* Who may call a method. OWN acts on the caller's realm only; ADMIN is uid 0, the daemon's own
  * uid and members of admin_group. */
@@ -73,6 +74,7 @@ struct proto_biases {
     T(TEXT, struct proto_string, "string or binary", "bytes")     \
     T(TOKENS, struct proto_tokens, "array of integers", "count")  \
     T(STRINGS, struct proto_strings, "array of strings", "count") \
+    T(TEXTS, struct proto_strings, "array of texts", "count")     \
     T(BIASES, struct proto_biases, "array of [token, bias]", "count")
 
 enum proto_field_type {
@@ -188,6 +190,21 @@ enum proto_field_type {
     F(NAME, model, OPTIONAL, 1, PROTO_PATH_BYTES_MAX, 0, "of this loaded model; absent: of all") \
     F(BOOL, all, OPTIONAL, 0, 1, 0, "every realm: administrators")
 
+#define GQA_FIELDS_EMBED(F)                                                                      \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                    \
+    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "one text; or give tokens or inputs")  \
+    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")           \
+    F(TEXTS, inputs, OPTIONAL, 0, PROTO_INPUTS_MAX, 0, "texts, each embedded by itself")         \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS, EOS, CLS or SEP to texts") \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in a text count")          \
+    F(NAME, pooling, OPTIONAL, 1, 16, 0, "none, mean, cls, last, rank; absent: the model's own") \
+    F(BOOL, normalize, OPTIONAL, 0, 1, 1, "scale every vector to length 1")                      \
+    F(I32, embd_normalize, OPTIONAL, -1, 64, 2,                                                  \
+      "by which norm: -1 none, 0 largest value to 32760, 1 taxicab, 2 euclidean, p")             \
+    F(TEXT, query, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "rank: what the texts are to answer")   \
+    F(U32, n_dims, OPTIONAL, 0, 1u << 17, 0, "only the first so many dimensions; 0: all")        \
+    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")
+
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
 
@@ -224,6 +241,8 @@ enum proto_field_type {
       "lets go of what is kept, but for pinned blocks")                                      \
     M(KV_PURGE, kv_purge, "kv.purge", PROTO_OWN, GQA_FIELDS_KV_LIST,                         \
       "removes all that is kept, from memory and disk, for good")                            \
+    M(TEXT_EMBED, text_embed, "text.embed", PROTO_OWN, GQA_FIELDS_EMBED,                     \
+      "texts as vectors, or their tokens; or how well they answer a query")                  \
     M(BACKEND_LIST, backend_list, "backend.list", PROTO_ANY, GQA_FIELDS_NONE,                \
       "plugins, what they can do here, who uses them")                                       \
     M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \
@@ -252,6 +271,7 @@ enum proto_method {
 #define PROTO_CTYPE_TEXT    struct proto_string
 #define PROTO_CTYPE_TOKENS  struct proto_tokens
 #define PROTO_CTYPE_STRINGS struct proto_strings
+#define PROTO_CTYPE_TEXTS   struct proto_strings
 #define PROTO_CTYPE_BIASES  struct proto_biases
 
 #define PROTO_MEMBER(TYPE, name, req, min, max, def, doc) \

@@ -5,6 +5,7 @@
 #ifndef DAEMON_MODEL_ARCH_H
 #define DAEMON_MODEL_ARCH_H
 
+#include "daemon/model/pooling.h"
 #include "format/gguf.h"
 
 #include <gqa/plugin.h>
@@ -37,6 +38,7 @@ enum arch_flags {
     ARCH_NORM_2_NAME = 1u << 20,  /* feed-forward's norm is called post_attention_norm */
     ARCH_EMBED_SQRT = 1u << 21,   /* embeddings times sqrt(n_embd) */
     ARCH_SCALES = 1u << 22, /* embedding_scale, residual_scale, attention.scale, logit_scale */
+    ARCH_RANK_SOFTMAX = 1u << 23, /* a classifier's scores are made probabilities */
 };
 
 struct arch {
@@ -92,6 +94,7 @@ struct model_shape {
 
     uint32_t window;                             /* of the windowed layers; 0: none */
     uint8_t window_layers[MODEL_MAX_LAYERS / 8]; /* a bit per layer: windowed */
+    enum pooling pooling;                        /* of embeddings, unless the caller says */
 };
 
 /* Reads and checks. -ENOTSUP (unknown architecture: the sentence lists the known ones; a key that

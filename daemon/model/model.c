@@ -219,12 +219,12 @@ static int prepare(struct model *m, struct loading *l)
     drop_packed_sources(m);
     /* A step has no more output rows than rows. */
     const struct model_options *o = l->options;
-    uint32_t max_out_rows =
-        o->max_out_rows < o->max_batch_rows ? o->max_out_rows : o->max_batch_rows;
+    m->max_batch_rows = o->max_batch_rows;
+    m->max_out_rows = o->max_out_rows < o->max_batch_rows ? o->max_out_rows : o->max_batch_rows;
     struct gqa_program_desc desc = {
         .struct_size = sizeof(desc),
-        .max_rows = o->max_batch_rows,
-        .max_out_rows = max_out_rows,
+        .max_rows = m->max_batch_rows,
+        .max_out_rows = m->max_out_rows,
         .n_ops = m->program.n_ops,
         .n_regs = m->program.n_regs,
         .n_weights = m->program.n_weights,
@@ -349,13 +349,13 @@ static int foreign_attention(struct model *m, const struct gqa_op *op,
     return rc < 0 ? rc : attention->attend(other, layer, batch, &io);
 }
 
-/* Without another backend for attention, everything is one range. */
-static int run_ops(struct model *m, const struct gqa_attn_batch *batch)
+/* The ops up to the hidden states. Without another backend for attention, they are one range. */
+static int run_body(struct model *m, const struct gqa_attn_batch *batch)
 {
     const struct gqa_program *iface = backend_program(m->backend);
     void *context = backend_context(m->backend);
     uint32_t first = 0;
-    for (uint32_t i = 0; m->attention != NULL && i < m->program.n_ops; i++) {
+    for (uint32_t i = 0; m->attention != NULL && i < m->program.head_op; i++) {
         if (m->program.ops[i].kind != GQA_OP_ATTENTION) {
             continue;
         }
@@ -366,10 +366,34 @@ static int run_ops(struct model *m, const struct gqa_attn_batch *batch)
         }
         first = i + 1;
     }
-    return iface->run(context, m->prepared, first, m->program.n_ops);
+    return iface->run(context, m->prepared, first, m->program.head_op);
 }
 
-int model_step(struct model *m, const struct model_batch *batch, const float **ret_logits)
+static int run_ops(struct model *m, const struct model_batch *batch)
+{
+    const struct gqa_program *iface = backend_program(m->backend);
+    const struct model_program *p = &m->program;
+    void *context = backend_context(m->backend);
+    int rc = run_body(m, batch->attention);
+    if (rc == 0 && (batch->wants & MODEL_WANTS_LOGITS)) {
+        rc = iface->run(context, m->prepared, p->head_op, p->scores_op);
+    }
+    if (rc == 0 && (batch->wants & MODEL_WANTS_SCORES)) {
+        rc = iface->run(context, m->prepared, p->scores_op, p->n_ops);
+    }
+    return rc;
+}
+
+/* *ret stays NULL where nobody wants it. */
+static int take_output(struct model *m, bool wanted, uint32_t reg, const float **ret)
+{
+    if (wanted) {
+        *ret = backend_program(m->backend)->data(backend_context(m->backend), m->prepared, reg);
+    }
+    return wanted && *ret == NULL ? -ENOTSUP : 0;
+}
+
+int model_step(struct model *m, const struct model_batch *batch, struct model_outputs *ret)
 {
     const struct gqa_program *iface = backend_program(m->backend);
     void *context = backend_context(m->backend);
@@ -386,16 +410,22 @@ int model_step(struct model *m, const struct model_batch *batch, const float **r
     if (rc < 0) {
         return rc;
     }
-    rc = run_ops(m, batch->attention);
+    rc = run_ops(m, batch);
     int end = iface->end(context, m->prepared);
     rc = rc < 0 ? rc : end;
     if (rc < 0) {
         return rc;
     }
-    const float *logits = iface->data(context, m->prepared, m->program.logits_reg);
-    if (logits == NULL) {
-        return -ENOTSUP;
+    struct model_outputs out = {NULL};
+    const struct model_program *p = &m->program;
+    rc = take_output(m, batch->wants & MODEL_WANTS_LOGITS, p->logits_reg, &out.logits);
+    rc = rc < 0
+             ? rc
+             : take_output(m, batch->wants & MODEL_WANTS_EMBEDDINGS, p->embd_reg, &out.embeddings);
+    rc =
+        rc < 0 ? rc : take_output(m, batch->wants & MODEL_WANTS_SCORES, p->scores_reg, &out.scores);
+    if (rc == 0) {
+        *ret = out;
     }
-    *ret_logits = logits;
-    return 0;
+    return rc;
 }

@@ -23,7 +23,7 @@ struct model_options {
     uint32_t n_ctx;                /* 0: the file's own context length */
     uint32_t k_type, v_type;       /* enum gqa_type of the cache */
     uint32_t max_batch_rows;       /* rows of one step */
-    uint32_t max_out_rows;         /* rows of one step that give logits */
+    uint32_t max_out_rows;         /* rows of one step that give outputs */
     const char *backend;           /* spec for the program, or NULL: the best */
     const char *attention_backend; /* spec for attention alone, or NULL: the program's */
     const char *digests;           /* file that remembers digests of weights, or NULL */
@@ -56,6 +56,11 @@ uint32_t model_n_ctx(const struct model *m);
 /* What blocks of its KV cache have in common: equal for the same weights, context scaling, cache
  * types and numerics, however often it is loaded. */
 const struct kv_identity *model_kv_identity(const struct model *m);
+uint32_t model_max_batch_rows(const struct model *m); /* of one step */
+uint32_t model_max_out_rows(const struct model *m);   /* of these, that give outputs */
+/* Whether every token sees every other: a text is then one step, and there is no KV. */
+bool model_is_encoder(const struct model *m);
+uint32_t model_n_scores(const struct model *m); /* of its classifier; 0: it has none */
 
 struct model_facts { /* what model.info tells beyond the shape */
     const char *path, *description, *type_name;
@@ -70,15 +75,21 @@ struct model_facts { /* what model.info tells beyond the shape */
 void model_facts(const struct model *m, struct model_facts *ret);
 
 /* ---- one step, on the engine thread ----------------------------------------------------------
- * Runs the batch through program and attention. *ret_logits: (n_out, n_vocab), valid until the next
- * step. */
+ * Runs the batch through program and attention. Outputs are valid until the next step. */
+enum model_wants { MODEL_WANTS_LOGITS = 1, MODEL_WANTS_EMBEDDINGS = 2, MODEL_WANTS_SCORES = 4 };
 struct model_batch {
     uint32_t n_rows, n_out;
     const int32_t *tokens;
     const uint32_t *positions;
     const uint32_t *out_rows;
     const struct gqa_attn_batch *attention;
+    uint32_t wants; /* enum model_wants: the rest is not computed */
 };
-int model_step(struct model *m, const struct model_batch *batch, const float **ret_logits);
+struct model_outputs {
+    const float *logits;     /* (n_out, n_vocab); each NULL where it is not wanted */
+    const float *embeddings; /* (n_out, n_embd) hidden states after the last norm */
+    const float *scores;     /* (n_out, model_n_scores()) */
+};
+int model_step(struct model *m, const struct model_batch *batch, struct model_outputs *ret);
 
 #endif

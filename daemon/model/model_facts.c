@@ -129,3 +129,23 @@ uint32_t model_n_ctx(const struct model *m)
 {
     return m->n_ctx;
 }
+
+uint32_t model_max_batch_rows(const struct model *m)
+{
+    return m->max_batch_rows;
+}
+
+uint32_t model_max_out_rows(const struct model *m)
+{
+    return m->max_out_rows;
+}
+
+bool model_is_encoder(const struct model *m)
+{
+    return false;
+}
+
+uint32_t model_n_scores(const struct model *m)
+{
+    return m->program.n_scores;
+}

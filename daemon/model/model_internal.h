@@ -22,7 +22,7 @@ struct model {
     struct backend *backend;   /* owns the program's context */
     struct backend *attention; /* another one for attention alone, or NULL */
     void *prepared;            /* the backend's program */
-    uint32_t n_ctx, n_threads;
+    uint32_t n_ctx, n_threads, max_batch_rows, max_out_rows;
     uint64_t n_params;
     double load_ms;
     uint64_t weight_bytes_per_token;

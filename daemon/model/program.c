@@ -17,6 +17,8 @@ static void build_head(struct builder *b, uint32_t embd)
                build_weight(b, "output_norm.weight", s->n_embd, 0),
                build_bias(b, "output_norm.bias", s->n_embd, build_has(b, ARCH_NORM_BIAS)),
                s->n_embd);
+    b->p->embd_reg = h.reg;
+    b->p->head_op = b->p->n_ops;
     bool tied = gguf_find_tensor(b->g, "output.weight") == NULL;
     uint32_t head = tied ? embd : build_weight(b, "output.weight", s->n_embd, s->n_vocab);
     build_linear(b, GQA_NONE, h, logits, head, build_bias(b, "output.bias", s->n_vocab, false));
@@ -43,6 +45,7 @@ static void build_ops(struct builder *b)
         build_feed_forward(b, layer);
     }
     build_head(b, embd);
+    build_classifier(b);
 }
 
 /* ---- tables beside the ops --------------------------------------------------------------- */

@@ -21,7 +21,12 @@ struct model_program {
     uint32_t n_attn_layers;
     struct gqa_rope_table rope_tables[2];
     uint32_t n_rope_tables;
-    uint32_t logits_reg;
+    /* Ops [0, head_op) give the hidden states of the output rows, after the last norm; [head_op,
+     * scores_op) their logits, and [scores_op, n_ops) a classifier's scores. Either may be empty.
+     */
+    uint32_t head_op, scores_op;
+    uint32_t embd_reg, logits_reg, scores_reg;
+    uint32_t n_scores;      /* 0: no classifier */
     uint64_t flops_per_row; /* of the products of a row that gives logits */
 };
 

@@ -145,8 +145,9 @@ uint32_t build_bias(struct builder *b, const char *name, uint64_t width, bool re
 
 static const struct gqa_view no_view = {GQA_NONE, 0, 0};
 
-static uint32_t reg_width(const struct model_shape *s, enum build_reg reg)
+static uint32_t reg_width(const struct builder *b, enum build_reg reg)
 {
+    const struct model_shape *s = b->s;
     switch (reg) {
     case REG_QKV:
         return s->n_heads * s->k_dim + s->n_kv_heads * (s->k_dim + s->v_dim);
@@ -156,6 +157,8 @@ static uint32_t reg_width(const struct model_shape *s, enum build_reg reg)
         return 2 * (s->n_experts > 0 ? s->n_ff_shared : s->n_ff);
     case REG_LOGITS:
         return s->n_vocab;
+    case REG_SCORES:
+        return b->p->n_scores;
     default:
         return s->n_embd;
     }
@@ -167,7 +170,7 @@ struct gqa_view build_view(struct builder *b, enum build_reg reg, uint32_t first
     uint32_t *index = &b->reg_index[b->out_rows][reg];
     if (*index == 0) {
         p->regs[p->n_regs] = (struct gqa_reg){
-            .width = reg_width(b->s, reg),
+            .width = reg_width(b, reg),
             .flags = b->out_rows ? GQA_REG_OUT : 0,
         };
         *index = ++p->n_regs;

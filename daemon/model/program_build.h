@@ -18,6 +18,8 @@ enum build_reg {
     REG_T,   /* what a branch adds to the residual stream (n_embd) */
     REG_FF,  /* gate and up side by side (2 * the wider of n_ff and n_ff_shared) */
     REG_LOGITS,
+    REG_CLS,    /* the classifier's own layer (n_embd) */
+    REG_SCORES, /* what it says (n_scores) */
     REG_COUNT
 };
 
@@ -88,5 +90,9 @@ void build_residual(struct builder *b, uint32_t layer, const char *post_norm);
  * the output rows. */
 void build_attention(struct builder *b, uint32_t layer);
 void build_feed_forward(struct builder *b, uint32_t layer);
+
+/* The ops of the file's classifier over p->embd_reg, from p->scores_op on: tanh(cls x + bias), then
+ * cls.output; either may be alone. None where the file has neither. */
+void build_classifier(struct builder *b);
 
 #endif

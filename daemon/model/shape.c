@@ -326,6 +326,14 @@ static void read_vocabulary(struct shape_reader *r, struct model_shape *s)
     }
 }
 
+/* Decoders speak with their last token, which has seen all the others. */
+static void read_pooling(struct shape_reader *r, struct model_shape *s)
+{
+    uint32_t pooling = POOLING_LAST;
+    shape_read_u32(r, "pooling_type", false, POOLING_NONE, POOLING_COUNT - 1, &pooling);
+    s->pooling = (enum pooling)pooling;
+}
+
 int model_shape_read(const struct gguf *g, struct model_shape *ret, struct fmt_error *err)
 {
     struct model_shape s = {0};
@@ -342,6 +350,7 @@ int model_shape_read(const struct gguf *g, struct model_shape *ret, struct fmt_e
         read_rope(&r, &s);
         read_temperature(&r, &s);
         read_scales(&r, &s);
+        read_pooling(&r, &s);
     }
     read_vocabulary(&r, &s);
     if (r.rc == 0) {

@@ -28,6 +28,8 @@ static const struct {
     {"attention.sliding_window_pattern", ANY},
     {"attention.scale", ANY},
     {"attention.causal", ANY},
+    {"pooling_type", ANY},
+    {"classifier.output_labels", ANY},
     {"attention.temperature_scale", ARCH_TEMPERATURE},
     {"attn_logit_softcapping", ANY},
     {"final_logit_softcapping", ANY},

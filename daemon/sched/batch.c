@@ -1,5 +1,7 @@
 #include "daemon/sched/batch.h"
 
+#include "daemon/sched/embed.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,17 +9,16 @@
 /* A request whose events the loop could not deliver yet stops here until its reader catches up. */
 #define UNDELIVERED_BYTES_MAX (8u << 20)
 
-int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_outs, uint32_t max_seqs)
+int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs)
 {
     memset(b, 0, sizeof(*b));
     b->max_rows = max_rows;
-    b->max_outs = max_outs;
     b->max_seqs = max_seqs;
     b->members = calloc(max_seqs, sizeof(*b->members));
     b->tokens = calloc(max_rows, sizeof(*b->tokens));
     b->positions = calloc(max_rows, sizeof(*b->positions));
     b->row_class = calloc(max_rows, sizeof(*b->row_class));
-    b->out_rows = calloc(max_outs, sizeof(*b->out_rows));
+    b->out_rows = calloc(max_rows, sizeof(*b->out_rows));
     b->seqs = calloc(max_seqs, sizeof(*b->seqs));
     if (b->members == NULL || b->tokens == NULL || b->positions == NULL || b->row_class == NULL ||
         b->out_rows == NULL || b->seqs == NULL) {
@@ -44,11 +45,14 @@ bool sequence_is_paused(const struct sequence *s)
            UNDELIVERED_BYTES_MAX;
 }
 
-/* Whether logits of the sequence's token at that index are wanted. */
+/* Whether outputs of the sequence's token at that index are wanted. */
 static bool wants_out(const struct sequence *s, size_t index)
 {
     if (s->request->kind == REQUEST_GENERATE) {
         return index + 1 == s->n_tokens;
+    }
+    if (s->request->kind == REQUEST_EMBED) {
+        return embed_wants_row(s, index);
     }
     bool last_without_next = s->request->logprobs && index + 1 == s->n_tokens;
     return index >= s->request->first_row && !last_without_next;
@@ -57,11 +61,12 @@ static bool wants_out(const struct sequence *s, size_t index)
 /* The class follows the place: complete blocks of the prompt are P, everything else is D. */
 static uint8_t row_class(const struct sequence *s, size_t index)
 {
-    size_t prompt_blocks = s->request->n_tokens / GQA_KV_BLOCK_TOKENS;
+    size_t prompt_blocks = s->n_prompt / GQA_KV_BLOCK_TOKENS;
     return index < prompt_blocks * GQA_KV_BLOCK_TOKENS ? GQA_ROW_P : GQA_ROW_D;
 }
 
-/* Adds up to max_rows of the sequence's pending tokens; fewer where the output rows run out. */
+/* Adds up to max_rows of the sequence's pending tokens; fewer where the output rows run out. What
+ * must be seen at once comes whole, in this step or in one that has room for it. */
 static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
 {
     size_t first = s->kv.n_tokens;
@@ -78,7 +83,8 @@ static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
         outs += out;
         taken++;
     }
-    if (taken == 0) {
+    bool whole = taken == sequence_pending(s);
+    if (taken == 0 || (!whole && model_is_encoder(s->request->model))) {
         return;
     }
     if (kv_sequence_reserve(&s->kv, (uint32_t)taken) < 0) {
@@ -105,6 +111,7 @@ static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
         .tables = s->kv.tables,
     };
     b->members[b->n_seqs++] = s;
+    b->wants |= s->request->kind == REQUEST_EMBED ? embed_wants(s) : MODEL_WANTS_LOGITS;
 }
 
 /* Whether one that came before is about to compute what this one needs next: then it waits for that
@@ -117,7 +124,7 @@ static bool follows_another(const struct sequence *s, const struct sequence *run
         if (other->hold != SEQUENCE_STARVED && sequence_is_prefilling(other) &&
             !sequence_is_paused(other) &&
             kv_sequence_follows(&s->kv, &text, sequence_adopt_limit(s), &other->kv, &others,
-                                (uint32_t)other->request->n_tokens)) {
+                                (uint32_t)other->n_prompt)) {
             return true;
         }
     }
@@ -139,7 +146,8 @@ static bool adopt(struct sequence *s, const struct sequence *running, bool alone
 uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running, bool alone)
 {
     b->model = model;
-    b->n_rows = b->n_outs = b->n_seqs = 0;
+    b->max_outs = model_max_out_rows(model);
+    b->n_rows = b->n_outs = b->n_seqs = b->wants = 0;
     for (int prefill = 0; prefill < 2; prefill++) {
         for (struct sequence *s = running, *next; s != NULL; s = next) {
             next = s->next;
@@ -156,13 +164,13 @@ uint32_t batch_form(struct batch *b, struct model *model, struct sequence *runni
     return b->n_rows;
 }
 
-int batch_run(struct batch *b, const float **ret_logits)
+int batch_run(struct batch *b, struct model_outputs *ret)
 {
     struct gqa_attn_batch attention = {
         .struct_size = sizeof(attention),
         .n_rows = b->n_rows,
         .n_seqs = b->n_seqs,
-        .commit = 1,
+        .commit = !model_is_encoder(b->model),
         .seqs = b->seqs,
         .row_class = b->row_class,
     };
@@ -173,8 +181,9 @@ int batch_run(struct batch *b, const float **ret_logits)
         .positions = b->positions,
         .out_rows = b->out_rows,
         .attention = &attention,
+        .wants = b->wants,
     };
-    return model_step(b->model, &step, ret_logits);
+    return model_step(b->model, &step, ret);
 }
 
 void batch_commit(struct batch *b)

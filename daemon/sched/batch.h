@@ -8,8 +8,10 @@
 #include "daemon/sched/sequence.h"
 
 struct batch {
-    uint32_t max_rows, max_outs, max_seqs;
+    uint32_t max_rows, max_seqs;
     struct model *model; /* of this step; borrowed from its sequences */
+    uint32_t max_outs;   /* that the model can give */
+    uint32_t wants;      /* enum model_wants, of all members together */
     uint32_t n_rows, n_outs, n_seqs;
     struct sequence **members; /* (n_seqs) */
     int32_t *tokens;           /* (n_rows) */
@@ -19,7 +21,7 @@ struct batch {
     struct gqa_attn_seq *seqs;
 };
 
-int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_outs, uint32_t max_seqs);
+int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs);
 void batch_finish(struct batch *b);
 
 /* Fills the batch from the running sequences of one model, leaving out those that wait for a slow
@@ -28,8 +30,8 @@ void batch_finish(struct batch *b);
  * in hold. alone: nothing else runs. Returns the number of rows. */
 uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running, bool alone);
 
-/* Runs the step. *ret_logits: (n_outs, n_vocab), valid until the next step. */
-int batch_run(struct batch *b, const float **ret_logits);
+/* Runs the step. *ret: what the output rows gave, valid until the next step. */
+int batch_run(struct batch *b, struct model_outputs *ret);
 
 /* The step's results are good: the members' KV counts from now on, and others may adopt it. */
 void batch_commit(struct batch *b);

@@ -132,9 +132,7 @@ int engine_create(const struct engine_options *options, struct engine **ret)
     kv.wake = wake_engine;
     kv.wake_arg = e;
     int rc = kv_cache_create(&kv, &e->cache);
-    rc = rc < 0 ? rc
-                : batch_init(&e->batch, options->n_batch, engine_max_out_rows(options->n_parallel),
-                             options->n_parallel);
+    rc = rc < 0 ? rc : batch_init(&e->batch, options->n_batch, options->n_parallel);
     rc = rc < 0 ? rc : -pthread_create(&e->thread, NULL, engine_main, e);
     if (rc < 0) {
         batch_finish(&e->batch);
@@ -187,6 +185,7 @@ int engine_submit(struct engine *e, struct request *r)
         r->done_event = done;
         r->submitted_ns = engine_now_ns();
         r->next = NULL;
+        r->is_queued = true;
         *e->queue_end = r;
         e->queue_end = &r->next;
         e->n_waiting++;

@@ -29,8 +29,15 @@ void engine_request_fail(struct request *r, enum proto_error_code code, const ch
     }
 }
 
-static void request_done(struct engine *e, struct request *r)
+/* Gives a request back to the loop when nothing of it waits or runs. */
+static void request_settle(struct engine *e, struct request *r)
 {
+    if (r->is_queued || r->n_sequences > 0) {
+        return;
+    }
+    if (r->finish == FINISH_NONE) {
+        r->finish = FINISH_LENGTH; /* all inputs of an EMBED are done */
+    }
     struct request_event *done = r->done_event;
     r->done_event = NULL;
     publish_done(&e->publisher, r, done);
@@ -68,7 +75,8 @@ static void retire(struct engine *e, struct sequence *s)
     e->bytes_committed -= s->bytes_committed;
     kv_sequence_checkpoint(&s->kv);
     sequence_destroy(s);
-    request_done(e, r);
+    r->n_sequences--;
+    request_settle(e, r);
 }
 
 void engine_retire_finished(struct engine *e)
@@ -78,7 +86,7 @@ void engine_retire_finished(struct engine *e)
         if (atomic_load(&s->request->cancelled) && s->request->finish == FINISH_NONE) {
             s->request->finish = FINISH_CANCELLED;
         }
-        if (s->request->finish != FINISH_NONE) {
+        if (s->finished || s->request->finish != FINISH_NONE) {
             retire(e, s);
         }
     }
@@ -97,7 +105,9 @@ static int start_sequence(struct engine *e, struct request *r, struct kv_space *
     s->bytes_committed = bytes;
     s->last_turn = e->turn;
     s->started_ns = engine_now_ns();
-    r->n_prompt = (uint32_t)r->n_tokens;
+    r->n_prompt += (uint32_t)s->n_prompt;
+    r->next_input++;
+    r->n_sequences++;
     e->bytes_committed += bytes;
     pthread_mutex_lock(&e->lock);
     struct sequence **end = &e->running;
@@ -119,6 +129,23 @@ static bool find_space(struct engine *e, const struct request *r, struct kv_spac
     return *ret == NULL || kv_space_is_ready(*ret);
 }
 
+/* Takes the first request off the queue; at its end it comes back when more inputs are to be begun
+ * than the next, so that a request of many does not hold up the others. Under the lock. */
+static void take_first(struct engine *e, bool ended)
+{
+    struct request *r = e->queue;
+    e->queue = r->next;
+    e->queue_end = e->queue == NULL ? &e->queue : e->queue_end;
+    r->is_queued = !ended && r->kind == REQUEST_EMBED && r->next_input + 1 < r->embed.n_inputs;
+    if (r->is_queued) {
+        r->next = NULL;
+        *e->queue_end = r;
+        e->queue_end = &r->next;
+    } else {
+        e->n_waiting--;
+    }
+}
+
 /* Takes the oldest request off the queue if it may start, or has ended while it waited. Sequences
  * are admitted with all the KV that they can come to need, so that none starves half-way. */
 static struct request *take_admissible(struct engine *e, struct kv_space **ret_space,
@@ -132,13 +159,12 @@ static struct request *take_admissible(struct engine *e, struct kv_space **ret_s
     if (r != NULL) {
         uint64_t bytes = sequence_bytes_needed(r, e->options.n_batch);
         uint64_t bytes_max = e->options.kv.arena_bytes_max;
-        bool ended = e->stop || atomic_load(&r->cancelled) || bytes > bytes_max;
+        bool ended =
+            e->stop || atomic_load(&r->cancelled) || r->finish != FINISH_NONE || bytes > bytes_max;
         bool fits = ready && e->n_running < e->options.n_parallel && bytes <= bytes_max &&
                     e->bytes_committed <= bytes_max - bytes;
         if (ended || fits) {
-            e->queue = r->next;
-            e->queue_end = e->queue == NULL ? &e->queue : e->queue_end;
-            e->n_waiting--;
+            take_first(e, ended);
             *ret_bytes = bytes;
         } else {
             r = NULL;
@@ -154,7 +180,9 @@ void engine_admit(struct engine *e)
     struct kv_space *space = NULL;
     uint64_t bytes = 0;
     while ((r = take_admissible(e, &space, &bytes)) != NULL) {
-        if (atomic_load(&r->cancelled) || e->stop) {
+        if (r->finish != FINISH_NONE) {
+            /* one of its inputs failed */
+        } else if (atomic_load(&r->cancelled) || e->stop) {
             r->finish = FINISH_CANCELLED;
         } else if (bytes > e->options.kv.arena_bytes_max) {
             char message[160];
@@ -174,7 +202,7 @@ void engine_admit(struct engine *e)
             }
         }
         if (r->finish != FINISH_NONE) {
-            request_done(e, r);
+            request_settle(e, r);
         }
     }
 }
@@ -186,8 +214,9 @@ void engine_drop_cancelled(struct engine *e)
     struct request **link = &e->queue;
     while (*link != NULL) {
         struct request *r = *link;
-        if (atomic_load(&r->cancelled)) {
+        if (atomic_load(&r->cancelled) || r->finish != FINISH_NONE) {
             *link = r->next;
+            r->is_queued = false;
             r->next = dropped;
             dropped = r;
             e->n_waiting--;
@@ -200,7 +229,7 @@ void engine_drop_cancelled(struct engine *e)
     while (dropped != NULL) {
         struct request *r = dropped;
         dropped = r->next;
-        r->finish = FINISH_CANCELLED;
-        request_done(e, r);
+        r->finish = r->finish == FINISH_NONE ? FINISH_CANCELLED : r->finish;
+        request_settle(e, r);
     }
 }

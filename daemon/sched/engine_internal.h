@@ -30,8 +30,8 @@ struct engine {
 
     /* The engine thread's own. */
     struct engine_kv_call *waiting_call; /* for the cache's io */
-    uint64_t bytes_committed;     /* of the arena's bound, by admitted sequences */
-    uint64_t turn;                /* counts steps, for the order of models */
+    uint64_t bytes_committed;            /* of the arena's bound, by admitted sequences */
+    uint64_t turn;                       /* counts steps, for the order of models */
 
     /* Written by the engine thread, read by the loop. */
     _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;

@@ -1,4 +1,5 @@
 /* daemon/sched/engine_step.c - which model steps next, and what becomes of the results. */
+#include "daemon/sched/embed.h"
 #include "daemon/sched/engine_internal.h"
 
 #include <errno.h>
@@ -62,11 +63,11 @@ static void count_turn(struct engine *e, const struct model *model)
 static void count_cached(struct engine *e, const struct sequence *s)
 {
     struct request *r = s->request;
-    r->n_cached = s->kv.n_adopted_tokens;
-    r->hit_blocks = s->kv.n_adopted_blocks;
-    r->store_blocks = s->kv.n_from_store;
+    r->n_cached += s->kv.n_adopted_tokens; /* an EMBED has many prompts */
+    r->hit_blocks += s->kv.n_adopted_blocks;
+    r->store_blocks += s->kv.n_from_store;
     r->miss = s->kv.miss;
-    kv_cache_count(e->cache, r->n_prompt, r->n_cached);
+    kv_cache_count(e->cache, (uint32_t)s->n_prompt, s->kv.n_adopted_tokens);
 }
 
 /* A mapped file could not be read, and zeros may have stood in for its bytes: what was computed
@@ -80,13 +81,15 @@ static void recover_from_faults(struct engine *e)
     kv_cache_drop_faulty(e->cache);
 }
 
-/* What one member makes of its part of the step's logits. */
-static void publish_member(struct engine *e, struct sequence *s, const float *logits, uint64_t now)
+/* What one member makes of its part of the step's outputs. */
+static void publish_member(struct engine *e, struct sequence *s, const struct model_outputs *out,
+                           uint64_t now)
 {
     struct request *r = s->request;
     uint32_t n_vocab = model_shape(r->model)->n_vocab;
-    bool prompt_ended = s->prompt_done_ns == 0 && s->kv.n_tokens >= r->n_tokens;
-    const float *rows = logits + (size_t)s->step_first_out * n_vocab;
+    bool prompt_ended = s->prompt_done_ns == 0 && s->kv.n_tokens >= s->n_prompt;
+    const float *rows =
+        out->logits != NULL ? out->logits + (size_t)s->step_first_out * n_vocab : NULL;
     int rc = 0;
     if (prompt_ended) {
         s->prompt_done_ns = now;
@@ -96,7 +99,9 @@ static void publish_member(struct engine *e, struct sequence *s, const float *lo
         }
         kv_sequence_checkpoint(&s->kv);
     }
-    if (r->kind == REQUEST_LOGITS) {
+    if (r->kind == REQUEST_EMBED) {
+        rc = embed_take(&e->publisher, s, out);
+    } else if (r->kind == REQUEST_LOGITS) {
         rc = s->step_outs > 0 ? publish_rows(&e->publisher, s, rows) : 0;
         if (rc == 0 && prompt_ended) {
             r->finish = FINISH_LENGTH;
@@ -113,7 +118,7 @@ static void publish_member(struct engine *e, struct sequence *s, const float *lo
     } else if (rc == -E2BIG) {
         engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
     } else if (rc == -EDOM) {
-        engine_request_fail(r, PROTO_E_BACKEND, "the backend computed logits that are not numbers");
+        engine_request_fail(r, PROTO_E_BACKEND, "the backend computed what are not numbers");
     } else if (rc < 0) {
         engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
     }
@@ -129,8 +134,8 @@ bool engine_step(struct engine *e)
     count_turn(e, b->model);
     uint64_t start = engine_now_ns();
     atomic_store(&e->step_started_ns, start);
-    const float *logits = NULL;
-    int rc = batch_run(b, &logits);
+    struct model_outputs out = {NULL};
+    int rc = batch_run(b, &out);
     uint64_t end = engine_now_ns();
     atomic_store(&e->step_started_ns, 0);
     atomic_fetch_add(&e->n_steps, 1);
@@ -153,7 +158,7 @@ bool engine_step(struct engine *e)
         if (s->prompt_done_ns == 0) {
             atomic_fetch_add(&e->n_prompt_tokens, s->step_rows);
         }
-        publish_member(e, s, logits, end);
+        publish_member(e, s, &out, end);
     }
     return true;
 }

@@ -131,6 +131,7 @@ static struct request_event *rows_event(struct sequence *s, uint32_t first_row, 
     }
     e->kind = REQUEST_ROWS;
     e->request = s->request;
+    e->input = (uint32_t)s->input;
     e->first_row = first_row;
     e->n_rows = n_rows;
     e->rows = (const float *)(e + 1);
@@ -138,13 +139,24 @@ static struct request_event *rows_event(struct sequence *s, uint32_t first_row, 
     return e;
 }
 
+static void emit_rows(const struct publisher *p, struct request_event *e)
+{
+    atomic_fetch_add(&e->request->undelivered_bytes, e->bytes);
+    p->emit(p->arg, e);
+}
+
+static uint32_t rows_per_event(uint32_t width)
+{
+    uint32_t n = ROWS_EVENT_BYTES_MAX / ((uint32_t)sizeof(float) * width);
+    return n > 0 ? n : 1;
+}
+
 int publish_rows(const struct publisher *p, struct sequence *s, const float *logits)
 {
     const struct request *r = s->request;
     uint32_t n_vocab = model_shape(r->model)->n_vocab;
     uint32_t width = r->logprobs ? 1 : n_vocab;
-    uint32_t per_event = ROWS_EVENT_BYTES_MAX / ((uint32_t)sizeof(float) * width);
-    per_event = per_event > 0 ? per_event : 1;
+    uint32_t per_event = rows_per_event(width);
     /* The step's rows are committed: the first of them is at n_tokens - step_rows. */
     uint32_t first = s->kv.n_tokens - s->step_rows;
     first = first > r->first_row ? first : r->first_row;
@@ -162,8 +174,31 @@ int publish_rows(const struct publisher *p, struct sequence *s, const float *log
         if (!r->logprobs) {
             memcpy(rows, src, (size_t)n * n_vocab * sizeof(float));
         }
-        atomic_fetch_add(&s->request->undelivered_bytes, e->bytes);
-        p->emit(p->arg, e);
+        emit_rows(p, e);
+        done += n;
+    }
+    return 0;
+}
+
+int publish_embeddings(const struct publisher *p, struct sequence *s, const float *rows,
+                       uint32_t n_embd)
+{
+    const struct request_embed *embed = &s->request->embed;
+    uint32_t per_event = rows_per_event(embed->width);
+    /* The outputs are the step's last rows. */
+    uint32_t first = s->kv.n_tokens - s->step_outs;
+    for (uint32_t done = 0; done < s->step_outs;) {
+        uint32_t n = s->step_outs - done < per_event ? s->step_outs - done : per_event;
+        struct request_event *e = rows_event(s, first + done, n, embed->width);
+        if (e == NULL) {
+            return -ENOMEM;
+        }
+        float *to = (float *)(e + 1);
+        for (uint32_t i = 0; i < n; i++, to += embed->width) {
+            memcpy(to, rows + (size_t)(done + i) * n_embd, embed->width * sizeof(*to));
+            embedding_normalise(to, embed->width, embed->norm);
+        }
+        emit_rows(p, e);
         done += n;
     }
     return 0;

@@ -20,6 +20,11 @@ int publish_token(const struct publisher *p, struct sequence *s, const float *lo
 /* Emits the rows that a step gave for a REQUEST_LOGITS. logits: (step_outs, n_vocab). */
 int publish_rows(const struct publisher *p, struct sequence *s, const float *logits);
 
+/* Emits the rows that a step gave for a REQUEST_EMBED without pooling, cut and scaled as it asks.
+ * rows: (step_outs, n_embd). */
+int publish_embeddings(const struct publisher *p, struct sequence *s, const float *rows,
+                       uint32_t n_embd);
+
 /* Emits text that was held back, when a generation ends other than by a stop string. */
 int publish_rest(const struct publisher *p, struct sequence *s);
 

@@ -6,15 +6,35 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What the next sequence of a request begins with. */
+static struct request_input next_prompt(const struct request *r)
+{
+    return r->kind == REQUEST_EMBED ? r->embed.inputs[r->next_input]
+                                    : (struct request_input){r->tokens, r->n_tokens};
+}
+
 uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows)
 {
     uint32_t n_ctx = model_n_ctx(r->model);
-    uint64_t n_tokens = r->n_tokens;
+    uint64_t n_tokens = next_prompt(r).n_tokens;
     if (r->kind == REQUEST_GENERATE) {
         n_tokens += r->n_predict;
     }
     n_tokens = n_tokens < n_ctx ? n_tokens : n_ctx;
     return kv_sequence_bytes_for(model_kv_layout(r->model), n_tokens, step_rows);
+}
+
+uint32_t sequence_adopt_limit(const struct sequence *s)
+{
+    const struct request *r = s->request;
+    if (r->kind == REQUEST_LOGITS) {
+        return r->first_row;
+    }
+    bool last_row_only = r->embed.pooling == POOLING_LAST || r->embed.pooling == POOLING_RANK;
+    if (r->kind == REQUEST_EMBED && !last_row_only) {
+        return (uint32_t)s->n_taken;
+    }
+    return (uint32_t)s->n_tokens - 1;
 }
 
 /* End-of-generation tokens of the vocabulary, for ignore_eos. *ret_ids is malloc'ed. */
@@ -86,14 +106,20 @@ int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *
     if (s == NULL) {
         return -ENOMEM;
     }
+    struct request_input prompt = next_prompt(r);
     s->request = r;
+    s->input = r->next_input;
     kv_sequence_init(&s->kv, model_kv_layout(r->model), cache, space, r->cache_exact);
-    s->capacity = r->n_tokens + 64;
+    s->capacity = prompt.n_tokens + 64;
     s->tokens = malloc(s->capacity * sizeof(*s->tokens));
     int rc = s->tokens == NULL ? -ENOMEM : 0;
     if (rc == 0) {
-        memcpy(s->tokens, r->tokens, r->n_tokens * sizeof(*s->tokens));
-        s->n_tokens = r->n_tokens;
+        memcpy(s->tokens, prompt.tokens, prompt.n_tokens * sizeof(*s->tokens));
+        s->n_tokens = s->n_prompt = prompt.n_tokens;
+    }
+    if (rc == 0 && r->kind == REQUEST_EMBED && r->embed.pooling == POOLING_MEAN) {
+        s->sums = calloc(model_shape(r->model)->n_embd, sizeof(*s->sums));
+        rc = s->sums == NULL ? -ENOMEM : 0;
     }
     if (rc == 0 && r->kind == REQUEST_GENERATE) {
         rc = create_sampler(s);
@@ -118,6 +144,7 @@ void sequence_destroy(struct sequence *s)
     sampler_destroy(s->sampler);
     text_stream_destroy(s->text);
     free(s->tokens);
+    free(s->sums);
     free(s);
 }
 

@@ -13,10 +13,15 @@ struct sequence {
     struct sequence *next; /* running ones, oldest first */
     struct request *request;
     struct kv_sequence kv;
-    struct sampler *sampler;  /* NULL for REQUEST_LOGITS */
+    struct sampler *sampler;  /* NULL but for REQUEST_GENERATE */
     struct text_stream *text; /* the same */
     int32_t *tokens;
     size_t n_tokens, capacity;
+    size_t n_prompt;          /* the first of tokens; the rest was generated */
+    size_t input;             /* of a REQUEST_EMBED: which one */
+    double *sums;             /* (n_embd) of rows so far, for POOLING_MEAN; else NULL */
+    size_t n_taken;           /* EMBED: rows before it are published, or in sums */
+    bool finished;            /* EMBED: its vector is complete. Others end with their request. */
     uint64_t bytes_committed; /* of the arena's bound */
     uint64_t last_turn;       /* the step in which its model ran last */
     enum sequence_hold {
@@ -33,25 +38,23 @@ struct sequence {
 };
 
 /* space: whose blocks it shares, or NULL. 0 and *ret; -ENOMEM; -EINVAL (sampling parameters);
- * -E2BIG (the grammar). The request stays the caller's. */
+ * -E2BIG (the grammar). The request stays the caller's. For an EMBED it takes the next input. */
 int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
                     struct sequence **ret);
 void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
 
-/* Bytes of the arena's bound that the request can come to need, in steps of so many rows. */
+/* Bytes of the arena's bound that the request, or its next input, can come to need, in steps of so
+ * many rows. */
 uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows);
 
 /* Its tokens, as the cache wants them. */
 static inline struct kv_text sequence_text(const struct sequence *s)
 {
-    return (struct kv_text){s->tokens, s->n_tokens, s->request->n_tokens};
+    return (struct kv_text){s->tokens, s->n_tokens, s->n_prompt};
 }
 
-/* How many of its tokens may come from the cache: the others' logits are wanted. */
-static inline uint32_t sequence_adopt_limit(const struct sequence *s)
-{
-    return s->request->kind == REQUEST_LOGITS ? s->request->first_row : (uint32_t)s->n_tokens - 1;
-}
+/* How many of its tokens may come from the cache: the others' outputs are wanted. */
+uint32_t sequence_adopt_limit(const struct sequence *s);
 
 /* Tokens that wait to be computed: the rest of the prompt, or the last generated one. */
 static inline size_t sequence_pending(const struct sequence *s)
@@ -63,7 +66,7 @@ static inline size_t sequence_pending(const struct sequence *s)
  * Such chunks yield to sequences that generate. */
 static inline bool sequence_is_prefilling(const struct sequence *s)
 {
-    return s->kv.n_tokens < s->request->n_tokens || sequence_pending(s) > 1;
+    return s->kv.n_tokens < s->n_prompt || sequence_pending(s) > 1;
 }
 
 /* Appends a generated token. -ENOMEM. */

@@ -60,7 +60,7 @@ static void read_params(enum proto_method method, const union proto_params *para
         }
         if (f->type == PROTO_NAME || f->type == PROTO_TEXT) {
             read_bytes(*(const struct proto_string *)member);
-        } else if (f->type == PROTO_STRINGS) {
+        } else if (f->type == PROTO_STRINGS || f->type == PROTO_TEXTS) {
             const struct proto_strings *strings = member;
             for (size_t n = 0; n < strings->count; n++) {
                 read_bytes(strings->items[n]);

@@ -258,12 +258,13 @@ int feed_step(struct feed *const *feeds, uint32_t n_feeds, uint32_t n, float *co
         .seqs = seqs,
         .row_class = row_class,
     };
-    struct model_batch batch = {n_rows, n_rows, tokens, positions, out_rows, &attention};
-    const float *logits = NULL;
-    int rc = model_step(feeds[0]->model, &batch, &logits);
+    struct model_batch batch = {
+        n_rows, n_rows, tokens, positions, out_rows, &attention, MODEL_WANTS_LOGITS};
+    struct model_outputs outputs = {NULL};
+    int rc = model_step(feeds[0]->model, &batch, &outputs);
     uint32_t n_vocab = model_shape(feeds[0]->model)->n_vocab;
     for (uint32_t f = 0; rc == 0 && f < n_feeds; f++) {
-        memcpy(ret_logits[f], logits + (size_t)f * n * n_vocab,
+        memcpy(ret_logits[f], outputs.logits + (size_t)f * n * n_vocab,
                (size_t)n * n_vocab * sizeof(float));
         const struct kv_text text = {feeds[f]->tokens, feeds[f]->kv.n_tokens + n,
                                      feeds[f]->n_prompt};

@@ -94,7 +94,8 @@ void fake_done(struct request *r, enum request_finish finish)
 /* ---- models ------------------------------------------------------------------------------ */
 
 static const struct arch arch = {.name = "fake"};
-static const struct model_shape shape = {.arch = &arch, .n_vocab = FAKE_N_VOCAB};
+static const struct model_shape shape = {
+    .arch = &arch, .n_vocab = FAKE_N_VOCAB, .n_embd = FAKE_N_EMBD};
 
 struct model *fake_model(void)
 {
@@ -128,6 +129,31 @@ const struct tokenizer *model_tokenizer(const struct model *m)
 const struct model_shape *model_shape(const struct model *m)
 {
     return &shape;
+}
+
+uint32_t model_n_ctx(const struct model *m)
+{
+    return FAKE_N_CTX;
+}
+
+uint32_t model_max_batch_rows(const struct model *m)
+{
+    return FAKE_N_BATCH;
+}
+
+bool model_is_encoder(const struct model *m)
+{
+    return fakes.model_is_encoder;
+}
+
+uint32_t model_n_scores(const struct model *m)
+{
+    return fakes.n_scores;
+}
+
+const struct gguf *model_gguf(const struct model *m)
+{
+    return NULL; /* only asked for pairs of texts */
 }
 
 const struct kv_layout *model_kv_layout(const struct model *m)

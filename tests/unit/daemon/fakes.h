@@ -6,6 +6,8 @@
 
 #define FAKE_N_VOCAB 100
 #define FAKE_N_CTX   64
+#define FAKE_N_EMBD  4
+#define FAKE_N_BATCH 32
 
 /* What was asked of the fakes since the test began. */
 struct fakes {
@@ -13,8 +15,10 @@ struct fakes {
     unsigned n_submitted, n_cancelled, n_kicks;
     int submit_result;
     struct request_event *events; /* that engine_take_events will give */
-    bool model_is_loaded;         /* else the registry starts a load of it */
-    struct registry_load load;    /* the last one that was asked for */
+    bool model_is_encoder;
+    uint32_t n_scores;         /* of its classifier */
+    bool model_is_loaded;      /* else the registry starts a load of it */
+    struct registry_load load; /* the last one that was asked for */
     unsigned n_loads, model_refs;
     struct task *tasks; /* that the task pool has not run */
 };

@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -415,5 +416,124 @@ Test(handlers, a_failed_reload_says_why)
     ipc_pack_map(&b, 0);
     hand_in(c, &b);
     cr_assert_eq(error_code(next(c)), PROTO_E_INVALID_PARAMS);
+    client_destroy(c);
+}
+
+/* ---- embeddings -------------------------------------------------------------------------- */
+
+/* text.embed of n texts of so many bytes, with a pooling where one is given. */
+static void send_embed(struct client *c, uint32_t id, size_t n, size_t bytes, const char *pooling)
+{
+    static char text[SERVICE_INLINE_TEXT_BYTES];
+    struct ipc_buffer b;
+    cr_assert_leq(bytes, sizeof(text));
+    memset(text, 'a', bytes);
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "text.embed");
+    ipc_pack_map(&b, pooling ? 3 : 2);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "fake");
+    ipc_pack_str(&b, "inputs");
+    ipc_pack_array(&b, n);
+    for (size_t i = 0; i < n; i++) {
+        ipc_pack_text(&b, text, bytes);
+    }
+    if (pooling) {
+        ipc_pack_str(&b, "pooling");
+        ipc_pack_str(&b, pooling);
+    }
+    hand_in(c, &b);
+}
+
+static bool message_has(const struct ipc_message *m, const char *words)
+{
+    struct proto_string s;
+    char text[512];
+    cr_assert_eq(ipc_value_bytes(ipc_value_get(m->error, "message"), &s), 0);
+    snprintf(text, sizeof(text), "%.*s", (int)s.bytes, s.data);
+    return strstr(text, words) != NULL;
+}
+
+Test(handlers, embeddings_come_with_the_result)
+{
+    struct client *c = client_create(0);
+    send_embed(c, 1, 2, 5, "mean");
+    cr_assert_eq(fakes.n_submitted, 1);
+    struct request *r = fakes.submitted[0];
+    cr_assert_eq(r->kind, REQUEST_EMBED);
+    cr_assert_eq(r->embed.n_inputs, 2);
+    cr_assert_eq(r->embed.inputs[1].n_tokens, 5);
+    cr_assert_eq(r->embed.norm, 2);
+    cr_assert_eq(r->embed.width, FAKE_N_EMBD);
+    for (int i = 0; i < 2 * FAKE_N_EMBD; i++) {
+        r->embed.vectors[i] = (float)i;
+    }
+    fake_done(r, FINISH_LENGTH);
+    service_pump(service);
+    const struct ipc_message *m = next(c);
+    cr_assert(m && m->result);
+    const struct ipc_value *tensor = ipc_value_get(m->result, "embeddings");
+    uint64_t n = 0;
+    struct proto_string data;
+    cr_assert_eq(ipc_value_u64(ipc_value_at(ipc_value_get(tensor, "shape"), 0), &n), 0);
+    cr_assert_eq(n, 2);
+    cr_assert_eq(ipc_value_bytes(ipc_value_get(tensor, "data"), &data), 0);
+    cr_assert_eq(data.bytes, 2 * FAKE_N_EMBD * sizeof(float));
+    client_destroy(c);
+}
+
+Test(handlers, an_encoder_takes_a_text_in_one_step_and_generates_nothing)
+{
+    fakes.model_is_encoder = true;
+    struct client *c = client_create(0);
+    send_embed(c, 1, 3, FAKE_N_BATCH + 1, "mean");
+    const struct ipc_message *m = next(c);
+    cr_assert_eq(error_code(m), PROTO_E_CONTEXT_EXCEEDED);
+    cr_assert(message_has(m, "'inputs', item 0 has 33 tokens"));
+    cr_assert(message_has(m, "32 (batch_size)"));
+    send_embed(c, 2, 1, FAKE_N_CTX + 1, "mean");
+    m = next(c);
+    cr_assert(message_has(m, "65 tokens") && message_has(m, "64"));
+    send_generate(c, 3, "fake", "abc", 3);
+    m = next(c);
+    cr_assert_eq(error_code(m), PROTO_E_INVALID_PARAMS);
+    cr_assert(message_has(m, "text.embed"));
+    cr_assert_eq(fakes.n_submitted, 0);
+    client_destroy(c);
+}
+
+Test(handlers, ranking_needs_a_classifier)
+{
+    struct client *c = client_create(0);
+    send_embed(c, 1, 1, 4, "rank");
+    const struct ipc_message *m = next(c);
+    cr_assert_eq(error_code(m), PROTO_E_INVALID_PARAMS);
+    cr_assert(message_has(m, "cls.weight"));
+    fakes.n_scores = 1;
+    send_embed(c, 2, 1, 4, "rank");
+    cr_assert_eq(fakes.submitted[0]->embed.width, 1);
+    send_embed(c, 3, 1, 4, "best");
+    cr_assert(message_has(next(c), "none, mean, cls, last or rank"));
+    fake_done(fakes.submitted[0], FINISH_LENGTH);
+    service_pump(service);
+    client_destroy(c);
+}
+
+/* Texts that are long together are encoded on the task pool, and the wait can be cancelled. */
+Test(handlers, many_texts_are_encoded_off_the_loop)
+{
+    struct client *c = client_create(0);
+    send_embed(c, 1, 100, 60, "mean");
+    cr_assert_eq(fakes.n_submitted, 0);
+    fake_run_tasks();
+    cr_assert_eq(fakes.n_submitted, 1);
+    fake_done(fakes.submitted[0], FINISH_LENGTH);
+    service_pump(service);
+    cr_assert(next(c)->result != NULL);
+    send_embed(c, 2, 100, 60, "mean");
+    send_cancel(c, 2);
+    fake_run_tasks();
+    cr_assert_eq(error_code(next(c)), PROTO_E_CANCELLED);
+    cr_assert_eq(fakes.n_submitted, 0);
     client_destroy(c);
 }

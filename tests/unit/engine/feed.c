@@ -26,12 +26,13 @@ int feed_tokens(struct model *m, struct kv_sequence *kv, const int32_t *tokens, 
             .seqs = &seq,
             .row_class = row_class,
         };
-        struct model_batch batch = {rows, rows, tokens + past, positions, out_rows, &attention};
-        const float *logits = NULL;
-        rc = rc < 0 ? rc : model_step(m, &batch, &logits);
+        struct model_batch batch = {rows,     rows,       tokens + past,     positions,
+                                    out_rows, &attention, MODEL_WANTS_LOGITS};
+        struct model_outputs out = {NULL};
+        rc = rc < 0 ? rc : model_step(m, &batch, &out);
         if (rc == 0) {
-            memcpy(ret_logits + (size_t)past * n_vocab, logits,
-                   (size_t)rows * n_vocab * sizeof(*logits));
+            memcpy(ret_logits + (size_t)past * n_vocab, out.logits,
+                   (size_t)rows * n_vocab * sizeof(*out.logits));
             kv_sequence_commit(kv, rows, NULL);
         }
     }

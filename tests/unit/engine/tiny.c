@@ -124,6 +124,12 @@ static void plan_model(struct plan *p, const struct tiny *t)
     }
     plan_tensor(p, t, "output_norm.weight", t->n_embd, 0);
     plan_tensor(p, t, "output.weight", t->n_embd, t->n_embd_rows);
+    if (t->n_scores > 0) {
+        plan_tensor(p, t, "cls.weight", t->n_embd, t->n_embd);
+        plan_tensor(p, t, "cls.bias", t->n_embd, 0);
+        plan_tensor(p, t, "cls.output.weight", t->n_embd, t->n_scores);
+        plan_tensor(p, t, "cls.output.bias", t->n_scores, 0);
+    }
     if (t->extra_tensor != NULL) {
         plan_tensor(p, t, t->extra_tensor, 4, 0);
     }

@@ -18,6 +18,7 @@ struct tiny {
     const char *extra_tensor;                /* a vector of 4, or NULL */
     const char *wide_tensor;                 /* has one more row (a vector: value), or NULL */
     void (*add_keys)(struct gguf_writer *w); /* or NULL */
+    uint32_t n_scores;                       /* of a classifier; 0: none */
     uint64_t seed;
 };
 

@@ -49,6 +49,7 @@ static void pack_value(struct ipc_buffer *b, const struct proto_field *f, union 
         }
         break;
     case PROTO_STRINGS:
+    case PROTO_TEXTS:
         ipc_pack_array(b, bound.u);
         for (uint64_t i = 0; i < bound.u; i++) {
             ipc_pack_str(b, "stop");
@@ -215,6 +216,7 @@ static bool takes(enum proto_field_type type, enum ipc_value_type value)
         return value == IPC_STR || value == IPC_BIN;
     case PROTO_TOKENS:
     case PROTO_STRINGS:
+    case PROTO_TEXTS:
         return value == IPC_ARRAY;
     case PROTO_BIASES:
         return value == IPC_ARRAY || value == IPC_MAP;

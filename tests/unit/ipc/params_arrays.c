@@ -1,10 +1,11 @@
-/* What the decoder makes of values: a whole request, token arrays, stops, biases. */
+/* What the decoder makes of values: a whole request, token arrays, stops, biases, texts. */
 #include "tests/unit/ipc/request.h"
 
 #include <criterion/criterion.h>
 
 #include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void expect_refused(struct ipc_buffer *body, const char *sentence)
@@ -196,4 +197,50 @@ Test(arrays, biases_that_mean_nothing_are_refused)
         ipc_pack_u64(&body, i);
     }
     expect_refused(&body, "'logit_bias', item 0: must be [token, bias]");
+}
+
+/* ---- texts ------------------------------------------------------------------------------- */
+
+/* Unlike stop strings they may be empty, and long. */
+Test(arrays, texts_may_be_empty_and_long)
+{
+    struct ipc_buffer body = begin("inputs");
+    struct test_message t;
+    union proto_params params;
+    struct ipc_error e;
+    char *longer = calloc(1, PROTO_STOP_BYTES_MAX + 1);
+    cr_assert(longer != NULL);
+    ipc_pack_array(&body, 3);
+    ipc_pack_str(&body, "");
+    ipc_pack_bin(&body, "\0\xff", 2);
+    ipc_pack_bin(&body, longer, PROTO_STOP_BYTES_MAX + 1);
+    free(longer);
+    cr_assert_eq(test_decode(PROTO_TEXT_EMBED, 2, &body, &params, &e, &t), 0, "%s", e.message);
+    const struct proto_text_embed *p = &params.text_embed;
+    cr_assert(p->has_inputs && !p->has_prompt && !p->has_pooling);
+    cr_assert_eq(p->inputs.count, 3);
+    cr_assert_eq(p->inputs.items[0].bytes, 0);
+    cr_assert_eq(p->inputs.items[1].bytes, 2);
+    cr_assert_eq(p->inputs.items[2].bytes, PROTO_STOP_BYTES_MAX + 1);
+    cr_assert_eq(p->embd_normalize, 2);
+    test_message_finish(&t);
+}
+
+Test(arrays, texts_that_are_none_or_too_many_are_refused)
+{
+    struct ipc_buffer body = begin("inputs");
+    union proto_params params;
+    struct ipc_error e;
+    ipc_pack_array(&body, 2);
+    ipc_pack_str(&body, "x");
+    ipc_pack_u64(&body, 5);
+    cr_assert_eq(test_decode(PROTO_TEXT_EMBED, 2, &body, &params, &e, NULL), -EINVAL);
+    cr_assert_str_eq(e.message, "'inputs', item 1: must be a string; it is an integer");
+    body = begin("inputs");
+    ipc_pack_array(&body, PROTO_INPUTS_MAX + 1);
+    for (uint32_t i = 0; i <= PROTO_INPUTS_MAX; i++) {
+        ipc_pack_str(&body, "x");
+    }
+    cr_assert_eq(test_decode(PROTO_TEXT_EMBED, 2, &body, &params, &e, NULL), -EINVAL);
+    cr_assert_str_eq(e.message, "'inputs' has a count of 2049; it must be 0 to 2048");
 }
