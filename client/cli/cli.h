@@ -45,6 +45,8 @@ int cli_verb_unload(struct cli *c, int argc, char **argv);
 int cli_verb_stop(struct cli *c, int argc, char **argv);
 int cli_verb_tokenize(struct cli *c, int argc, char **argv);
 int cli_verb_detokenize(struct cli *c, int argc, char **argv);
+int cli_verb_embed(struct cli *c, int argc, char **argv);
+int cli_verb_eval(struct cli *c, int argc, char **argv);
 int cli_verb_logits(struct cli *c, int argc, char **argv);
 int cli_verb_perplexity(struct cli *c, int argc, char **argv);
 int cli_verb_ping(struct cli *c, int argc, char **argv);

@@ -15,6 +15,8 @@ static const struct cli_verb verbs[] = {
     {"tokenize", cli_verb_tokenize, "text to token ids"},
     {"detokenize", cli_verb_detokenize, "token ids to text, byte for byte"},
     {"logits", cli_verb_logits, "write the logits after every token to a file"},
+    {"embed", cli_verb_embed, "texts as vectors"},
+    {"eval", cli_verb_eval, "how well a model answers questions and predicts texts"},
     {"perplexity", cli_verb_perplexity, "how well a model predicts a text"},
     {"bench", cli_verb_bench, "measure speed, against the machine's own limits"},
     {"kv", cli_verb_kv, "what is kept of prompts: list, pin, drop, purge"},

@@ -326,8 +326,8 @@ class Server(Case):
 
     def test_help_of_every_verb(self):
         text = self.gqa("--help").text
-        for verb in ("run", "ps", "list", "show", "load", "unload", "tokenize", "detokenize", "logits", "perplexity",
-                     "bench", "backend", "ping", "info", "call", "stop"):
+        for verb in ("run", "ps", "list", "show", "load", "unload", "tokenize", "detokenize", "logits", "embed",
+                     "eval", "perplexity", "bench", "backend", "ping", "info", "call", "stop"):
             self.assertIn(f"  {verb} ", text)
             self.assertIn(f"Usage: gqa {verb}", self.gqa(verb, "--help").text)
         self.assertTrue(self.gqa("--version").text.startswith("gqa "))

@@ -334,6 +334,16 @@ int gqa_model_load(struct gqa *g, const struct gqa_params *params, gqa_progress_
 
 int gqa_model_unload(struct gqa *g, const char *model, struct gqa_error *ret_error);
 
+/* text.embed: params as that method's table says (at least model, and one of prompt, tokens and
+ * inputs). *ret_values: (*ret_n_rows, *ret_n_dims) numbers, row-major, the caller's, to be given to
+ * free(); never NULL on success. A row is a text's vector, in the order of inputs; with pooling
+ * "none" a token's, the first text's first, then the second's, and so on (the result's n_tokens
+ * tells how many each has). options: timeout_ms only; NULL for the default. *ret (may be NULL): the
+ * result, as with gqa_call(). */
+int gqa_embed(struct gqa *g, const struct gqa_params *params,
+              const struct gqa_call_options *options, float **ret_values, size_t *ret_n_rows,
+              size_t *ret_n_dims, struct gqa_reply **ret, struct gqa_error *ret_error);
+
 #if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif
