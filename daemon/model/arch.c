@@ -38,6 +38,12 @@ static const struct arch archs[] = {
      GQA_ROPE_HALF, GQA_ACT_GELU_TANH, 1, 0, 0},
     {"gpt-oss", ARCH_QKV_BIAS | ARCH_BIASES | ARCH_SINKS | ARCH_NORM_2_NAME | ARCH_EXPERTS,
      GQA_NORM_RMS, GQA_ROPE_HALF, GQA_ACT_SWIGLU_OAI, 2, 0, 0},
+    {"bert",
+     ARCH_ENCODER | ARCH_POSITIONS | ARCH_QKV_BIAS | ARCH_BIASES | ARCH_NORM_BIAS |
+         ARCH_NO_PRE_NORMS | ARCH_NO_GATE,
+     GQA_NORM_LAYER, GQA_ROPE_HALF, GQA_ACT_GELU, 0, 0, 0},
+    {"nomic-bert", ARCH_ENCODER | ARCH_NORM_BIAS | ARCH_NO_PRE_NORMS, GQA_NORM_LAYER, GQA_ROPE_HALF,
+     GQA_ACT_SILU, 0, 0, 0},
 };
 
 #define N_ARCHS (sizeof(archs) / sizeof(archs[0]))

@@ -39,6 +39,9 @@ enum arch_flags {
     ARCH_EMBED_SQRT = 1u << 21,   /* embeddings times sqrt(n_embd) */
     ARCH_SCALES = 1u << 22, /* embedding_scale, residual_scale, attention.scale, logit_scale */
     ARCH_RANK_SOFTMAX = 1u << 23, /* a classifier's scores are made probabilities */
+    /* encoders (program_encoder.c) */
+    ARCH_ENCODER = 1u << 24,   /* all tokens see each other; norms after the residual */
+    ARCH_POSITIONS = 1u << 25, /* position_embd: learned positions; nothing rotates */
 };
 
 struct arch {

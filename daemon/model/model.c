@@ -66,13 +66,22 @@ static int open_file(struct model *m, struct loading *l)
                         "its scores by position, which is not supported",
                         o->path, o->n_ctx, n_ctx_max);
     }
+    if (o->n_ctx > m->shape.n_ctx_train && (m->shape.arch->flags & ARCH_POSITIONS)) {
+        return fmt_fail(l->err, -EINVAL,
+                        "%s: a context of %u was asked for, but the model has learned %u positions",
+                        o->path, o->n_ctx, m->shape.n_ctx_train);
+    }
     uint32_t trained = m->shape.n_ctx_train < n_ctx_max ? m->shape.n_ctx_train : n_ctx_max;
     m->n_ctx = o->n_ctx > 0 ? o->n_ctx : trained;
     return 0;
 }
 
+/* An encoder keeps no K and V: its layout has no class. */
 static int init_layout(struct model *m, struct loading *l)
 {
+    if (model_is_encoder(m)) {
+        return 0;
+    }
     struct kv_layer_desc *layers = calloc(m->shape.n_layers, sizeof(*layers));
     if (layers == NULL) {
         return fmt_fail(l->err, -ENOMEM, "no memory");
@@ -176,6 +185,12 @@ static int open_backends(struct model *m, struct loading *l, struct backend_cata
         }
     }
     struct backend *attention = m->attention != NULL ? m->attention : m->backend;
+    const uint32_t needed = GQA_ATTN_CAP_NO_COMMIT | GQA_ATTN_CAP_MUTUAL;
+    if (model_is_encoder(m) && (backend_attention(attention)->caps & needed) != needed) {
+        return fmt_fail(l->err, -ENOTSUP,
+                        "attention backend %s: has no attention to both sides, which %s needs",
+                        backend_spec(attention), m->shape.arch->name);
+    }
     for (uint32_t i = 0; i < m->program.n_attn_layers; i++) {
         rc = backend_attention(attention)->supports(backend_context(attention),
                                                     &m->program.attn_layers[i], &reason);
@@ -221,6 +236,9 @@ static int prepare(struct model *m, struct loading *l)
     const struct model_options *o = l->options;
     m->max_batch_rows = o->max_batch_rows;
     m->max_out_rows = o->max_out_rows < o->max_batch_rows ? o->max_out_rows : o->max_batch_rows;
+    if (model_is_encoder(m)) {
+        m->max_out_rows = m->max_batch_rows; /* rows without logits are small */
+    }
     struct gqa_program_desc desc = {
         .struct_size = sizeof(desc),
         .max_rows = m->max_batch_rows,

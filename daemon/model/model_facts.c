@@ -142,7 +142,7 @@ uint32_t model_max_out_rows(const struct model *m)
 
 bool model_is_encoder(const struct model *m)
 {
-    return false;
+    return (m->shape.arch->flags & ARCH_ENCODER) != 0;
 }
 
 uint32_t model_n_scores(const struct model *m)

@@ -31,7 +31,7 @@ static void build_head(struct builder *b, uint32_t embd)
     b->p->logits_reg = logits.reg;
 }
 
-static void build_ops(struct builder *b)
+static void build_decoder(struct builder *b)
 {
     const struct model_shape *s = b->s;
     const struct gqa_view none = {GQA_NONE, 0, 0};
@@ -45,10 +45,19 @@ static void build_ops(struct builder *b)
         build_feed_forward(b, layer);
     }
     build_head(b, embd);
-    build_classifier(b);
 }
 
 /* ---- tables beside the ops --------------------------------------------------------------- */
+
+/* K and V that no cache keeps are used as they were computed. */
+static void describe_unkept(const struct model_shape *s, uint32_t layer, struct gqa_attn_layer *a)
+{
+    a->n_kv_heads = s->n_kv_heads;
+    a->k_dim = s->k_dim;
+    a->v_dim = s->v_dim;
+    a->k_type = a->v_type = GQA_TYPE_F32;
+    a->window = model_layer_window(s, layer);
+}
 
 static int build_attn_layers(struct model_program *p, const struct model_shape *s,
                              const struct kv_layout *layout)
@@ -65,7 +74,11 @@ static int build_attn_layers(struct model_program *p, const struct model_shape *
         a->n_heads = s->n_heads;
         a->scale = s->attn_scale;
         a->softcap = s->attn_softcap;
-        kv_layout_describe(layout, i, a);
+        if (s->arch->flags & ARCH_ENCODER) {
+            describe_unkept(s, i, a);
+        } else {
+            kv_layout_describe(layout, i, a);
+        }
     }
     return 0;
 }
@@ -149,7 +162,12 @@ int model_program_init(struct model_program *p, const struct gguf *g,
     int rc = b.used == NULL || p->regs == NULL ? -ENOMEM : 0;
     rc = rc < 0 ? rc : build_attn_layers(p, shape, layout);
     if (rc == 0) {
-        build_ops(&b);
+        if (build_has(&b, ARCH_ENCODER)) {
+            build_encoder(&b);
+        } else {
+            build_decoder(&b);
+        }
+        build_classifier(&b);
         rc = b.rc;
     }
     rc = rc < 0 ? rc : mark_linear_weights(p);

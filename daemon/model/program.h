@@ -30,8 +30,9 @@ struct model_program {
     uint64_t flops_per_row; /* of the products of a row that gives logits */
 };
 
-/* n_ctx chooses among rotary factors. -EINVAL: a tensor is missing, has a wrong shape; -ENOTSUP:
- * one is not understood; -ENOMEM. The gguf object outlives the program. */
+/* layout: of a decoder's cache; encoders have none. n_ctx chooses among rotary factors. -EINVAL: a
+ * tensor is missing, has a wrong shape; -ENOTSUP: one is not understood; -ENOMEM. The gguf object
+ * outlives the program. */
 int model_program_init(struct model_program *p, const struct gguf *g,
                        const struct model_shape *shape, const struct kv_layout *layout,
                        uint32_t n_ctx, struct fmt_error *err);

@@ -91,6 +91,9 @@ void build_residual(struct builder *b, uint32_t layer, const char *post_norm);
 void build_attention(struct builder *b, uint32_t layer);
 void build_feed_forward(struct builder *b, uint32_t layer);
 
+/* The whole pass of an encoder, up to p->embd_reg. */
+void build_encoder(struct builder *b);
+
 /* The ops of the file's classifier over p->embd_reg, from p->scores_op on: tanh(cls x + bias), then
  * cls.output; either may be alone. None where the file has neither. */
 void build_classifier(struct builder *b);

@@ -106,6 +106,9 @@ static void read_rope(struct shape_reader *r, struct model_shape *s)
         shape_read_bool(r, "rope.scaling.finetuned", &rotates);
         s->n_rot = rotates ? s->n_rot : 0;
     }
+    if (r->arch->flags & ARCH_POSITIONS) {
+        s->n_rot = 0;
+    }
 }
 
 /* Scores are scaled by 1 + scale * ln(1 + floor(position / original context)): by nothing within
@@ -289,16 +292,18 @@ static void read_sizes(struct shape_reader *r, struct model_shape *s)
     shape_read_u32(r, "attention.value_length", s->v_dim == 0, 1, MAX_DIM, &s->v_dim);
 }
 
-/* Attention looks back only. */
+/* Attention of decoders looks back only, that of encoders to both sides. */
 static void check_causal(struct shape_reader *r)
 {
-    bool causal = true;
+    bool looks_back = (r->arch->flags & ARCH_ENCODER) == 0, causal = looks_back;
     shape_read_bool(r, "attention.causal", &causal);
-    if (r->rc == 0 && !causal) {
-        r->rc = fmt_fail(r->err, -ENOTSUP,
-                         "%s: key %s.attention.causal is false: attention in both directions is "
-                         "not supported",
-                         gguf_path(r->g), r->arch->name);
+    if (r->rc == 0 && causal != looks_back) {
+        r->rc =
+            fmt_fail(r->err, -ENOTSUP,
+                     "%s: key %s.attention.causal is %s: attention %s is not supported for this "
+                     "architecture",
+                     gguf_path(r->g), r->arch->name, causal ? "true" : "false",
+                     causal ? "that looks back only" : "in both directions");
     }
 }
 
@@ -326,10 +331,10 @@ static void read_vocabulary(struct shape_reader *r, struct model_shape *s)
     }
 }
 
-/* Decoders speak with their last token, which has seen all the others. */
+/* Decoders speak with their last token, which has seen all the others; in encoders each has. */
 static void read_pooling(struct shape_reader *r, struct model_shape *s)
 {
-    uint32_t pooling = POOLING_LAST;
+    uint32_t pooling = r->arch->flags & ARCH_ENCODER ? POOLING_MEAN : POOLING_LAST;
     shape_read_u32(r, "pooling_type", false, POOLING_NONE, POOLING_COUNT - 1, &pooling);
     s->pooling = (enum pooling)pooling;
 }

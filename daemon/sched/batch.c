@@ -104,11 +104,13 @@ static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
             b->out_rows[b->n_outs++] = row;
         }
     }
+    bool encoder = model_is_encoder(s->request->model);
     b->seqs[b->n_seqs] = (struct gqa_attn_seq){
         .first_row = s->step_first_row,
         .n_rows = s->step_rows,
         .n_past = s->kv.n_tokens,
-        .tables = s->kv.tables,
+        .mutual = encoder,
+        .tables = encoder ? NULL : s->kv.tables,
     };
     b->members[b->n_seqs++] = s;
     b->wants |= s->request->kind == REQUEST_EMBED ? embed_wants(s) : MODEL_WANTS_LOGITS;

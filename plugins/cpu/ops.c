@@ -5,20 +5,32 @@
 #include <math.h>
 #include <string.h>
 
+static uint64_t embed_row(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
+{
+    switch (op->op.u.embed.row) {
+    case GQA_EMBED_TOKEN:
+        return (uint32_t)p->batch->tokens[row];
+    case GQA_EMBED_POSITION:
+        return p->batch->positions[row];
+    default:
+        return 0;
+    }
+}
+
 /* Rows of given embeddings are taken as they are: scale belongs to the token table. */
 void cpu_op_embed(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
 {
     uint32_t width = op->op.dst.width;
     float *dst = cpu_view_row(p, &op->op.dst, row);
 
-    if (p->batch->embeddings != NULL) {
+    if (p->batch->embeddings != NULL && op->op.u.embed.row == GQA_EMBED_TOKEN) {
         memcpy(dst, p->batch->embeddings + (size_t)row * width, width * sizeof(*dst));
         return;
     }
     uint64_t row_bytes = (uint64_t)(width / op->type->n_block) * op->type->block_bytes;
-    uint64_t token = (uint32_t)p->batch->tokens[row];
 
-    op->type->dequantise((const uint8_t *)op->table.data + token * row_bytes, dst, width);
+    op->type->dequantise((const uint8_t *)op->table.data + embed_row(p, op, row) * row_bytes, dst,
+                         width);
     if (op->op.scale != 1.0f) {
         for (uint32_t i = 0; i < width; i++) {
             dst[i] *= op->op.scale;

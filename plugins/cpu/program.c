@@ -91,21 +91,39 @@ static int check_batch(const struct cpu_program *p, const struct gqa_batch *batc
     return 0;
 }
 
-/* Tokens are checked against every table that they index, although the host has done so: a wrong
- * one would read outside the file. */
-static int check_tokens(const struct cpu_program *p, const struct gqa_batch *batch)
+/* Tokens and positions are checked against every table that they index, although the host has done
+ * so: a wrong one would read outside the file. */
+static int check_table(const struct cpu_op *op, const struct gqa_batch *batch)
 {
-    for (uint32_t i = 0; batch->embeddings == NULL && i < p->n_ops; i++) {
-        if (p->ops[i].op.kind != GQA_OP_EMBED) {
-            continue;
-        }
-        for (uint32_t row = 0; row < batch->n_rows; row++) {
-            if (batch->tokens[row] < 0 || (uint32_t)batch->tokens[row] >= p->ops[i].table.ne[1]) {
-                return -EINVAL;
-            }
+    uint64_t n = op->table.ne[1];
+    uint32_t by = op->op.u.embed.row;
+
+    if (by == GQA_EMBED_FIRST || (by == GQA_EMBED_TOKEN && batch->embeddings != NULL)) {
+        return 0;
+    }
+    if (by == GQA_EMBED_POSITION && batch->positions == NULL) {
+        return -EINVAL;
+    }
+    for (uint32_t row = 0; row < batch->n_rows; row++) {
+        int64_t index =
+            by == GQA_EMBED_TOKEN ? (int64_t)batch->tokens[row] : (int64_t)batch->positions[row];
+        if (index < 0 || (uint64_t)index >= n) {
+            return -EINVAL;
         }
     }
     return 0;
+}
+
+static int check_tables(const struct cpu_program *p, const struct gqa_batch *batch)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < p->n_ops; i++) {
+        if (p->ops[i].op.kind == GQA_OP_EMBED) {
+            r = check_table(&p->ops[i], batch);
+        }
+    }
+    return r;
 }
 
 int cpu_program_begin(void *context, void *program, const struct gqa_batch *batch)
@@ -115,7 +133,7 @@ int cpu_program_begin(void *context, void *program, const struct gqa_batch *batc
 
     int r = check_batch(p, batch);
     if (r == 0) {
-        r = check_tokens(p, batch);
+        r = check_tables(p, batch);
     }
     if (r < 0) {
         return r;

@@ -154,6 +154,9 @@ static int check_embed(const struct check *c)
 {
     const struct gqa_op *op = c->op;
 
+    if (op->u.embed.row > GQA_EMBED_FIRST) {
+        return FAIL(c, op->weight, -ENOTSUP, "embeddings by %u", op->u.embed.row);
+    }
     int r = check_matrix(c, op->weight, op->dst.width, 0);
     if (r < 0) {
         return r;

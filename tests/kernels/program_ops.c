@@ -341,6 +341,46 @@ Test(program_ops, embed_reads_any_type_and_given_rows)
     }
 }
 
+/* Positions and the first row index tables of their own, also where the tokens' rows are given. */
+Test(program_ops, embed_takes_rows_by_position_and_the_first)
+{
+    struct test_random r = {test_seed("embed rows")};
+    enum { TABLE = 5, N = 3 };
+    const int32_t tokens[N] = {1, 1, 1};
+    uint32_t places[N] = {4, 0, 2};
+    float table[TABLE * WIDTH], given[N * WIDTH];
+
+    fill(&r, table, TABLE * WIDTH, 1.0f);
+    fill(&r, given, N * WIDTH, 1.0f);
+    for (uint32_t by = GQA_EMBED_POSITION; by <= GQA_EMBED_FIRST; by++) {
+        struct test_program t;
+        struct gqa_batch batch = plain_batch(N);
+        test_program_init(&t, CPU_ISA_C, 1, N);
+        uint32_t reg = test_program_reg(&t, WIDTH, 0);
+        struct gqa_op *op = test_program_op(&t, GQA_OP_EMBED);
+        op->dst = test_view(&t, reg);
+        op->weight = test_program_floats(&t, table, TABLE, WIDTH);
+        op->scale = 1.0f;
+        op->u.embed.row = by;
+        must_prepare(&t);
+        batch.tokens = tokens;
+        batch.positions = places;
+        for (int with = 0; with < 2; with++) {
+            batch.embeddings = with ? given : NULL;
+            cr_assert_eq(test_program_step(&t, &batch), 0);
+            for (uint32_t row = 0; row < N; row++) {
+                const float *truth = table + (by == GQA_EMBED_FIRST ? 0 : places[row]) * WIDTH;
+                cr_assert_arr_eq(test_program_data(&t, reg) + row * WIDTH, truth,
+                                 WIDTH * sizeof(*truth));
+            }
+        }
+        places[1] = TABLE;
+        cr_assert_eq(test_program_step(&t, &batch), by == GQA_EMBED_POSITION ? -EINVAL : 0);
+        places[1] = 0;
+        test_program_finish(&t);
+    }
+}
+
 Test(program_ops, gather_takes_the_output_rows)
 {
     struct test_random r = {test_seed("gather")};

@@ -262,7 +262,7 @@ struct gqa_weight {
 };
 
 enum gqa_op_kind {
-    GQA_OP_EMBED = 1,  /* dst = scale * weight[token] */
+    GQA_OP_EMBED = 1,  /* dst = scale * a row of weight: enum gqa_embed_row */
     GQA_OP_NORM = 2,   /* dst = norm(src) * weight (+ bias), over every group of norm.dim values */
     GQA_OP_LINEAR = 3, /* dst = src x weight^T (+ bias): weight (ne[1] outputs, ne[0] inputs) */
     GQA_OP_ROPE = 4,   /* dst = src (same view), each head rotated by its row's position */
@@ -275,6 +275,12 @@ enum gqa_op_kind {
     GQA_OP_EXPERTS = 11   /* dst = sum over chosen experts; see struct gqa_op_experts */
 };
 
+/* Which row of its table an EMBED takes. gqa_batch.embeddings stand for the tokens' rows alone. */
+enum gqa_embed_row {
+    GQA_EMBED_TOKEN = 0,
+    GQA_EMBED_POSITION = 1, /* learned positions */
+    GQA_EMBED_FIRST = 2     /* row 0, whatever the token: the type of a text's tokens */
+};
 enum gqa_norm_kind { GQA_NORM_RMS = 0, GQA_NORM_LAYER = 1 };
 enum gqa_rope_kind {
     GQA_ROPE_NEIGHBOUR = 0, /* pairs (2i, 2i + 1) */
@@ -330,6 +336,9 @@ struct gqa_op {
     uint32_t weight, bias;                /* indices into weights, or GQA_NONE */
     float scale;                          /* EMBED, ADD, SCALE, SOFTCAP */
     union {
+        struct {
+            uint32_t row; /* enum gqa_embed_row */
+        } embed;
         struct {
             uint32_t kind; /* enum gqa_norm_kind */
             uint32_t dim;  /* group width: the view's for a layer norm, head_dim for qk-norm */
@@ -390,7 +399,7 @@ struct gqa_batch {
     uint32_t struct_size;
     uint32_t n_rows, n_out;
     const int32_t *tokens;     /* (n_rows), each checked against the vocabulary by the host */
-    const uint32_t *positions; /* (n_rows), for RoPE */
+    const uint32_t *positions; /* (n_rows), for RoPE and learned positions */
     const uint32_t *out_rows;  /* (n_out), ascending */
     const float *embeddings;   /* (n_rows, width) instead of tokens, or NULL */
     const uint32_t *adapters;  /* (n_rows) ids that desc has, GQA_NONE: none; or NULL */

@@ -165,7 +165,7 @@ Test(model, an_unknown_architecture_is_named_with_those_that_are_known)
     refused(-ENOTSUP, "'mammoth'",
             "known are llama, mistral3, smollm3, granite, granitemoe, qwen2, qwen2moe, qwen3, "
             "qwen3moe, olmo2, olmoe, gemma, gemma2, gemma3, phi2, phi3, stablelm, starcoder2, "
-            "gpt-oss");
+            "gpt-oss, bert, nomic-bert");
 }
 
 Test(model, a_key_that_could_change_results)
