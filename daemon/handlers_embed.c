@@ -119,13 +119,15 @@ static int encode(struct call *call, struct proto_string text, struct request_in
                             max_tokens, &ret->tokens, &ret->n_tokens);
 }
 
-/* The token that some vocabularies put a second time between two texts; TOKEN_NONE. */
+/* The token that some vocabularies put a second time between two texts; TOKEN_NONE. WordPiece has
+ * the one that ends every text, whatever its file says. */
 static int32_t second_separator(const struct model *m)
 {
     const struct gguf *g = model_gguf(m);
     bool adds = false;
     uint32_t id = 0;
-    if (gguf_get_bool(g, "tokenizer.ggml.add_sep_token", &adds) < 0 || !adds ||
+    if (strcmp(tokenizer_kind(model_tokenizer(m)), "bert") == 0 ||
+        gguf_get_bool(g, "tokenizer.ggml.add_sep_token", &adds) < 0 || !adds ||
         gguf_get_u32(g, "tokenizer.ggml.seperator_token_id", &id) < 0 ||
         id >= tokenizer_n_vocab(model_tokenizer(m))) {
         return TOKEN_NONE;

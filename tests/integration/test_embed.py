@@ -3,6 +3,7 @@ import math
 import os
 import struct
 
+import gguf
 from harness import DaemonCase, main, synth
 
 TEXTS = ["Once upon a time", "", "there was", "a" * 300, "日本語", "once upon a time"]
@@ -122,6 +123,18 @@ class Embed(DaemonCase):
         self.assertNotIn(id, self.client.answers)
         self.assertEqual(self.client.wait(id)["embeddings"]["shape"][0], 500)
 
+    def test_a_prefix_that_was_computed_is_taken_from_the_cache_and_changes_no_bit(self):
+        texts = ["shared words " * 40 + tail for tail in ("one", "two")]
+        cold = [self.embed(prompt=t, cache_prompt=False) for t in texts]
+        self.assertEqual([r["n_cached"] for _, r in cold], [0, 0])
+        warm = [self.embed(prompt=t) for t in texts]
+        self.assertGreaterEqual(warm[1][1]["n_cached"], 64)
+        self.assertEqual([v for v, _ in warm], [v for v, _ in cold])
+        # Other vectors need every row of a text.
+        for pooling in ("mean", "cls"):
+            self.assertEqual(self.embed(prompt=texts[0], pooling=pooling)[1]["n_cached"], 0)
+        self.assertEqual(len(self.rows(inputs=texts)[0]), cold[0][1]["n_prompt"])
+
     def test_neighbours_change_no_bit(self):
         alone = self.embed(inputs=TEXTS, pooling="mean")[0]
         ids = [self.client.send("text.generate", {"model": "tiny", "prompt": "x" * i, "n_predict": 300, "ignore_eos": True})
@@ -131,6 +144,77 @@ class Embed(DaemonCase):
         for id in ids:
             self.client.cancel(id)
             self.client.wait(id)
+
+
+class Encoder(DaemonCase):
+    """Files of bert's kind, from text to vector; what the vectors are is tests/unit/engine's to say."""
+    flags = ("-b", "48")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        models = os.path.join(cls.folder.path, "models")
+        gguf.bert(os.path.join(models, "bert.gguf"))
+        gguf.bert(os.path.join(models, "reranker.gguf"), n_scores=1, **{"bert.pooling_type": 4})
+
+    def embed(self, model="bert", **params):
+        result = self.client.call("text.embed", {"model": model, **params})
+        return vectors(result["embeddings"]), result
+
+    def test_texts_and_their_tokens_have_the_same_vectors(self):
+        texts = ["the cat sat on the mat", "", "a dog ran to you", "THE CAT", "xyz"]
+        many, result = self.embed(inputs=texts)
+        info = self.client.call("model.info", {"model": "bert"})
+        self.assertEqual((info["kind"], info["pooling"], result["pooling"]), ("encoder", "mean", "mean"))
+        self.assertEqual((info["cache"]["bytes_per_token"], info["cache"]["classes"]), (0, []))
+        for text, vector in zip(texts, many):
+            tokens = self.client.call("text.tokenize", {"model": "bert", "text": text})["tokens"]
+            self.assertEqual((tokens[0], tokens[-1]), (gguf.CLS, gguf.SEP))
+            self.assertEqual(self.embed(tokens=tokens)[0][0], vector)
+            self.assertEqual(self.embed(prompt=text)[0][0], vector)
+        self.assertNotEqual(many[0], many[2])
+        kv = self.client.call("server.stats")["kv"]
+        self.assertEqual((kv["bytes_used"], kv["blocks_used"]), (0, 0))
+
+    def test_the_order_of_words_and_what_comes_later_matter(self):
+        first = self.embed(prompt="cat dog mat", pooling="cls")[0][0]
+        self.assertNotEqual(self.embed(prompt="dog cat mat", pooling="cls")[0][0], first)
+        self.assertNotEqual(self.embed(prompt="cat dog you", pooling="cls")[0][0], first)
+
+    def test_what_does_not_fit_a_step_or_the_context_is_refused_with_numbers(self):
+        fits = self.embed(prompt="cat " * 46)[1]
+        self.assertEqual(fits["n_tokens"], [48])
+        self.refused("CONTEXT_EXCEEDED", "text.embed", {"model": "bert", "inputs": ["x", "cat " * 47]},
+                     "'inputs', item 1", "49 tokens", "48 (batch_size)")
+        self.refused("CONTEXT_EXCEEDED", "text.embed", {"model": "bert", "prompt": "cat " * 63}, "65 tokens", "64")
+
+    def test_an_encoder_generates_nothing(self):
+        for method in ("text.generate", "text.logits", "kv.pin"):
+            self.refused("INVALID_PARAMS", method, {"model": "bert", "prompt": "x"}, "encoder (bert)", "text.embed")
+
+    def test_a_query_is_joined_to_every_text(self):
+        query, texts = "who sat on the mat", ["the cat sat", "a dog ran", ""]
+        scores, result = self.embed("reranker", inputs=texts, query=query)
+        self.assertEqual((result["pooling"], result["n_dims"]), ("rank", 1))
+
+        def tokens(text):
+            return self.client.call("text.tokenize", {"model": "reranker", "text": text})["tokens"]
+        for text, score in zip(texts, scores):
+            pair = tokens(query) + tokens(text)[1:]
+            self.assertEqual((pair[0], pair.count(gguf.CLS), pair.count(gguf.SEP)), (gguf.CLS, 1, 2))
+            self.assertEqual(self.embed("reranker", tokens=pair)[0][0], score)
+        self.assertEqual(len(set(scores)), 3)
+        self.refused("INVALID_PARAMS", "text.embed", {"model": "bert", "inputs": texts, "query": query}, "rank", "mean")
+        self.refused("INVALID_PARAMS", "text.embed", {"model": "reranker", "tokens": [2, 3], "query": query}, "'query'")
+
+    def test_many_texts_while_a_decoder_generates(self):
+        texts = [" ".join(gguf.WORDS[i % 18] for i in range(j % 40)) for j in range(200)]
+        alone = self.embed(inputs=texts)[0]
+        id = self.client.send("text.generate", {"model": "tiny", "prompt": "x", "n_predict": 400, "ignore_eos": True})
+        self.client.wait_events(id, 1)
+        self.assertEqual(self.embed(inputs=texts)[0], alone)
+        self.client.cancel(id)
+        self.client.wait(id)
 
 
 if __name__ == "__main__":
