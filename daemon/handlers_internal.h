@@ -64,7 +64,7 @@ struct call {
     int32_t *tokens; /* owned until the request takes them */
     size_t n_tokens;
     size_t n_encoded; /* of text.embed's texts */
-    char *text; /* of a detokenise */
+    char *text;       /* of a detokenise */
     size_t text_bytes;
     struct request *request;
     struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */

@@ -71,7 +71,7 @@ struct request {
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
     struct request_embed embed;
-    void *owner;                /* the loop's own, never touched by the engine */
+    void *owner; /* the loop's own, never touched by the engine */
 
     /* Shared. */
     atomic_bool cancelled;           /* set by the loop, read by the engine between steps */
@@ -93,8 +93,8 @@ struct request {
      * of others of its inputs run. */
     struct request *next;
     bool is_queued;
-    size_t next_input;    /* EMBED: the first that was not begun */
-    uint32_t n_sequences; /* that run */
+    size_t next_input;                /* EMBED: the first that was not begun */
+    uint32_t n_sequences;             /* that run */
     struct request_event *done_event; /* allocated at submission, so that the end cannot fail */
 };
 

@@ -21,7 +21,7 @@ struct loading {
     const char *stage;
     uint64_t done, total;
     struct weight_scan scan; /* of the file that is being read */
-    struct digest *digest; /* of the bytes read, or NULL: it is known */
+    struct digest *digest;   /* of the bytes read, or NULL: it is known */
     struct fmt_error *err;
 };
 

@@ -55,7 +55,7 @@ static bool wants_out(const struct sequence *s, size_t index)
         return embed_wants_row(s, index);
     }
     bool last_without_next = s->request->logprobs && index + 1 == s->n_tokens;
-    return index >= s->request->first_row && !last_without_next;
+    return index >= s->request->first_row && index >= s->n_taken && !last_without_next;
 }
 
 /* The class follows the place: complete blocks of the prompt are P, everything else is D. */

@@ -160,6 +160,7 @@ int publish_rows(const struct publisher *p, struct sequence *s, const float *log
     /* The step's rows are committed: the first of them is at n_tokens - step_rows. */
     uint32_t first = s->kv.n_tokens - s->step_rows;
     first = first > r->first_row ? first : r->first_row;
+    first = first > s->n_taken ? first : (uint32_t)s->n_taken; /* computed again after a fault */
     for (uint32_t done = 0; done < s->step_outs;) {
         uint32_t n = s->step_outs - done < per_event ? s->step_outs - done : per_event;
         struct request_event *e = rows_event(s, first + done, n, width);
@@ -177,6 +178,7 @@ int publish_rows(const struct publisher *p, struct sequence *s, const float *log
         emit_rows(p, e);
         done += n;
     }
+    s->n_taken = s->kv.n_tokens;
     return 0;
 }
 

@@ -28,7 +28,7 @@ uint32_t sequence_adopt_limit(const struct sequence *s)
 {
     const struct request *r = s->request;
     if (r->kind == REQUEST_LOGITS) {
-        return r->first_row;
+        return (uint32_t)(s->n_taken > r->first_row ? s->n_taken : r->first_row);
     }
     bool last_row_only = r->embed.pooling == POOLING_LAST || r->embed.pooling == POOLING_RANK;
     if (r->kind == REQUEST_EMBED && !last_row_only) {

@@ -20,7 +20,7 @@ struct sequence {
     size_t n_prompt;          /* the first of tokens; the rest was generated */
     size_t input;             /* of a REQUEST_EMBED: which one */
     double *sums;             /* (n_embd) of rows so far, for POOLING_MEAN; else NULL */
-    size_t n_taken;           /* EMBED: rows before it are published, or in sums */
+    size_t n_taken;           /* LOGITS, EMBED: rows before it are published, or in sums */
     bool finished;            /* EMBED: its vector is complete. Others end with their request. */
     uint64_t bytes_committed; /* of the arena's bound */
     uint64_t last_turn;       /* the step in which its model ran last */

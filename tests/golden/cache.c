@@ -188,9 +188,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 }
 
 static const char *const default_models[] = {
-    "llama-mha", "llama-gqa", "llama-mqa", "llama-yarn", "qwen2",          "qwen3",
-    "gemma2",    "gemma3",    "phi3",      "granite",    "llama-q-Q4_K_M",
-    "mixtral",   "qwen3moe",  "gpt-oss",
+    "llama-mha", "llama-gqa", "llama-mqa", "llama-yarn",     "qwen2",   "qwen3",    "gemma2",
+    "gemma3",    "phi3",      "granite",   "llama-q-Q4_K_M", "mixtral", "qwen3moe", "gpt-oss",
 };
 
 int main(int argc, char **argv)

@@ -337,6 +337,32 @@ Test(cache, a_file_truncated_under_a_running_sequence_changes_no_token)
     cr_expect(gt(u64, s.kv.n_faults, 0));
 }
 
+/* The fault of one sequence makes all begin anew: rows of logits that were sent are not sent again.
+ */
+Test(cache, rows_are_sent_once_whatever_is_computed_again)
+{
+    kv_guard_install();
+    start(MANY, true);
+    struct result *alone = make(REQUEST_LOGITS, 6, 2000, 0);
+    submit(alone);
+    wait_done(alone);
+    run(make_shared("a", 5, 700, 1));
+    restart();
+    struct result *warm = make_shared("a", 5, 700, 300), *rows = make(REQUEST_LOGITS, 6, 2000, 0);
+    submit(warm);
+    submit(rows);
+    wait_tokens(warm, 5);
+    truncate_data_files();
+    wait_done(warm);
+    wait_done(rows);
+    struct engine_stats s;
+    engine_stats(engine, &s);
+    cr_expect(gt(u64, s.kv.n_faults, 0));
+    cr_expect(not(rows->out_of_order));
+    cr_assert(eq(u32, rows->n_rows, alone->n_rows));
+    cr_expect(eq(int, memcmp(rows->rows, alone->rows, 2000 * TINY_VOCAB * sizeof(float)), 0));
+}
+
 /* More prompts than the store may hold: the old ones go, and nothing fails. */
 Test(cache, a_full_store_makes_room)
 {
