@@ -161,6 +161,7 @@ void caller_finish(struct caller *c)
         call_release_held(call);
         call_stop(call);
     }
+    caller_drop_import(c);
 }
 
 void caller_cut(struct caller *c)
@@ -177,12 +178,15 @@ void caller_cut(struct caller *c)
 
 void caller_uncongested(struct caller *c)
 {
-    struct call *call;
+    struct call *next;
     bool released = false;
-    LIST_FOREACH(call, &c->calls, of_caller)
-    {
+    for (struct call *call = LIST_FIRST(&c->calls); call; call = next) {
+        next = LIST_NEXT(call, of_caller);
         released |= call->held_bytes > 0;
         call_release_held(call);
+        if (call->wait == CALL_WAIT_READER && !c->congested) {
+            transfer_go_on(call);
+        }
     }
     if (released) {
         engine_kick(c->service->engine);
@@ -219,7 +223,8 @@ static bool method_is_work(enum proto_method method)
     return method == PROTO_TEXT_GENERATE || method == PROTO_TEXT_LOGITS ||
            method == PROTO_TEXT_EMBED || method == PROTO_TEXT_TOKENIZE ||
            method == PROTO_TEXT_DETOKENIZE || method == PROTO_MODEL_LOAD ||
-           method == PROTO_KV_PIN || method == PROTO_MODEL_UNLOAD;
+           method == PROTO_KV_PIN || method == PROTO_KV_EXPORT || method == PROTO_KV_IMPORT ||
+           method == PROTO_MODEL_UNLOAD;
 }
 
 static void dispatch_request(struct call *call)

@@ -101,6 +101,8 @@ struct caller {
     bool parsing;   /* a long message is on the task pool: order demands to wait for it */
     bool congested; /* set by the transport: out is longer than it likes */
     uint32_t n_calls;
+    uint64_t import; /* the engine's number of the import that goes on by kv.import, or 0 */
+    bool importing;  /* a piece of it is being taken in */
     LIST_HEAD(, call) calls;
 };
 

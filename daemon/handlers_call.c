@@ -114,6 +114,7 @@ void call_drop(struct call *call)
     if (call->parsed) {
         ipc_message_finish(&call->message);
     }
+    transfer_destroy(call);
     model_unref(call->model);
     request_destroy(call->request);
     free(call->frame);
@@ -220,6 +221,9 @@ void call_stop(struct call *call)
         break;
     case CALL_WAIT_DRAIN:
         call_fail_cancelled(call);
+        break;
+    case CALL_WAIT_READER:
+        transfer_stop(call);
         break;
     case CALL_WAIT_TASK: /* looks at the flags when it ends */
     case CALL_WAIT_NOTHING:

@@ -5,6 +5,7 @@
 #include "daemon/handlers.h"
 
 struct kv_job;
+struct transfer;
 
 /* What an open call waits for. */
 enum call_wait {
@@ -13,6 +14,7 @@ enum call_wait {
     CALL_WAIT_LOAD,   /* call->load, which can be left behind at any time */
     CALL_WAIT_ENGINE, /* the engine has call->request: the call must live until its DONE event */
     CALL_WAIT_UNLOAD, /* call->unload, likewise */
+    CALL_WAIT_READER, /* an export whose client is to take what it was sent */
     CALL_WAIT_DRAIN   /* among service->drains */
 };
 
@@ -67,7 +69,8 @@ struct call {
     char *text;       /* of a detokenise */
     size_t text_bytes;
     struct request *request;
-    struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
+    struct kv_job *kv;         /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
+    struct transfer *transfer; /* of kv.export and kv.import */
     void (*prepared)(struct call *call); /* goes on when the request's sampling is ready */
     struct fmt_error prepare_error;
     size_t held_bytes; /* of events packed for a congested caller */
@@ -162,6 +165,12 @@ void call_submit(struct call *call);
 void call_deliver_embeddings(struct call *call, const struct request_event *ev);
 void call_answer_embed(struct call *call, const struct request *r);
 
+/* False, and the call has failed, for a model that predicts nothing. */
+bool call_check_decoder(struct call *call);
+/* Exactly one of 'prompt' and 'tokens' is given; else false, and the call has failed. */
+bool call_check_prompt(struct call *call);
+/* Puts the prompt's tokens into call->tokens, then goes on with then. */
+void call_take_prompt(struct call *call, void (*then)(struct call *call));
 /* Sets call->tokens, in the calling thread or on the task pool, then calls encode->then. */
 void call_tokenise(struct call *call, const struct call_encode *encode);
 /* False, and the call has failed, when an id is outside of the vocabulary. */
@@ -182,6 +191,13 @@ bool call_check_sampling(struct call *call);
 int call_fill_sampling(struct call *call);
 /* Does what the sampler needs and what takes long, then calls then, or fails the call. */
 void call_prepare_sampling(struct call *call, void (*then)(struct call *call));
+
+/* ---- prefixes that leave and come (handlers_transfer.c) ---------------------------------- */
+
+void transfer_go_on(struct call *call);   /* its client has read */
+void transfer_stop(struct call *call);    /* of CALL_WAIT_READER */
+void transfer_destroy(struct call *call); /* before the call is; one that failed drops its import */
+void caller_drop_import(struct caller *c);
 
 /* ---- the methods ------------------------------------------------------------------------- */
 #define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);

@@ -18,8 +18,7 @@ struct prompt_params {
     bool has_prompt, has_tokens, add_special, parse_special;
 };
 
-/* False, and the call has failed, for a model that predicts nothing. */
-static bool check_decoder(struct call *call)
+bool call_check_decoder(struct call *call)
 {
     if (model_is_encoder(call->model)) {
         call_fail(call, PROTO_E_INVALID_PARAMS,
@@ -42,12 +41,17 @@ static struct prompt_params prompt_of(const struct call *call)
         return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
                                       p->has_tokens, p->add_special, p->parse_special};
     }
+    if (call->method == PROTO_KV_EXPORT) {
+        const struct proto_kv_export *p = &call->params.kv_export;
+        return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
+                                      p->has_tokens, p->add_special, p->parse_special};
+    }
     const struct proto_text_logits *p = &call->params.text_logits;
     return (struct prompt_params){p->prompt,     p->tokens,      p->has_prompt,
                                   p->has_tokens, p->add_special, p->parse_special};
 }
 
-static bool check_prompt(struct call *call)
+bool call_check_prompt(struct call *call)
 {
     struct prompt_params p = prompt_of(call);
     if (p.has_prompt == p.has_tokens) {
@@ -61,8 +65,7 @@ static bool check_prompt(struct call *call)
     return true;
 }
 
-/* Puts the prompt's tokens into call->tokens, then goes on with then. */
-static void take_prompt(struct call *call, void (*then)(struct call *))
+void call_take_prompt(struct call *call, void (*then)(struct call *))
 {
     struct prompt_params p = prompt_of(call);
     if (p.has_prompt) {
@@ -162,7 +165,7 @@ void call_submit(struct call *call)
 static bool check_generate(struct call *call)
 {
     struct proto_text_generate *p = &call->params.text_generate;
-    if (!check_prompt(call)) {
+    if (!call_check_prompt(call)) {
         return false;
     }
     if (p->has_max_tokens) {
@@ -233,8 +236,8 @@ static void generate_submit(struct call *call)
 
 static void generate_with_model(struct call *call)
 {
-    if (check_decoder(call)) {
-        take_prompt(call, generate_submit);
+    if (call_check_decoder(call)) {
+        call_take_prompt(call, generate_submit);
     }
 }
 
@@ -261,14 +264,14 @@ static void pin_submit(struct call *call)
 
 static void pin_with_model(struct call *call)
 {
-    if (check_decoder(call)) {
-        take_prompt(call, pin_submit);
+    if (call_check_decoder(call)) {
+        call_take_prompt(call, pin_submit);
     }
 }
 
 void handle_kv_pin(struct call *call)
 {
-    if (check_prompt(call)) {
+    if (call_check_prompt(call)) {
         call_with_model(call, call->params.kv_pin.model, pin_with_model);
     }
 }
@@ -300,14 +303,14 @@ static void logits_submit(struct call *call)
 
 static void logits_with_model(struct call *call)
 {
-    if (check_decoder(call)) {
-        take_prompt(call, logits_submit);
+    if (call_check_decoder(call)) {
+        call_take_prompt(call, logits_submit);
     }
 }
 
 void handle_text_logits(struct call *call)
 {
-    if (check_prompt(call)) {
+    if (call_check_prompt(call)) {
         call_with_model(call, call->params.text_logits.model, logits_with_model);
     }
 }

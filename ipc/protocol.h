@@ -23,19 +23,20 @@
 #define PROTO_TOKENS_MAX      (1u << 20)
 /* Values in one message, nested ones and keys counted. It bounds what parsing may allocate: 24
  * bytes a value, at most twice that with the allocator's rounding, so 53 MB. */
-#define PROTO_ELEMENTS_MAX      (PROTO_TOKENS_MAX + (1u << 16))
-#define PROTO_TEXT_BYTES_MAX    (8u << 20)
-#define PROTO_NAME_BYTES_MAX    255u
-#define PROTO_PATH_BYTES_MAX    4095u
-#define PROTO_STOPS_MAX         16u
-#define PROTO_STOP_BYTES_MAX    256u
-#define PROTO_BIASES_MAX        1024u
-#define PROTO_GRAMMAR_BYTES_MAX (1u << 20)
-#define PROTO_SCHEMA_BYTES_MAX  (1u << 18)
-#define PROTO_SAMPLERS_MAX      16u
-#define PROTO_BREAKERS_MAX      32u
-#define PROTO_BREAKER_BYTES_MAX 40u
-#define PROTO_INPUTS_MAX        2048u
+#define PROTO_ELEMENTS_MAX       (PROTO_TOKENS_MAX + (1u << 16))
+#define PROTO_TEXT_BYTES_MAX     (8u << 20)
+#define PROTO_NAME_BYTES_MAX     255u
+#define PROTO_PATH_BYTES_MAX     4095u
+#define PROTO_STOPS_MAX          16u
+#define PROTO_STOP_BYTES_MAX     256u
+#define PROTO_BIASES_MAX         1024u
+#define PROTO_GRAMMAR_BYTES_MAX  (1u << 20)
+#define PROTO_SCHEMA_BYTES_MAX   (1u << 18)
+#define PROTO_SAMPLERS_MAX       16u
+#define PROTO_BREAKERS_MAX       32u
+#define PROTO_BREAKER_BYTES_MAX  40u
+#define PROTO_INPUTS_MAX         2048u
+#define PROTO_KV_PIECE_BYTES_MAX (4u << 20) /* of a block that is exported or imported */
 
 /* Who may call a method. OWN acts on the caller's realm only; ADMIN is uid 0, the daemon's own
  * uid and members of admin_group. */
@@ -205,6 +206,28 @@ enum proto_field_type {
     F(U32, n_dims, OPTIONAL, 0, 1u << 17, 0, "only the first so many dimensions; 0: all")        \
     F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")
 
+#define GQA_FIELDS_KV_EXPORT(F)                                                                \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                  \
+    F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")              \
+    F(TOKENS, tokens, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "token ids, used as they are")         \
+    F(BOOL, add_special, OPTIONAL, 0, 1, 1, "add the tokenizer's BOS or EOS to a text prompt") \
+    F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")
+
+#define GQA_FIELDS_KV_IMPORT(F)                                                                 \
+    F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                   \
+    F(NAME, id, REQUIRED, 32, 32, 0, "identity of the blocks, hexadecimal")                     \
+    F(NAME, about, OPTIONAL, 0, 127, 0, "what kv.export said of that identity, for messages")   \
+    F(U32, layout_version, REQUIRED, 0, UINT32_MAX, 0, "of the blocks' bytes")                  \
+    F(U32, layer_class, REQUIRED, 0, 7, 0, "which of the model's layer classes")                \
+    F(U32, position, REQUIRED, 0, (1u << 18) - 1, 0, "of the block in the prefix, from 0")      \
+    F(U32, flags, OPTIONAL, 0, 1, 0, "1: a generation made it")                                 \
+    F(TOKENS, tokens, REQUIRED, 64, 64, 0, "of this position")                                  \
+    F(U64, bytes, REQUIRED, 0, 1ull << 40, 0, "of the whole block; 0: no class needs one here") \
+    F(U64, checksum, REQUIRED, 0, UINT64_MAX, 0, "XXH3-64 of the whole block")                  \
+    F(U64, offset, OPTIONAL, 0, 1ull << 40, 0, "of data in the block")                          \
+    F(TEXT, data, REQUIRED, 0, PROTO_KV_PIECE_BYTES_MAX, 0, "the bytes from offset on")         \
+    F(BOOL, last, OPTIONAL, 0, 1, 0, "all has come: keep it")
+
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
 
@@ -243,6 +266,10 @@ enum proto_field_type {
       "removes all that is kept, from memory and disk, for good")                            \
     M(TEXT_EMBED, text_embed, "text.embed", PROTO_OWN, GQA_FIELDS_EMBED,                     \
       "texts as vectors, or their tokens; or how well they answer a query")                  \
+    M(KV_EXPORT, kv_export, "kv.export", PROTO_OWN, GQA_FIELDS_KV_EXPORT,                    \
+      "tells the cached blocks of a prompt, to be carried elsewhere; events have the bytes") \
+    M(KV_IMPORT, kv_import, "kv.import", PROTO_OWN, GQA_FIELDS_KV_IMPORT,                    \
+      "takes in one piece of what kv.export told")                                           \
     M(BACKEND_LIST, backend_list, "backend.list", PROTO_ANY, GQA_FIELDS_NONE,                \
       "plugins, what they can do here, who uses them")                                       \
     M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \

@@ -19,7 +19,7 @@ static const struct cli_verb verbs[] = {
     {"eval", cli_verb_eval, "how well a model answers questions and predicts texts"},
     {"perplexity", cli_verb_perplexity, "how well a model predicts a text"},
     {"bench", cli_verb_bench, "measure speed, against the machine's own limits"},
-    {"kv", cli_verb_kv, "what is kept of prompts: list, pin, drop, purge"},
+    {"kv", cli_verb_kv, "what is kept of prompts: list, pin, drop, purge, export, import"},
     {"backend", cli_verb_backend, "backends and what they can do here"},
     {"ping", cli_verb_ping, "measure the daemon's latency"},
     {"info", cli_verb_info, "about the daemon"},

@@ -1,24 +1,25 @@
-/* client/cli/verb_kv.c - gqa kv stats, list, pin, unpin, drop, purge. */
-#include "client/cli/cli.h"
+/* client/cli/verb_kv.c - gqa kv stats, list, pin, unpin, drop, purge, export, import. */
+#include "client/cli/kv_transfer.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum action { ACTION_NONE, STATS, LIST, PIN, UNPIN, DROP, PURGE };
+enum action { ACTION_NONE, STATS, LIST, PIN, UNPIN, DROP, PURGE, EXPORT, IMPORT };
 
 static const struct {
     const char *name;
     enum action action;
 } actions[] = {
-    {"stats", STATS}, {"list", LIST}, {"pin", PIN},
-    {"unpin", UNPIN}, {"drop", DROP}, {"purge", PURGE},
+    {"stats", STATS}, {"list", LIST},   {"pin", PIN},       {"unpin", UNPIN},
+    {"drop", DROP},   {"purge", PURGE}, {"export", EXPORT}, {"import", IMPORT},
 };
 
 struct kv_args {
     enum action action;
     const char *model;
     struct cli_prompt prompt;
+    const char *file; /* export: written; import: read */
     bool all, yes;
 };
 
@@ -26,12 +27,18 @@ enum { OPTION_PROMPT_FILE = 0x700, OPTION_TOKENS };
 
 static const struct argp_option options[] = {
     {"model", 'm', "MODEL", 0, "Of this model", 5},
-    {"prompt-file", OPTION_PROMPT_FILE, "FILE", 0, "pin, unpin: the text is in a file", 5},
-    {"tokens", OPTION_TOKENS, "FILE", 0, "pin, unpin: token ids, as JSON", 5},
+    {"prompt-file", OPTION_PROMPT_FILE, "FILE", 0, "pin, unpin, export: the text is in a file", 5},
+    {"tokens", OPTION_TOKENS, "FILE", 0, "pin, unpin, export: token ids, as JSON", 5},
+    {"output", 'o', "FILE", 0, "export: where to (standard output)", 5},
     {"all", 'a', NULL, 0, "Of all users: administrators", 5},
     {"yes", 'y', NULL, 0, "purge: do not ask", 5},
     {0},
 };
+
+static bool has_prompt(enum action action)
+{
+    return action == PIN || action == UNPIN || action == EXPORT;
+}
 
 static void take_action(struct kv_args *a, const char *name, struct argp_state *state)
 {
@@ -41,7 +48,10 @@ static void take_action(struct kv_args *a, const char *name, struct argp_state *
             return;
         }
     }
-    cli_usage(state, "'%s' is not known here; stats, list, pin, unpin, drop and purge are", name);
+    cli_usage(state,
+              "'%s' is not known here; stats, list, pin, unpin, drop, purge, export and "
+              "import are",
+              name);
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -57,6 +67,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'y':
         a->yes = true;
         return 0;
+    case 'o':
+        a->file = arg;
+        return 0;
     case OPTION_PROMPT_FILE:
         a->prompt.file = arg;
         return 0;
@@ -66,18 +79,27 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (a->action == ACTION_NONE) {
             take_action(a, arg, state);
-        } else if ((a->action == PIN || a->action == UNPIN) && a->prompt.text == NULL) {
+        } else if (has_prompt(a->action) && a->prompt.text == NULL) {
             a->prompt.text = arg;
+        } else if (a->action == IMPORT && a->file == NULL) {
+            a->file = arg;
         } else {
             cli_usage(state, "'%s' is an argument too many", arg);
         }
         return 0;
     case ARGP_KEY_END:
         if (a->action == ACTION_NONE) {
-            cli_usage(state, "say what to do: stats, list, pin, unpin, drop or purge");
+            cli_usage(state,
+                      "say what to do: stats, list, pin, unpin, drop, purge, export or import");
         }
-        if ((a->action == PIN || a->action == UNPIN) && a->model == NULL) {
+        if ((has_prompt(a->action) || a->action == IMPORT) && a->model == NULL) {
             cli_usage(state, "which model? give -m MODEL");
+        }
+        if (a->action == IMPORT && a->file == NULL) {
+            cli_usage(state, "import what? give a FILE");
+        }
+        if (a->action == EXPORT && a->file == NULL && isatty(STDOUT_FILENO)) {
+            cli_usage(state, "this is nothing for a terminal; give -o FILE");
         }
         return 0;
     default:
@@ -158,11 +180,21 @@ static int make_params(const struct kv_args *a, struct gqa_params **ret)
     free(model);
     if (a->action == PIN || a->action == UNPIN) {
         gqa_params_bool(p, "pinned", a->action == PIN);
+    }
+    if (has_prompt(a->action)) {
         code = cli_prompt_params(&a->prompt, p);
     } else {
         gqa_params_bool(p, "all", a->all);
     }
     *ret = p;
+    return code;
+}
+
+static int import(struct cli *c, const struct kv_args *a)
+{
+    char *model = cli_model_name(a->model);
+    int code = cli_kv_import(c, model, a->file);
+    free(model);
     return code;
 }
 
@@ -175,7 +207,9 @@ int cli_verb_kv(struct cli *c, int argc, char **argv)
     static const struct argp argp = {
         .options = options,
         .parser = parse,
-        .args_doc = "stats | list | pin [PROMPT] | unpin [PROMPT] | drop | purge",
+        .args_doc =
+            "stats | list | pin [PROMPT] | unpin [PROMPT] | drop | purge | export [PROMPT] | "
+            "import FILE",
         .doc = "The KV cache: what is kept of prompts, and what becomes of it."};
     struct kv_args a = {ACTION_NONE};
     struct gqa_params *params;
@@ -185,7 +219,13 @@ int cli_verb_kv(struct cli *c, int argc, char **argv)
         return CLI_FAILED;
     }
     int code = cli_connect(c);
+    if (a.action == IMPORT) {
+        return code == CLI_OK ? import(c, &a) : code;
+    }
     code = code == CLI_OK ? make_params(&a, &params) : code;
+    if (a.action == EXPORT) {
+        return code == CLI_OK ? cli_kv_export(c, params, a.file != NULL ? a.file : "-") : code;
+    }
     code = code == CLI_OK ? cli_call(c, methods[a.action], params, NULL, NULL, &result) : code;
     return code == CLI_OK ? print(c, a.action, result) : code;
 }

@@ -194,6 +194,7 @@ void kv_cache_poll(struct kv_cache *c)
     while (news != NULL) {
         struct kv_news *next = news->next;
         news->take(news);
+        c->n_news++;
         news = next;
     }
     uint64_t now = 0;
@@ -208,6 +209,11 @@ void kv_cache_poll(struct kv_cache *c)
             kv_space_save_backlog(s);
         }
     }
+}
+
+uint64_t kv_cache_news(const struct kv_cache *c)
+{
+    return c->n_news;
 }
 
 bool kv_cache_is_busy(const struct kv_cache *c)

@@ -56,6 +56,8 @@ bool kv_space_is_ready(const struct kv_space *s);
 
 /* Takes in what the io thread has done. Call between steps. */
 void kv_cache_poll(struct kv_cache *c);
+/* Counts the news taken in: what waits for some need not look again before it has changed. */
+uint64_t kv_cache_news(const struct kv_cache *c);
 /* Whether the io thread is at work for the cache: memory may come free without anybody's end. */
 bool kv_cache_is_busy(const struct kv_cache *c);
 /* Milliseconds until kv_cache_poll() should be called although there was no news (something is to

@@ -56,7 +56,7 @@ struct kv_cache {
     struct kv_closed_store *closed; /* in the folder, not open; cache_folder.c's */
     uint64_t closed_bytes;
     atomic_uint n_spaces, n_pending; /* written by the engine thread */
-    uint64_t turn, faults_seen;
+    uint64_t turn, faults_seen, n_news;
     pthread_mutex_t lock;  /* guards the mailbox */
     pthread_cond_t posted; /* for the end, which waits for the last news */
     struct kv_news *news, **news_end;

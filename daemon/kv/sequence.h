@@ -28,6 +28,7 @@ struct kv_sequence {
     struct kv_cache *cache;
     struct kv_space *space; /* NULL: neither takes nor gives */
     bool exact;             /* adopts only what is bit-identical to computing it here */
+    bool whole_blocks;      /* adopts no part of a block: nothing is to be computed behind it */
     uint32_t n_tokens;      /* committed */
     struct kv_block_list {
         struct kv_block **blocks; /* (n) NULL: given back, or in the store's mapping */

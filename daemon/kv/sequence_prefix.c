@@ -431,7 +431,7 @@ int kv_sequence_adopt(struct kv_sequence *s, const struct kv_text *text, uint32_
         n = 0;
     }
     free(found);
-    if (s->n_tokens < limit) {
+    if (s->n_tokens < limit && !s->whole_blocks) {
         copy_beginning(s, text, limit);
     }
     return 0;

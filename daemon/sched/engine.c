@@ -33,10 +33,18 @@ struct request_event *engine_take_events(struct engine *e)
 
 /* ---- the thread -------------------------------------------------------------------------- */
 
+/* Until the cache or an import has something to be done without news, or -1. */
+static int next_timeout_ms(const struct engine *e)
+{
+    int cache_ms = kv_cache_timeout_ms(e->cache);
+    int import_ms = engine_transfer_timeout_ms(e);
+    return cache_ms < 0 || (import_ms >= 0 && import_ms < cache_ms) ? import_ms : cache_ms;
+}
+
 /* Sleeps until somebody kicks, or the cache has something to try again. Under the lock. */
 static void wait_for_kick(struct engine *e, bool busy)
 {
-    int timeout_ms = busy ? 0 : kv_cache_timeout_ms(e->cache);
+    int timeout_ms = busy ? 0 : next_timeout_ms(e);
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += timeout_ms / 1000;

@@ -10,6 +10,8 @@
 #define DAEMON_SCHED_ENGINE_H
 
 #include "daemon/kv/cache_admin.h"
+#include "daemon/kv/export.h"
+#include "daemon/kv/import.h"
 #include "daemon/request.h"
 
 struct engine;
@@ -64,6 +66,13 @@ enum engine_kv_op {
     ENGINE_KV_LIST,  /* what is kept */
     ENGINE_KV_DROP,  /* lets go of it */
     ENGINE_KV_PURGE, /* removes it for good; running sequences of the realm begin anew */
+    /* Prefixes that leave and come; engine_transfer.c has the bounds. They wait for the io thread
+     * without holding up a step. */
+    ENGINE_KV_EXPORT,      /* finds and holds a prompt's blocks, to be read by another thread */
+    ENGINE_KV_EXPORT_END,  /* nobody reads any more */
+    ENGINE_KV_IMPORT,      /* a place for a piece, to be written by another thread */
+    ENGINE_KV_IMPORT_KEEP, /* all has come: it enters the tree */
+    ENGINE_KV_IMPORT_DROP, /* what has come is of no use */
 };
 
 /* The caller's until done, which comes once, on the engine thread, and must only hand the news to
@@ -72,7 +81,17 @@ struct engine_kv_call {
     enum engine_kv_op op;
     bool all; /* every realm */
     char realm[KV_REALM_BYTES];
-    const struct kv_identity *model; /* DROP: of this model alone; or NULL */
+    const struct kv_identity *model; /* DROP: of this model alone; or NULL. EXPORT, IMPORT */
+    uint32_t uid;                    /* EXPORT, IMPORT: whose, for the bounds */
+    const struct kv_layout *layout;  /* EXPORT, IMPORT: the model's */
+    const int32_t *tokens;           /* (n_tokens) EXPORT */
+    size_t n_tokens;
+    struct kv_import_piece piece; /* IMPORT; its data is not looked at */
+    uint32_t positions_max;       /* IMPORT: blocks of the model's context */
+    /* EXPORT's result, EXPORT_END's input; the engine's own. */
+    struct kv_export *export;
+    /* IMPORT: 0 begins one, and is replaced by its number; KEEP and DROP: which. */
+    uint64_t import;
     void (*done)(void *arg);
     void *arg;
     /* Results. */
@@ -80,10 +99,20 @@ struct engine_kv_call {
     struct kv_removed removed;
     struct kv_space_facts *spaces; /* (n_spaces) LIST: malloc'ed, the caller's */
     size_t n_spaces;
-    struct engine_kv_call *next; /* the engine's */
+    /* IMPORT: where the piece's bytes go. The import stays until *writing is cleared (release), and
+     * must not be touched after that; NULL where the piece has no bytes. */
+    void *to;
+    atomic_bool *writing;
+    uint32_t n_kept_tokens, n_new_tokens; /* KEEP */
+    struct fmt_error err;                 /* EXPORT to DROP: why, as a sentence */
+    struct engine_kv_call *next;          /* the engine's */
 };
 
-/* -ESHUTDOWN: done does not come. */
+/* -ESHUTDOWN: done does not come.
+ * Results of transfers: -ENOENT nothing is cached of the prompt; -EBUSY a bound of transfers, try
+ * again; -ENOMEM; -EINVAL a piece that is not to be believed (the import is dropped then, as with
+ * every other failure but -EBUSY); -ESTALE no such import: it was dropped, since no piece came for
+ * long. */
 int engine_kv(struct engine *e, struct engine_kv_call *call);
 
 /* When the step in progress began (CLOCK_MONOTONIC), or 0 while the engine waits for work: a

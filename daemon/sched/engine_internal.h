@@ -30,8 +30,12 @@ struct engine {
 
     /* The engine thread's own. */
     struct engine_kv_call *waiting_call; /* for the cache's io */
-    uint64_t bytes_committed;            /* of the arena's bound, by admitted sequences */
-    uint64_t turn;                       /* counts steps, for the order of models */
+    struct engine_kv_call *deferred;     /* likewise, but sequences step meanwhile */
+    struct kv_export *exports;
+    struct engine_import *imports;
+    uint64_t n_imports;       /* so far: the last one's number */
+    uint64_t bytes_committed; /* of the arena's bound, by admitted sequences */
+    uint64_t turn;            /* counts steps, for the order of models */
 
     /* Written by the engine thread, read by the loop. */
     _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;
@@ -57,6 +61,16 @@ void engine_retire_finished(struct engine *e);
 bool engine_run_kv_calls(struct engine *e);
 /* Answers those that nobody will run any more. */
 void engine_end_kv_calls(struct engine *e);
+
+/* Runs a transfer's call. -EAGAIN: it is to be run again when there may be news. */
+int engine_transfer(struct engine *e, struct engine_kv_call *call);
+/* Lets go of the blocks that exports of the realm (NULL: all) hold. False: some are being read. */
+bool engine_release_exports(struct engine *e, const char *realm);
+/* Drops imports that nobody goes on with. */
+void engine_drop_idle_imports(struct engine *e);
+/* Milliseconds until that is due, or -1. */
+int engine_transfer_timeout_ms(const struct engine *e);
+void engine_end_transfers(struct engine *e);
 
 /* One step of one model. False when there is nothing to do. */
 bool engine_step(struct engine *e);

@@ -61,6 +61,10 @@ static void purged(void *arg, int result, const struct kv_removed *removed)
  * forget, they do not serve from. */
 static void purge(struct engine *e, struct engine_kv_call *call, const char *realm)
 {
+    if (!engine_release_exports(e, realm)) {
+        e->waiting_call = call; /* a piece is being copied: its end kicks the engine */
+        return;
+    }
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
         kv_sequence_reset(&s->kv);
     }
@@ -72,10 +76,22 @@ static void purge(struct engine *e, struct engine_kv_call *call, const char *rea
     }
 }
 
+/* Sequences may step before it is run again. */
+static void defer(struct engine *e, struct engine_kv_call *call)
+{
+    struct engine_kv_call **end = &e->deferred;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    call->next = NULL;
+    *end = call;
+}
+
 static void run_call(struct engine *e, struct engine_kv_call *call)
 {
     const char *realm = call->all ? NULL : call->realm;
-    if (call->op != ENGINE_KV_LIST && !kv_cache_is_quiet(e->cache, realm)) {
+    bool removes = call->op == ENGINE_KV_DROP || call->op == ENGINE_KV_PURGE;
+    if (removes && !kv_cache_is_quiet(e->cache, realm)) {
         e->waiting_call = call; /* for milliseconds: nobody steps before it */
         return;
     }
@@ -90,12 +106,30 @@ static void run_call(struct engine *e, struct engine_kv_call *call)
     case ENGINE_KV_PURGE:
         purge(e, call, realm);
         return;
+    default:
+        call->result = engine_transfer(e, call);
+        if (call->result == -EAGAIN) {
+            defer(e, call);
+            return;
+        }
     }
     call->done(call->arg);
 }
 
+static void run_deferred(struct engine *e)
+{
+    struct engine_kv_call *call = e->deferred, *next;
+    e->deferred = NULL;
+    for (; call != NULL; call = next) {
+        next = call->next;
+        run_call(e, call);
+    }
+}
+
 bool engine_run_kv_calls(struct engine *e)
 {
+    engine_drop_idle_imports(e);
+    run_deferred(e);
     struct engine_kv_call *call = e->waiting_call;
     e->waiting_call = NULL;
     while (call != NULL || (call = take_call(e)) != NULL) {
@@ -108,13 +142,25 @@ bool engine_run_kv_calls(struct engine *e)
     return true;
 }
 
+static void shut_out(struct engine_kv_call *call)
+{
+    call->result = -ESHUTDOWN;
+    call->done(call->arg);
+}
+
 void engine_end_kv_calls(struct engine *e)
 {
     struct engine_kv_call *call = e->waiting_call;
     e->waiting_call = NULL;
-    while (call != NULL || (call = take_call(e)) != NULL) {
-        call->result = -ESHUTDOWN;
-        call->done(call->arg);
-        call = NULL;
+    if (call != NULL) {
+        shut_out(call);
     }
+    while ((call = e->deferred) != NULL) {
+        e->deferred = call->next;
+        shut_out(call);
+    }
+    while ((call = take_call(e)) != NULL) {
+        shut_out(call);
+    }
+    engine_end_transfers(e);
 }
