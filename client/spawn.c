@@ -311,3 +311,8 @@ int gqa_spawn(const struct gqa_spawn_options *options, struct gqa **ret,
     *ret = g;
     return 0;
 }
+
+int gqa_spawned_pid(const struct gqa *g)
+{
+    return (int)g->child.pid;
+}

@@ -29,6 +29,9 @@ struct bench_test {
 int bench_measure(struct cli *c, const char *model, const struct bench_model *m,
                   const struct bench_test *test, uint64_t *seed, double *ret_tps);
 
+/* ids (n) below n_vocab; moves the seed on. */
+void bench_random_tokens(int32_t *ids, size_t n, uint32_t n_vocab, uint64_t *seed);
+
 enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON, BENCH_JSONL };
 
 /* A row, with its place under the roofline. The caller's reference. */

@@ -28,7 +28,7 @@ static uint64_t next_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-static void fill_random(int32_t *ids, size_t n, uint32_t n_vocab, uint64_t *seed)
+void bench_random_tokens(int32_t *ids, size_t n, uint32_t n_vocab, uint64_t *seed)
 {
     for (size_t i = 0; i < n; i++) {
         ids[i] = (int32_t)(next_random(seed) % n_vocab);
@@ -251,7 +251,7 @@ int bench_measure(struct cli *c, const char *model, const struct bench_model *m,
         return cli_error(EX_OSERR, "bench: no memory for %u streams", test->n_streams);
     }
     for (size_t i = 0; i < test->n_streams; i++) {
-        fill_random(r->ids[i], (size_t)test->depth + test->n_prompt + 1, m->n_vocab, seed);
+        bench_random_tokens(r->ids[i], (size_t)test->depth + test->n_prompt + 1, m->n_vocab, seed);
     }
     int code = test->n_prompt > 0
                    ? measure_prompt(c, model, test, r->calls, r->ids, ret_tps)

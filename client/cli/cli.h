@@ -21,7 +21,8 @@ struct cli {
     const char *socket;
     const char *cache_dir;
     const char *models_dir;
-    const char *threads; /* of a spawned daemon */
+    const char *threads;            /* of a spawned daemon */
+    const char *const *daemon_args; /* more of a spawned daemon's, at most 4, or NULL */
     bool spawn;
     bool json;
     uint32_t timeout_ms; /* 0: libgqa's defaults */
@@ -56,6 +57,7 @@ int cli_verb_backend(struct cli *c, int argc, char **argv);
 int cli_verb_call(struct cli *c, int argc, char **argv);
 int cli_verb_bench(struct cli *c, int argc, char **argv);
 int cli_bench_ipc(struct cli *c, int argc, char **argv);
+int cli_bench_kv(struct cli *c, int argc, char **argv);
 
 /* ---- options.c ------------------------------------------------------------------------------- */
 

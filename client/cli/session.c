@@ -84,8 +84,11 @@ int cli_connect(struct cli *c)
     int r;
     if (c->spawn) {
         /* The daemon's everyday messages are no part of this command's output. */
-        const char *args[5] = {"--log-level", "error"};
+        const char *args[9] = {"--log-level", "error"};
         size_t n = getenv("GQAD_LOG_LEVEL") == NULL ? 2 : 0;
+        for (size_t i = 0; c->daemon_args != NULL && c->daemon_args[i] != NULL && i < 4; i++) {
+            args[n++] = c->daemon_args[i];
+        }
         args[n++] = c->threads != NULL ? "-t" : NULL;
         args[n] = c->threads;
         struct gqa_spawn_options o = {

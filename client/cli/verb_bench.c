@@ -173,11 +173,16 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
     static const struct argp argp = {.options = options,
                                      .parser = parse,
                                      .doc = "Measures a model's speed, beside the machine's own "
-                                            "limits. 'gqa bench ipc' measures calls.",
+                                            "limits. 'gqa bench ipc' measures calls, "
+                                            "'gqa bench kv' the KV cache.",
                                      .children = children};
     if (argc > 1 && strcmp(argv[1], "ipc") == 0) {
         argv[1] = argv[0];
         return cli_bench_ipc(c, argc - 1, argv + 1);
+    }
+    if (argc > 1 && strcmp(argv[1], "kv") == 0) {
+        argv[1] = argv[0];
+        return cli_bench_kv(c, argc - 1, argv + 1);
     }
     struct bench b = {.prompts = {512},
                       .gens = {128},

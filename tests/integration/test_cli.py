@@ -13,6 +13,9 @@ TIMING_KEYS = {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms", "prompt_
 CACHE_KEYS = {"hit_blocks", "source", "miss_reason"}
 BENCH_KEYS = {"model", "backend", "isa", "threads", "test", "depth", "streams", "tps_mean", "tps_sd",
               "bytes_per_token", "flops_per_token", "roofline"}
+KV_KEYS = {"ttft_cold_ms", "ttft_again_ms", "ttft_restart_ms", "ttft_kill_ms", "decode_step_ms", "n_prompt", "n_left",
+           "tail_ms", "ratio_again", "ratio_restart", "ratio_kill", "speedup", "prefix_shared", "store",
+           "store_overhead"}
 IPC_KEYS = {"test", "transport", "wait", "bytes", "n", "p50_us", "p99_us", "gb_per_s"}
 PROMPT = "Once upon a time"
 ALL_BYTES = bytes(range(256)) + b"\xf0\x9f\x99\x82 \xe6\x97\xa5 \xc3\xa9 <s></s>\r\n\0\0 " + bytes(range(255, -1, -1))
@@ -300,7 +303,7 @@ class Server(Case):
     def test_wrong_usage_is_64_and_one_line(self):
         for arguments in (("frobnicate",), (), ("run",), ("run", "-m"), ("run", "-m", "tiny", "-n", "many", "x"),
                           ("run", "-m", "tiny", "a", "b"), ("ping", "--frob"), ("ping", "now"), ("list", "x"),
-                          ("bench", "kv"), ("backend",), ("backend", "paint"), ("show",), ("unload",), ("call",),
+                          ("bench", "kv", "x"), ("bench", "kv"), ("backend",), ("backend", "paint"), ("show",), ("unload",), ("call",),
                           ("logits", "-m", "tiny", "x"), ("run", "-m", "tiny", "--logit-bias", "x", "y"),
                           ("run", "-m", "tiny", "--stream", "xml", "y"), ("--timeout", "0", "ping"),
                           ("--spawn", "ping")):
@@ -370,6 +373,23 @@ class Bench(Case):
         self.assertTrue(all(set(r) == IPC_KEYS for r in rows))
         self.assertIn(("ping", "socket", 0), [(r["test"], r["transport"], r["bytes"]) for r in rows])
         self.assertIn("p50 us", self.gqa("bench", "ipc", "-n", 5).text)
+
+    def test_the_cache_over_restarts(self):
+        """What must be so whatever the times are: it ends well, and says what scripts rely on."""
+        model = os.path.join(self.folder.path, "models", "tiny.gguf")
+        bench = Tool(self.folder.path, "--cache-dir", self.folder.path, "-t", 1)
+        j = bench("bench", "kv", "--json", "-m", model, "-p", 200, "-r", 1).json
+        self.assertEqual(set(j), KV_KEYS)
+        self.assertEqual((j["n_prompt"], j["n_left"]), (200, 200 - 192))
+        shared = j["prefix_shared"]
+        self.assertEqual((shared["n_requests"], shared["tokens_if_separate"]), (8, 8 * 2050))
+        # All of one prompt, and of the others what no whole block of the prefix holds.
+        self.assertLessEqual(shared["tokens_computed"], 2050 + 7 * (2050 - 1984))
+        self.assertGreaterEqual(shared["tokens_computed"], 2050 + 7 * 50)
+        self.assertGreater(j["store"]["bytes_saved"], 0)
+        self.assertGreaterEqual(j["store"]["ratio"], 1)
+        self.assertEqual(set(j["store_overhead"]), {"prefill", "decode"})
+        self.assertEqual([n for n in os.listdir(self.folder.path) if n.startswith("gqa-bench")], [])
 
 
 if __name__ == "__main__":

@@ -134,6 +134,10 @@ struct gqa_spawn_options {
 int gqa_spawn(const struct gqa_spawn_options *options, struct gqa **ret,
               struct gqa_error *ret_error);
 
+/* The process id of the daemon that gqa_spawn() started for this connection; 0: none, or it has
+ * been waited for. For measuring and for signals; waiting for it is the library's. */
+int gqa_spawned_pid(const struct gqa *g);
+
 /* Ends all pending calls (their done callbacks are called with -ECANCELED) and closes. For a
  * spawned daemon it also waits until that has ended: asked by the pipe, after 10 s by SIGTERM,
  * after 15 s by SIGKILL. May be called from a callback; g is then gone when gqa_process() returns.

@@ -47,6 +47,8 @@ Test(spawn, serves_and_ends_at_close)
                   i + 1);
     }
     cr_expect_eq(gqa_ping(g, &e), 0);
+    cr_expect_gt(gqa_spawned_pid(g), 0);
+    cr_expect_eq(kill(gqa_spawned_pid(g), 0), 0);
     gqa_close(g);
     cr_expect(waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD, "the child was waited for");
 }
