@@ -23,11 +23,11 @@ struct kv_args {
     bool all, yes;
 };
 
-enum { OPTION_PROMPT_FILE = 0x700, OPTION_TOKENS };
+enum { OPTION_TOKENS = 0x700 };
 
 static const struct argp_option options[] = {
     {"model", 'm', "MODEL", 0, "Of this model", 5},
-    {"prompt-file", OPTION_PROMPT_FILE, "FILE", 0, "pin, unpin, export: the text is in a file", 5},
+    {"prompt-file", 'f', "FILE", 0, "pin, unpin, export: the text is in a file", 5},
     {"tokens", OPTION_TOKENS, "FILE", 0, "pin, unpin, export: token ids, as JSON", 5},
     {"output", 'o', "FILE", 0, "export: where to (standard output)", 5},
     {"all", 'a', NULL, 0, "Of all users: administrators", 5},
@@ -70,7 +70,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'o':
         a->file = arg;
         return 0;
-    case OPTION_PROMPT_FILE:
+    case 'f':
         a->prompt.file = arg;
         return 0;
     case OPTION_TOKENS:

@@ -70,16 +70,22 @@ static void add_block(struct kv_export *x, const struct kv_node *n, uint32_t lay
 static void list_blocks(struct kv_export *x)
 {
     const struct kv_sequence *s = &x->sequence;
+    uint32_t n_in_arena[KV_MAX_CLASSES] = {0};
     for (uint32_t i = 0; i < s->n_sealed; i++) {
         uint32_t before = x->n_blocks;
         for (uint32_t c = 0; c < x->layout.n_classes; c++) {
             if (s->lists[c].pages[i] != NULL) {
                 add_block(x, s->nodes[i], c, s->lists[c].pages[i]);
+                n_in_arena[c] += s->lists[c].blocks[i] != NULL;
             }
         }
         if (x->n_blocks == before) {
             add_block(x, s->nodes[i], 0, NULL);
         }
+    }
+    for (uint32_t c = 0; c < x->layout.n_classes; c++) {
+        uint32_t n = n_in_arena[c];
+        x->arena_bytes += n > 0 ? kv_arena_bytes_for(x->layout.classes[c].block_bytes, n) : 0;
     }
 }
 

@@ -33,9 +33,11 @@ struct kv_export {
     struct kv_export_block *blocks; /* (n_blocks) */
     uint32_t n_blocks;
     uint64_t bytes;
+    uint64_t arena_bytes; /* of the arena's bound: held, so that nobody can evict them */
 
-    pthread_mutex_t lock; /* held while blocks are read */
-    bool released;        /* under the lock: they are not to be read any more */
+    uint64_t committed_bytes; /* the engine's: what it has counted of that */
+    pthread_mutex_t lock;     /* held while blocks are read */
+    bool released;            /* under the lock: they are not to be read any more */
 };
 
 /* Copies the tokens. -ENOMEM. */

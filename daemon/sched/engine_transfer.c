@@ -2,8 +2,8 @@
  *
  * The engine finds, holds, makes room and admits; no byte of a block is copied in its thread, and
  * nothing here waits for a disk. Bounds: an uid has at most EXPORTS_PER_USER exports and one import
- * at a time; all imports together hold at most half of the arena, which counts as committed, so
- * that they never take what a running sequence was promised. */
+ * at a time; all imports together hold at most half of the arena. What either holds there counts as
+ * committed, so that they never take what a running sequence was promised. */
 #include "daemon/sched/engine_internal.h"
 
 #include <errno.h>
@@ -24,6 +24,8 @@ struct engine_import {
     struct kv_import *blocks;
 };
 
+static const char memory_is_taken[] =
+    "the memory of the KV cache is taken by running requests and transfers";
 static const char no_memory[] = "no memory for blocks of the KV cache";
 
 /* ---- exports ----------------------------------------------------------------------------- */
@@ -60,6 +62,7 @@ static void end_export(struct engine *e, struct kv_export *x)
         link = &(*link)->next;
     }
     *link = x->next;
+    e->bytes_committed -= x->committed_bytes;
     kv_export_destroy(x);
 }
 
@@ -83,7 +86,13 @@ static int run_export(struct engine *e, struct engine_kv_call *call)
                             call->n_tokens, GQA_KV_BLOCK_TOKENS)
                  : fmt_fail(&call->err, -ENOENT, "nothing of this prompt is cached: %s", why);
     }
-    if (rc < 0) {
+    if (rc == 0 && call->export->arena_bytes > e->options.kv.arena_bytes_max - e->bytes_committed) {
+        rc = fmt_fail(&call->err, -EBUSY, memory_is_taken);
+    }
+    if (rc == 0) {
+        call->export->committed_bytes = call->export->arena_bytes;
+        e->bytes_committed += call->export->committed_bytes;
+    } else {
         end_export(e, call->export);
         call->export = NULL;
     }
@@ -96,6 +105,10 @@ bool engine_release_exports(struct engine *e, const char *realm)
         bool concerned = realm == NULL || kv_export_is_of(x, realm);
         if (concerned && !kv_export_release(x)) {
             return false;
+        }
+        if (concerned) {
+            e->bytes_committed -= x->committed_bytes;
+            x->committed_bytes = 0;
         }
     }
     return true;
@@ -166,8 +179,7 @@ static int reserve(struct engine *e, struct engine_import *im, struct engine_kv_
                         bytes_max / 2);
     }
     if (bytes > bytes_max / 2 - others || bytes - im->bytes > bytes_max - e->bytes_committed) {
-        return fmt_fail(&call->err, -EBUSY,
-                        "the memory of the KV cache is taken by running requests and imports");
+        return fmt_fail(&call->err, -EBUSY, memory_is_taken);
     }
     e->bytes_committed += bytes - im->bytes;
     im->bytes = bytes;
