@@ -121,6 +121,16 @@ static int sys_size(void *self, int fd, uint64_t *ret_bytes)
     return 0;
 }
 
+static int sys_allocated(void *self, int fd, uint64_t *ret_bytes)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0) {
+        return -errno;
+    }
+    *ret_bytes = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
 static int sys_read(void *self, int fd, void *data, size_t bytes, uint64_t offset)
 {
     return io_pread_all(fd, data, bytes, offset);
@@ -247,6 +257,7 @@ void io_files_system(struct io *io, struct io_files *ret)
         .close = sys_close,
         .lock = sys_lock,
         .size = sys_size,
+        .allocated = sys_allocated,
         .read = sys_read,
         .write = sys_write,
         .sync = sys_sync,

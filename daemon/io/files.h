@@ -31,6 +31,8 @@ struct io_files {
     void (*close)(void *self, int fd); /* of files and folders; releases the lock */
     int (*lock)(void *self, int fd);   /* -EWOULDBLOCK: another process has it */
     int (*size)(void *self, int fd, uint64_t *ret_bytes);
+    /* Bytes that it takes on disk. Any thread. NULL: nobody knows. */
+    int (*allocated)(void *self, int fd, uint64_t *ret_bytes);
 
     int (*read)(void *self, int fd, void *data, size_t bytes, uint64_t offset); /* -EIO: short */
     /* Writes all spans, several in flight at once. Every span gets its own result; returns the

@@ -235,6 +235,11 @@ int kv_cache_timeout_ms(const struct kv_cache *c)
 
 bool kv_cache_has_faults(const struct kv_cache *c)
 {
+    for (const struct kv_space *s = c->spaces; s != NULL; s = s->next) {
+        if (s->store != NULL && s->n_holders > 0) {
+            kv_store_intact(s->store); /* else its blocks are marked, and that is a fault */
+        }
+    }
     return kv_guard_faults() != c->faults_seen;
 }
 

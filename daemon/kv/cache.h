@@ -74,7 +74,7 @@ struct kv_arena *kv_cache_arena(struct kv_cache *c);
 
 /* Whether mapped files could not be read since the last call of kv_cache_drop_faulty(): the step
  * that just ended must not be believed, and every sequence that has mapped pages begins anew
- * (kv_sequence_reset). Cheap when there were none. */
+ * (kv_sequence_reset). Cheap when there were none: a system call for every file in use. */
 bool kv_cache_has_faults(const struct kv_cache *c);
 /* Forgets the blocks in question, when no sequence reads them any more. */
 void kv_cache_drop_faulty(struct kv_cache *c);

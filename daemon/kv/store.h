@@ -154,6 +154,11 @@ void kv_store_will_need(const struct kv_store *s, const struct kv_store_block *b
  * data and before believing what came of it. Cheap while nothing ever failed. */
 bool kv_store_marked(const struct kv_store *s, const struct kv_store_block *block);
 
+/* Whether the data files are as large as they were made: to be asked, like kv_store_marked(), after
+ * data was used and before it is believed. A file that somebody cut, and that a write has made long
+ * again, reads as zeros without a fault; then its blocks are marked here. A few system calls. */
+bool kv_store_intact(struct kv_store *s);
+
 /* ---- facts: any thread ---------------------------------------------------------------------- */
 
 enum kv_store_state {

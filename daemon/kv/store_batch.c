@@ -419,6 +419,9 @@ static void run_batch(struct kv_store *s, struct batch *b)
     write_data(s, b);
     sync_data(s, b);
     finish_records(s, b, positions, write_records(s, b, positions));
+    for (uint32_t i = 0; i < s->n_classes; i++) {
+        store_class_intact(s, i);
+    }
     s->facts.n_batches++;
     if (s->facts.n_failures == failures) {
         resume(s);

@@ -61,6 +61,10 @@ struct store_class {
     uint32_t n_live;
     uint32_t hint; /* where the search for a free slot goes on */
     bool unsynced; /* the current batch has written to it */
+    /* What the file took on disk when we last looked, and has to take still: space is made ahead of
+     * writes, so that only somebody who cuts the file makes it less. UINT64_MAX: it is being
+     * punched. Any thread. */
+    _Atomic uint64_t allocated;
     /* Mapped for n_max slots: what is never touched takes no memory. */
     struct store_slot *slots;
     uint64_t *used; /* a bit for every slot */
@@ -135,6 +139,9 @@ void store_class_close(struct kv_store *s, uint32_t layer_class);
 /* Whether the data file is as long as it was made. Where somebody has cut it, what lay behind is
  * marked (guard.h), before a write makes the file long again and the loss shows as zeros. */
 int store_class_check(struct kv_store *s, uint32_t layer_class);
+/* The same by what the file takes on disk: a write of ours may have made a cut file long again. Any
+ * thread. False: it was cut, and all of it is marked. */
+bool store_class_intact(struct kv_store *s, uint32_t layer_class);
 /* A free slot becomes SLOT_WRITING; the file grows if need be. */
 int store_slot_take(struct kv_store *s, uint32_t layer_class, uint32_t *ret_slot);
 void store_slot_free(struct kv_store *s, uint32_t layer_class, uint32_t slot);

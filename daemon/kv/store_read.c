@@ -59,6 +59,15 @@ void kv_store_will_need(const struct kv_store *s, const struct kv_store_block *b
     }
 }
 
+bool kv_store_intact(struct kv_store *s)
+{
+    bool intact = true;
+    for (uint32_t i = 0; i < s->n_classes; i++) {
+        intact = store_class_intact(s, i) && intact;
+    }
+    return intact;
+}
+
 /* ---- facts ---------------------------------------------------------------------------------- */
 
 const char *kv_store_state_name(enum kv_store_state state)

@@ -105,7 +105,11 @@ int store_class_open(struct kv_store *s, uint32_t layer_class, bool fresh, bool 
     }
     rc = rc < 0 ? rc : fit_file(s, c, fresh);
     rc = rc < 0 ? rc : make_tables(s, c);
-    return rc < 0 ? class_fail(s, layer_class, rc, err) : 0;
+    if (rc < 0) {
+        return class_fail(s, layer_class, rc, err);
+    }
+    store_class_intact(s, layer_class); /* from now on it gets no smaller */
+    return 0;
 }
 
 void store_class_close(struct kv_store *s, uint32_t layer_class)
@@ -273,6 +277,23 @@ int store_class_check(struct kv_store *s, uint32_t layer_class)
     return s->files.allocate(s->files.self, c->fd, bytes, whole - bytes);
 }
 
+bool store_class_intact(struct kv_store *s, uint32_t layer_class)
+{
+    struct store_class *c = &s->classes[layer_class];
+    uint64_t now, before = atomic_load(&c->allocated);
+    if (before == UINT64_MAX || s->files.allocated == NULL ||
+        s->files.allocated(s->files.self, c->fd, &now) < 0) {
+        return true;
+    }
+    /* File systems count a little differently from time to time: less than a slot is no cut. */
+    bool intact = now + c->slot_bytes > before;
+    if (!intact) {
+        kv_guard_mark(c->guard, 0, (size_t)(c->n_max * c->slot_bytes));
+    }
+    atomic_compare_exchange_strong(&c->allocated, &before, now);
+    return intact;
+}
+
 /* ---- removing ----------------------------------------------------------------------------- */
 
 /* The next run of slots at or after from that are not live; false: there is none. */
@@ -300,6 +321,7 @@ int store_punch_dead(struct kv_store *s)
         struct store_class *c = &s->classes[i];
         uint32_t first, end = 0;
         bool any = false;
+        atomic_store(&c->allocated, UINT64_MAX); /* less and less: nobody looks meanwhile */
         while (rc == 0 && dead_run(c, end, &first, &end)) {
             rc = s->files.punch(s->files.self, c->fd, first * c->slot_bytes,
                                 (end - first) * c->slot_bytes);
@@ -308,6 +330,7 @@ int store_punch_dead(struct kv_store *s)
         if (rc == 0 && any) {
             rc = s->files.sync(s->files.self, c->fd);
         }
+        atomic_store(&c->allocated, 0);
     }
     return rc;
 }
