@@ -77,30 +77,16 @@ static void drop_node(struct kv_space *s, struct kv_node *n, struct kv_removed *
 }
 
 /* Deepest first, so that a node has lost its children when its turn comes. */
-static int by_depth(const void *a, const void *b)
-{
-    const struct kv_node *x = *(struct kv_node *const *)a, *y = *(struct kv_node *const *)b;
-    return x->position > y->position ? -1 : x->position < y->position;
-}
-
 static void drop_space(struct kv_space *s, bool pinned_too, struct kv_removed *removed)
 {
-    struct kv_node **nodes = malloc((s->tree.n_nodes + 1) * sizeof(struct kv_node *));
-    uint32_t bucket = 0;
-    size_t count = 0;
-    for (struct kv_node *n = NULL;
-         nodes != NULL && (n = kv_tree_next(&s->tree, &bucket, n)) != NULL;) {
-        nodes[count++] = n;
-    }
-    if (count > 0) {
-        qsort(nodes, count, sizeof(struct kv_node *), by_depth);
-    }
-    for (size_t i = 0; i < count; i++) {
-        bool leads_on = nodes[i]->first_child != NULL; /* to something that stays */
-        bool stays =
-            nodes[i]->users > 0 || leads_on || ((nodes[i]->flags & KV_BLOCK_PINNED) && !pinned_too);
+    size_t count;
+    struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
+    while (count > 0) {
+        struct kv_node *n = nodes[--count];
+        bool leads_on = n->first_child != NULL; /* to something that stays */
+        bool stays = n->users > 0 || leads_on || ((n->flags & KV_BLOCK_PINNED) && !pinned_too);
         if (!stays) {
-            drop_node(s, nodes[i], removed);
+            drop_node(s, n, removed);
         }
     }
     free(nodes);

@@ -76,6 +76,19 @@ uint64_t kv_now_s(void); /* since 1970 */
 /* Any thread: puts news into the mailbox and wakes the engine. */
 void kv_cache_post(struct kv_cache *c, struct kv_news *news);
 
+/* A job on the io thread that points into the space has begun, or its news were taken in. */
+static inline void kv_space_begin_job(struct kv_space *s)
+{
+    s->n_pending++;
+    s->cache->n_pending++;
+}
+
+static inline void kv_space_end_job(struct kv_space *s)
+{
+    s->n_pending--;
+    s->cache->n_pending--;
+}
+
 /* ---- cache_store.c ---------------------------------------------------------------------- */
 
 /* What the files of its store are called. */
@@ -95,6 +108,8 @@ void kv_space_note_use(struct kv_space *s, const struct kv_node *n);
 void kv_space_note_flags(struct kv_space *s, const struct kv_node *n);
 /* The place's block in the store is gone, or not to be believed. */
 void kv_space_forget(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
+
+/* ---- cache_check.c ---------------------------------------------------------------------- */
 
 /* Finds out whether saved blocks are what their checksums say: all places of the nodes that are
  * needed from the store and not verified. Returns true when nothing needs (or needed) waiting. */

@@ -1,11 +1,9 @@
-/* daemon/kv/cache_store.c - what the cache has the io thread do: open stores, save blocks, check
- * what was restored.
+/* daemon/kv/cache_store.c - what the cache has the io thread do: open stores and save blocks.
  *
  * A job lives from its submission until its news are taken in; meanwhile the space and the node
- * that it points to stay (n_pending, SAVING, checking). */
+ * that it points to stay (n_pending, SAVING). */
 #include "daemon/kv/cache_internal.h"
 
-#include "daemon/backend/pool.h"
 #include "daemon/io/io.h"
 #include "daemon/log.h"
 
@@ -16,18 +14,6 @@
 
 #define OPEN_RETRY_NS (30ull * 1000000000u)
 #define SAVE_RETRY_NS (4ull * 1000000000u) /* a little after the store's own pause */
-
-static void begin(struct kv_space *s)
-{
-    s->n_pending++;
-    s->cache->n_pending++;
-}
-
-static void end(struct kv_space *s)
-{
-    s->n_pending--;
-    s->cache->n_pending--;
-}
 
 /* Notes why nothing is saved ("": it is), and logs it once. */
 static void set_trouble(struct kv_space *s, const char *why)
@@ -163,7 +149,7 @@ static void take_opened(struct kv_news *news)
 {
     struct opening *o = (struct opening *)news;
     struct kv_space *s = o->space;
-    end(s);
+    kv_space_end_job(s);
     if (o->result == 0) {
         s->state = KV_SPACE_OPEN;
         s->store = o->store;
@@ -209,9 +195,9 @@ void kv_space_open(struct kv_space *s)
     memcpy(o->identity.block_bytes, s->block_bytes, sizeof(o->identity.block_bytes));
     snprintf(o->identity.about, sizeof(o->identity.about), "%s", s->identity.about);
     o->call = (struct io_call_job){.fn = open_store, .done = open_done, .arg = o};
-    begin(s);
+    kv_space_begin_job(s);
     if (io_submit_call(c->options.io, &o->call) < 0) {
-        end(s);
+        kv_space_end_job(s);
         free(o);
         s->state = KV_SPACE_RAM; /* the io thread ends, and so does the daemon */
         return;
@@ -266,7 +252,7 @@ static void take_saved(struct kv_news *news)
     struct kv_store_stats stats;
     kv_store_stats(s->store, &stats);
     count_written(s, &stats);
-    end(s);
+    kv_space_end_job(s);
     kv_block_unref(s->cache->arena, w->block);
     if (w->result == 0) {
         p->state = KV_SAVED;
@@ -358,7 +344,7 @@ static int submit_write(struct kv_space *s, struct kv_node *n, uint32_t layer_cl
     kv_block_ref(w->block);
     p->state = KV_SAVING;
     count_saved(s, layer_class, true);
-    begin(s);
+    kv_space_begin_job(s);
     return 0;
 }
 
@@ -378,29 +364,15 @@ void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
     }
 }
 
-static int by_position(const void *a, const void *b)
-{
-    const struct kv_node *x = *(struct kv_node *const *)a, *y = *(struct kv_node *const *)b;
-    return x->position < y->position ? -1 : x->position > y->position;
-}
-
 /* Parents first, so that a crash in the midst leaves prefixes. */
 void kv_space_save_backlog(struct kv_space *s)
 {
     if (!s->backlog || s->state != KV_SPACE_OPEN || s->retry_ns != 0) {
         return;
     }
-    struct kv_node **nodes = malloc((s->tree.n_nodes + 1) * sizeof(*nodes));
-    uint32_t bucket = 0;
-    size_t count = 0;
-    for (struct kv_node *n = NULL;
-         nodes != NULL && (n = kv_tree_next(&s->tree, &bucket, n)) != NULL;) {
-        nodes[count++] = n;
-    }
+    size_t count;
+    struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
     s->backlog = nodes == NULL;
-    if (nodes != NULL) {
-        qsort(nodes, count, sizeof(*nodes), by_position);
-    }
     for (size_t i = 0; i < count && !s->backlog; i++) {
         for (uint32_t c = 0; c < s->n_classes; c++) {
             if (s->windows[c] == 0) {
@@ -462,155 +434,4 @@ void kv_space_note_use(struct kv_space *s, const struct kv_node *n)
 void kv_space_note_flags(struct kv_space *s, const struct kv_node *n)
 {
     for_saved(s, n, kv_store_flag);
-}
-
-/* ---- checking ---------------------------------------------------------------------------- */
-
-struct check_item {
-    struct kv_node *node;
-    struct kv_store_block block;
-    int result;
-};
-
-struct checking {
-    struct kv_news news;
-    struct io_call_job call;
-    struct kv_space *space;
-    uint32_t n;
-    struct check_item items[];
-};
-
-/* A worker of the pool, or the io thread. */
-static void check_one(void *arg, uint32_t index, uint32_t worker)
-{
-    struct checking *k = arg;
-    struct check_item *item = &k->items[index];
-    item->result = kv_store_verify(k->space->store, &item->block);
-}
-
-static int check_all(void *arg)
-{
-    struct checking *k = arg;
-    for (uint32_t i = 0; i < k->n; i++) {
-        check_one(k, i, 0);
-    }
-    return 0;
-}
-
-/* Uses what was found; what is not to be believed is forgotten. */
-static void apply_checks(struct checking *k)
-{
-    struct kv_space *s = k->space;
-    for (uint32_t i = 0; i < k->n; i++) {
-        const struct check_item *item = &k->items[i];
-        struct kv_place *p = &item->node->places[item->block.layer_class];
-        p->checking = false;
-        if (p->state != KV_SAVED) {
-            continue; /* forgotten meanwhile */
-        }
-        if (item->result == 0 && !kv_store_marked(s->store, &item->block)) {
-            p->verified = true;
-        } else if (item->result != -ECANCELED) {
-            atomic_fetch_add(&s->cache->n_corrupt, 1);
-            log_warning("KV cache of %s: a block of the store is not what was written (%s): it "
-                        "will be computed again",
-                        s->realm, strerror(-item->result));
-            kv_space_forget(s, item->node, item->block.layer_class);
-        }
-    }
-}
-
-static void check_done(void *arg, int result)
-{
-    struct checking *k = arg;
-    for (uint32_t i = 0; result < 0 && i < k->n; i++) {
-        k->items[i].result = -ECANCELED;
-    }
-    kv_cache_post(k->space->cache, &k->news);
-}
-
-static void take_checked(struct kv_news *news)
-{
-    struct checking *k = (struct checking *)news;
-    end(k->space);
-    apply_checks(k);
-    free(k);
-}
-
-static bool needs_check(const struct kv_place *p)
-{
-    return p->block == NULL && p->state == KV_SAVED && !p->verified;
-}
-
-/* Counts (items NULL) or collects the places to be checked; *ret_waiting: others check some. */
-static uint32_t find_unchecked(const struct kv_space *s, struct kv_node *const *nodes,
-                               const uint32_t *first_needed, uint32_t n, struct check_item *items,
-                               bool *ret_waiting)
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        for (uint32_t c = 0; c < s->n_classes; c++) {
-            struct kv_place *p = &nodes[i]->places[c];
-            if (nodes[i]->position < first_needed[c] || !needs_check(p)) {
-                continue;
-            }
-            *ret_waiting |= p->checking;
-            if (p->checking) {
-                continue;
-            }
-            if (items != NULL) {
-                items[count].node = nodes[i];
-                items[count].block = (struct kv_store_block){
-                    .key = nodes[i]->key,
-                    .layer_class = c,
-                    .slot = p->slot,
-                    .checksum = p->checksum,
-                    .position = nodes[i]->position,
-                };
-            }
-            count++;
-        }
-    }
-    return count;
-}
-
-bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint32_t *first_needed,
-                    uint32_t n, bool alone)
-{
-    struct kv_cache *c = s->cache;
-    bool waiting = false;
-    uint32_t count = find_unchecked(s, nodes, first_needed, n, NULL, &waiting);
-    if (count == 0) {
-        return !waiting;
-    }
-    struct checking *k = calloc(1, sizeof(*k) + count * sizeof(k->items[0]));
-    if (k == NULL) {
-        return true; /* the caller finds them unverified, and does without */
-    }
-    k->news.take = take_checked;
-    k->space = s;
-    k->n = count;
-    find_unchecked(s, nodes, first_needed, n, k->items, &waiting);
-    for (uint32_t i = 0; i < count; i++) {
-        kv_store_will_need(s->store, &k->items[i].block);
-    }
-    if (alone && c->options.pool != NULL) {
-        pool_parallel(c->options.pool, check_one, k, count);
-        apply_checks(k);
-        free(k);
-        return !waiting;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        k->items[i].node->places[k->items[i].block.layer_class].checking = true;
-    }
-    k->call = (struct io_call_job){.fn = check_all, .done = check_done, .arg = k};
-    begin(s);
-    if (io_submit_call(c->options.io, &k->call) < 0) {
-        end(s);
-        check_all(k);
-        apply_checks(k);
-        free(k);
-        return !waiting;
-    }
-    return false;
 }
