@@ -168,7 +168,7 @@ CPU_SPECIALISE void dot(const struct cpu_layout *l, __m256i levels, const uint8_
 {
     const __m256i ones = _mm256_set1_epi16(1);
     const int held = pairs_held(l, n);
-    __m256i pairs[GROUP_ROWS];
+    __m256i pairs[GROUP_ROWS] = {_mm256_setzero_si256()}; /* for loops that are not unrolled */
 
     CPU_UNROLL
     for (int v = first; v < first + n; v++) {

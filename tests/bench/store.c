@@ -136,7 +136,7 @@ static void bench_write(uint64_t block_bytes)
         .layout_version = 1, .n_classes = 1, .block_bytes = {block_bytes}};
     static struct kv_store_write writes[N_WRITES];
     struct kv_store_stats f;
-    struct io *io;
+    struct io *io = NULL;
     uint32_t n;
     sem_t done;
     unsigned char *data = malloc(block_bytes);

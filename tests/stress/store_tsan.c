@@ -79,9 +79,8 @@ int main(void)
     for (unsigned i = 0; i < N_KEPT; i++) {
         kept[i] = rig.blocks[i + 1];
     }
-    need(pthread_create(&reader, NULL, read_blocks, kept) == 0 &&
-             pthread_create(&asker, NULL, ask, NULL) == 0,
-         "a thread");
+    need(pthread_create(&reader, NULL, read_blocks, kept) == 0, "a thread");
+    need(pthread_create(&asker, NULL, ask, NULL) == 0, "a thread");
     write_waves();
     atomic_store(&stop, true);
     pthread_join(reader, NULL);
