@@ -1,9 +1,10 @@
 """MessagePack and the daemon's messages, small and strict: a second opinion on ipc/codec.c."""
+import os
 import socket
 import struct
 import time
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = float(os.environ.get("GQAD_TEST_TIMEOUT_S", "20"))
 
 
 def pack(value):
