@@ -213,6 +213,11 @@ static int copy_stops(struct request *r, struct proto_strings stops)
 static void generate_submit(struct call *call)
 {
     const struct proto_text_generate *p = &call->params.text_generate;
+    if (p->has_numerics && (p->numerics.bytes != 6 || memcmp(p->numerics.data, "strict", 6) != 0)) {
+        call_fail(call, PROTO_E_INVALID_PARAMS, "'numerics' is '%.*s'; 'strict' is known",
+                  (int)p->numerics.bytes, p->numerics.data);
+        return;
+    }
     if (!check_context(call, 1) || !call_check_sampling(call)) {
         return;
     }
@@ -224,6 +229,7 @@ static void generate_submit(struct call *call)
     r->ignore_eos = p->ignore_eos;
     r->t_max_predict_ms = p->t_max_predict_ms;
     r->cache_exact = p->cache_exact;
+    r->strict = p->has_numerics;
     if (!p->cache_prompt) {
         r->realm[0] = '\0';
     }

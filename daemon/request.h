@@ -68,6 +68,7 @@ struct request {
     uint32_t first_row;         /* LOGITS */
     char realm[KV_REALM_BYTES]; /* whose cached blocks it shares; "": it shares nothing */
     int pin;                    /* 1: the prompt's blocks stay until unpinned; -1: no longer */
+    bool strict;                /* all rows are of class D: no bit depends on who made a block */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
     struct request_embed embed;

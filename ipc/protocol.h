@@ -154,7 +154,8 @@ enum proto_field_type {
     F(BOOL, stream, OPTIONAL, 0, 1, 1, "send an event per step; else all with the result")        \
     F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")         \
     F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")        \
-    F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")
+    F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")     \
+    F(NAME, numerics, OPTIONAL, 1, 16, 0, "strict: prompts are computed as generated tokens are")
 
 #define GQA_FIELDS_TOKENIZE(F)                                                \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model") \

@@ -61,7 +61,7 @@ static bool wants_out(const struct sequence *s, size_t index)
 /* The class follows the place: complete blocks of the prompt are P, everything else is D. */
 static uint8_t row_class(const struct sequence *s, size_t index)
 {
-    size_t prompt_blocks = s->n_prompt / GQA_KV_BLOCK_TOKENS;
+    size_t prompt_blocks = sequence_text(s).n_prompt / GQA_KV_BLOCK_TOKENS;
     return index < prompt_blocks * GQA_KV_BLOCK_TOKENS ? GQA_ROW_P : GQA_ROW_D;
 }
 

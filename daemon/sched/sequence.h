@@ -47,10 +47,10 @@ void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
  * many rows. */
 uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows);
 
-/* Its tokens, as the cache wants them. */
+/* Its tokens, as the cache wants them. A strict one has no blocks of class P. */
 static inline struct kv_text sequence_text(const struct sequence *s)
 {
-    return (struct kv_text){s->tokens, s->n_tokens, s->n_prompt};
+    return (struct kv_text){s->tokens, s->n_tokens, s->request->strict ? 0 : s->n_prompt};
 }
 
 /* How many of its tokens may come from the cache: the others' outputs are wanted. */

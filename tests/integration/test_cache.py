@@ -78,6 +78,11 @@ class Restarts(Case):
         self.assertEqual((cold["n_cached"], first["n_cached"]), (0, 0))
         self.assertIn("share", cold["cache"]["miss_reason"])
         self.assertIn("not computed", first["cache"]["miss_reason"])
+        with self.daemon.connect() as c:
+            self.assertEqual(greedy(c, prompt, numerics="strict")["tokens"], cold["tokens"])
+            with self.assertRaises(wire.Refused) as caught:
+                greedy(c, prompt, numerics="fast")
+            self.assertIn("'strict' is known", caught.exception.message)
         self.settle()
         for kill in (False, True, True):
             self.restart(kill=kill)

@@ -197,3 +197,23 @@ Test(kv_classes, where_classes_are_alike_everything_is_exact)
     uint32_t next = 3 * BLOCK + 10;
     cr_expect(eq(u32, run(false, next, next, true, &miss), 3 * BLOCK));
 }
+
+/* numerics=strict: no row is of class P, so that generated blocks are what it would compute. */
+Test(kv_classes, a_strict_sequence_takes_what_was_generated_exactly)
+{
+    const struct kv_identity identity = {.id = {1}, .classes_differ = true};
+    enum kv_miss miss;
+    run(true, BLOCK, 3 * BLOCK, false, &miss); /* block 0 is a prompt's: of no use here */
+    for (uint32_t round = 0; round < 2; round++) {
+        struct kv_sequence s;
+        const struct kv_text text = {tokens, 3 * BLOCK + 1, 0};
+        kv_sequence_init(&s, &layout, cache, kv_cache_space(cache, "r", &identity, &layout), true);
+        cr_assert(eq(int, kv_sequence_adopt(&s, &text, 3 * BLOCK, true), 0));
+        cr_expect(eq(u32, s.n_tokens, round == 0 ? 0 : 3 * BLOCK));
+        while (s.n_tokens < 3 * BLOCK + 1) {
+            cr_assert(eq(int, kv_sequence_reserve(&s, 1), 0));
+            kv_sequence_commit(&s, 1, &text);
+        }
+        kv_sequence_finish(&s);
+    }
+}
