@@ -310,6 +310,8 @@ static int measure_shared(struct kv_bench *b)
     bench_random_tokens(ids, SHARED_PREFIX, b->n_vocab, &b->seed);
     for (uint32_t i = 0; code == CLI_OK && i < SHARED_STREAMS; i++) {
         bench_random_tokens(ids + SHARED_PREFIX, SHARED_REST, b->n_vocab, &b->seed);
+        /* By chance two might begin alike, and share that too. */
+        ids[SHARED_PREFIX] = (int32_t)(i % b->n_vocab);
         cli_start(&b->on, &calls[i], "text.generate",
                   request(b, ids, SHARED_PREFIX + SHARED_REST, 1, true));
     }
