@@ -26,6 +26,8 @@ int gguf_writer_add_f32s(struct gguf_writer *w, const char *key, const float *va
                          uint64_t count);
 int gguf_writer_add_i32s(struct gguf_writer *w, const char *key, const int32_t *values,
                          uint64_t count);
+/* The index-th key of g's with its value, of whatever type, as it lies in the file. */
+int gguf_writer_copy_key(struct gguf_writer *w, const struct gguf *g, size_t index);
 int gguf_writer_add_tensor(struct gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
                            const uint64_t *ne);
 int gguf_writer_begin_data(struct gguf_writer *w);

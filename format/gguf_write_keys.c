@@ -147,3 +147,26 @@ int gguf_writer_add_i32s(struct gguf_writer *w, const char *key, const int32_t *
 {
     return add_words(w, key, GGUF_I32, values, count);
 }
+
+int gguf_writer_copy_key(struct gguf_writer *w, const struct gguf *g, size_t index)
+{
+    const struct gguf_part *part = &g->parts[0];
+    const struct gguf_value *v = &part->values[index];
+    char key[GGUF_MAX_KEY_BYTES + 1];
+    uint32_t alignment;
+    if (index >= part->n_values) {
+        return gguf_writer_fail(w, -EINVAL);
+    }
+    memcpy(key, v->key.data, v->key.bytes);
+    key[v->key.bytes] = '\0';
+    if (strcmp(key, "general.alignment") == 0) {
+        return gguf_get_u32(g, key, &alignment) < 0 ? gguf_writer_fail(w, -EINVAL)
+                                                    : gguf_writer_add_u32(w, key, alignment);
+    }
+    if (v->type == GGUF_ARRAY) {
+        begin_array(w, key, v->element_type, v->count);
+    } else {
+        begin_key(w, key, v->type);
+    }
+    return append(w, v->data, (size_t)v->bytes);
+}

@@ -48,7 +48,7 @@ LIBRARIES = {
     "confuse.h": ["daemon/config"],
     "pcre2.h": ["daemon/model/tokenizer"],
     "utf8proc.h": ["daemon/model/tokenizer_wordpiece"],
-    "jansson.h": ["client/cli/", "daemon/model/grammar_schema", "tests/"],
+    "jansson.h": ["client/cli/", "daemon/model/grammar_schema", "tools/convert/", "tests/"],
     "systemd/": ["daemon/log", "daemon/notify", "daemon/server"],
     "argp.h": ["daemon/", "client/cli/", "tools/", "tests/"],
 }

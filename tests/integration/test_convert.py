@@ -1,0 +1,445 @@
+"""gqa-convert against sums that this file does itself, in float64; what it makes runs in the daemon."""
+import json
+import math
+import os
+import random
+import struct
+import subprocess
+import unittest
+
+import checkpoints
+import gguf
+from cli import Tool, environment, mean_kl, read_f32, write_json
+from harness import Daemon, Folder, main, synth
+
+CONVERT = os.environ["GQAD_TEST_CONVERT"]
+GOLDEN = os.environ.get("GQAD_TEST_GOLDEN", "")
+N_EMBD, DIM, N_LAYERS, N_VOCAB = 48, 8, 2, 300
+IDS = [1] + [random.Random(7).randrange(3, N_VOCAB) for _ in range(30)]
+
+
+def vocabulary(n):
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
+    tokens += [f"\u2581w{i}" for i in range(n - len(tokens))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (n - 259)
+    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [0.0] * n, "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
+
+
+def keys_of(arch, n_heads, n_kv_heads, **more):
+    return {"general.architecture": arch, f"{arch}.context_length": 128, f"{arch}.embedding_length": N_EMBD,
+            f"{arch}.block_count": N_LAYERS, f"{arch}.feed_forward_length": 64,
+            f"{arch}.attention.head_count": n_heads, f"{arch}.attention.head_count_kv": n_kv_heads,
+            f"{arch}.attention.key_length": DIM, f"{arch}.attention.value_length": DIM,
+            f"{arch}.attention.layer_norm_rms_epsilon": 1e-5, f"{arch}.rope.freq_base": 10000.0,
+            f"{arch}.rope.dimension_count": DIM, **vocabulary(N_VOCAB), **more}
+
+
+def shapes_of(n_heads, n_kv_heads, biases=False):
+    shapes = {"token_embd.weight": (N_VOCAB, N_EMBD), "output_norm.weight": (N_EMBD,),
+              "output.weight": (N_VOCAB, N_EMBD)}
+    for i in range(N_LAYERS):
+        b = f"blk.{i}."
+        shapes.update({b + "attn_norm.weight": (N_EMBD,), b + "ffn_norm.weight": (N_EMBD,),
+                       b + "attn_q.weight": (n_heads * DIM, N_EMBD), b + "attn_k.weight": (n_kv_heads * DIM, N_EMBD),
+                       b + "attn_v.weight": (n_kv_heads * DIM, N_EMBD),
+                       b + "attn_output.weight": (N_EMBD, n_heads * DIM),
+                       b + "ffn_gate.weight": (64, N_EMBD), b + "ffn_up.weight": (64, N_EMBD),
+                       b + "ffn_down.weight": (N_EMBD, 64)})
+        if biases:
+            shapes.update({b + "attn_q.bias": (n_heads * DIM,), b + "attn_k.bias": (n_kv_heads * DIM,),
+                           b + "attn_v.bias": (n_kv_heads * DIM,)})
+    return shapes
+
+
+def float32(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def random_tensors(shapes, seed=1):
+    draw = random.Random(seed)
+    made = {}
+    for name, shape in shapes.items():
+        about = 1 if name.endswith("norm.weight") else 0
+        scale = 0.2 if about else 1.7 / shape[-1] ** 0.5
+        made[name] = (shape, [float32(about + scale * draw.uniform(-1, 1)) for _ in range(math.prod(shape))])
+    return made
+
+
+def pooled(rows, groups, dim, first_only=False):
+    """Rows of every group: the mean over its heads' rows, or the first head's, rounded once."""
+    out = []
+    for heads in groups:
+        heads = heads[:1] if first_only else heads
+        for i in range(dim):
+            of_heads = [rows[h * dim + i] for h in heads]
+            out.append([float32(math.fsum(column) / len(heads)) for column in zip(*of_heads)])
+    return out
+
+
+def neighbours(n_heads, n_groups):
+    size = n_heads // n_groups
+    return [list(range(g * size, (g + 1) * size)) for g in range(n_groups)]
+
+
+class Case(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Folder()
+        cls.n_files = 0
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.remove()
+
+    def path(self, name=None):
+        type(self).n_files += 1
+        return os.path.join(self.folder.path, name or f"{self.n_files}.gguf")
+
+    def convert(self, *arguments, status=0):
+        done = subprocess.run([CONVERT, *map(str, arguments)], capture_output=True, timeout=60,
+                              env=environment(self.folder.path), cwd=self.folder.path)
+        self.assertEqual(done.returncode, status, done.stderr.decode())
+        if status == 0:
+            self.assertEqual(done.stderr, b"")
+            return done.stdout.decode()
+        return done.stderr.decode()
+
+    def refused(self, source, *words, heads=1, more=()):
+        """It fails with these words, and leaves nothing behind."""
+        target = self.path()
+        before = set(os.listdir(self.folder.path))
+        err = self.convert("--kv-heads", heads, *more, source, target, status=1)
+        for word in words:
+            self.assertIn(word, err)
+        self.assertEqual(set(os.listdir(self.folder.path)), before)
+
+    def mha(self, n_heads=6, n_kv_heads=6, biases=False, arch="llama", seed=1, change=None, **keys):
+        path = self.path()
+        tensors = random_tensors(shapes_of(n_heads, n_kv_heads, biases), seed)
+        if change:
+            change(tensors)
+        checkpoints.write_gguf(path, keys_of(arch, n_heads, n_kv_heads, **keys), tensors)
+        return path
+
+
+class Gguf(Case):
+    def check(self, source, n_heads, n_groups, pool):
+        target = self.path()
+        self.convert("--kv-heads", n_groups, "--pool", pool, source, target)
+        keys_before, before = checkpoints.read_gguf(source)
+        keys_after, after = checkpoints.read_gguf(target)
+        self.assertEqual(list(before), list(after))
+        self.assertEqual(keys_after.pop("llama.attention.head_count_kv"), n_groups)
+        del keys_before["llama.attention.head_count_kv"]
+        self.assertIn("needs uptraining", keys_after.pop("gqad.converted"))
+        self.assertEqual(keys_before, keys_after)
+        groups = neighbours(n_heads, n_groups)
+        for name in before:
+            if "attn_k" in name or "attn_v" in name:
+                want = pooled(before[name].rows, groups, DIM, pool == "first")
+                self.assertEqual(after[name].rows, want, name)
+            else:
+                self.assertTrue(after[name] == before[name], name)
+
+    def test_means_and_first_heads(self):
+        source = self.mha(biases=True)
+        for n_groups in (3, 2, 1):  # groups of 2, 3 and all 6
+            for pool in ("mean", "first"):
+                with self.subTest(n_groups, pool=pool):
+                    self.check(source, 6, n_groups, pool)
+
+    def test_all_heads_are_the_identity(self):
+        source, target = self.mha(biases=True), self.path()
+        self.convert("--kv-heads", 6, source, target)
+        keys_before, before = checkpoints.read_gguf(source)
+        keys_after, after = checkpoints.read_gguf(target)
+        self.assertIn("unchanged", keys_after.pop("gqad.converted"))
+        self.assertEqual(keys_before, keys_after)
+        self.assertEqual(before, after)
+
+    def test_grouped_heads_made_many_come_back(self):
+        """Every KV head three times, then pooled by three: the bits of the grouped model."""
+        grouped, many, back = self.mha(6, 2), self.path(), self.path()
+        keys, tensors = checkpoints.read_gguf(grouped)
+        made = {}
+        for name, t in tensors.items():
+            rows = t.rows
+            if "attn_k" in name or "attn_v" in name:
+                rows = [rows[h // 3 * DIM + i] for h in range(6) for i in range(DIM)]
+            made[name] = ((len(rows), *t.shape[1:]), [x for r in rows for x in r])
+        checkpoints.write_gguf(many, {**keys, "llama.attention.head_count_kv": 6}, made)
+        report = json.loads(self.convert("--kv-heads", 2, "--json", many, back))
+        self.assertEqual(checkpoints.read_gguf(back)[1], tensors)
+        self.assertEqual([(l["k_lost"], l["v_lost"]) for l in report["layers"]], [(0, 0)] * N_LAYERS)
+
+    def test_what_is_lost(self):
+        source = self.mha()
+        _, tensors = checkpoints.read_gguf(source)
+        lost = {}
+        for pool in ("mean", "first", "random"):
+            report = json.loads(self.convert("--kv-heads", 2, "--pool", pool, "--json", source, self.path()))
+            lost[pool] = [l["k_lost"] for l in report["layers"]]
+        for layer in range(N_LAYERS):
+            rows = tensors[f"blk.{layer}.attn_k.weight"].rows
+            want = pooled(rows, neighbours(6, 2), DIM)
+            gone = math.fsum((x - y) ** 2 for h in range(6) for i in range(DIM)
+                             for x, y in zip(rows[h * DIM + i], want[h // 3 * DIM + i]))
+            total = math.fsum(x * x for r in rows for x in r)
+            self.assertAlmostEqual(lost["mean"][layer], gone / total, places=9)
+            self.assertLess(lost["mean"][layer], lost["first"][layer])
+            self.assertLess(lost["first"][layer], lost["random"][layer])
+
+    def test_random_heads(self):
+        source, outputs = self.mha(), []
+        for seed in (1, 1, 2):
+            outputs.append(self.path())
+            self.convert("--kv-heads", 2, "--pool", "random", "--seed", seed, source, outputs[-1])
+        read = [checkpoints.read_gguf(p)[1]["blk.1.attn_v.weight"] for p in outputs]
+        self.assertEqual(read[0], read[1])
+        self.assertNotEqual(read[0], read[2])
+
+        def deviation(t):
+            values = [x for r in t.rows for x in r]
+            return math.sqrt(math.fsum(x * x for x in values) / len(values))
+        was = deviation(checkpoints.read_gguf(source)[1]["blk.1.attn_v.weight"])
+        self.assertAlmostEqual(deviation(read[0]) / was, 1, delta=0.1)  # of 768 draws; seeds are fixed
+
+    def test_types(self):
+        source = os.path.join(self.folder.path, "q4.gguf")
+        synth(source, "n_heads=4,n_kv_heads=4,head_dim=32,n_embd=128", "q4_0")
+        keys, before = checkpoints.read_gguf(source)
+        for wanted, matrix, pool in ((None, "Q4_0", "F16"), ("f16", "F16", "F16"), ("bf16", "BF16", "BF16"),
+                                     ("q8_0", "Q8_0", "Q8_0"), ("f32", "F32", "F32")):
+            with self.subTest(wanted):
+                target = self.path()
+                self.convert("--kv-heads", 2, *(["--type", wanted] if wanted else []), source, target)
+                keys, after = checkpoints.read_gguf(target)
+                self.assertEqual(after["blk.0.attn_q.weight"].type, matrix)
+                self.assertEqual(after["blk.0.attn_k.weight"].type, pool)
+                self.assertEqual(after["blk.0.attn_norm.weight"].type, "F32")
+                if wanted:
+                    self.assertEqual(keys["general.file_type"], {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}[wanted])
+        self.assertIn("q5_0", self.convert("--kv-heads", 2, "--type", "q5_0", source, self.path(), status=1).lower())
+
+    def test_refusals(self):
+        source = self.mha()
+        self.refused(source, "4 KV heads", "6", heads=4)
+        self.refused(source, "12 KV heads", "6", heads=12)
+        self.refused(self.mha(**{"llama.attention.causal": False}), "encoder")
+
+        def wide_norm(tensors):
+            tensors["blk.1.attn_k_norm.weight"] = ((6 * DIM,), [1.0] * 6 * DIM)
+        self.refused(self.mha(change=wide_norm), "blk.1.attn_k_norm.weight", "norm over all heads")
+        self.refused(self.mha(change=lambda t: t.pop("blk.1.attn_v.weight")), "layer 1", "llama")
+
+        def short(tensors):
+            tensors["blk.0.attn_k.weight"] = ((5 * DIM, N_EMBD), [0.0] * 5 * DIM * N_EMBD)
+        self.refused(self.mha(change=short), "blk.0.attn_k.weight", "40 rows", "48")
+        with open(source, "rb") as f:
+            data = f.read()
+        for n in (0, 3, 100, len(data) // 2, len(data) - 1):
+            cut = self.path()
+            with open(cut, "wb") as f:
+                f.write(data[:n])
+            self.refused(cut)
+
+    def test_usage(self):
+        source = self.mha()
+        for arguments in ((), (source, "x"), ("--kv-heads", "two", source, "x"), ("--kv-heads", 2, source),
+                          ("--kv-heads", 2, "--pool", "median", source, "x"), ("--kv-heads", 2, source, "x", "y"),
+                          ("--kv-heads", 2, "--type", "q9", source, "x")):
+            self.assertIn("--help", self.convert(*arguments, status=64))
+        self.convert("--kv-heads", 2, "nothing.gguf", "x", status=66)
+        self.assertIn("needs uptraining", self.convert("--kv-heads", 2, source, self.path()))
+
+
+class Running(Case):
+    """The daemon runs what was converted."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.daemon = Daemon(cls.folder.path)
+        cls.gqa = Tool(cls.folder.path, "--socket", cls.daemon.socket)
+
+    @classmethod
+    def tearDownClass(cls):
+        try:
+            cls.daemon.stop()
+        finally:
+            super().tearDownClass()
+
+    def logits(self, model, ids=IDS):
+        file = write_json(os.path.join(self.folder.path, "ids.json"), ids)
+        out = os.path.join(self.folder.path, "out.f32")
+        self.gqa("logits", "-m", model, "--tokens", file, "-o", out, "-ctk", "f32", "-ctv", "f32")
+        return read_f32(out)
+
+    def test_similar_heads_find_each_other(self):
+        """Pairs of equal KV heads, far apart: neighbours lose much, similar ones nothing, and the model
+        computes what it did. Float sums over moved columns differ in their last bits: 1e-4 of logits of 1."""
+        places = {0: 0, 4: 0, 1: 1, 3: 1, 2: 2, 5: 2}
+
+        def planted(tensors):
+            for name, (shape, values) in list(tensors.items()):
+                if "attn_k" in name or "attn_v" in name:
+                    n = len(values) // 6
+                    heads = [values[h * n:(h + 1) * n] for h in range(6)]
+                    tensors[name] = (shape, [x for h in range(6) for x in heads[places[h]]])
+        for arch, n_heads, biases in (("llama", 6, False), ("llama", 12, False), ("qwen2", 6, True)):
+            with self.subTest(arch, n_heads=n_heads):
+                source, target = self.mha(n_heads, 6, biases, arch, change=planted), self.path()
+                report = json.loads(self.convert("--kv-heads", 3, "--json", source, self.path()))
+                self.assertGreater(report["layers"][0]["k_lost"], 0.2)
+                report = json.loads(self.convert("--kv-heads", 3, "--group", "similar", "--json", source, target))
+                self.assertEqual([(l["k_lost"], l["v_lost"]) for l in report["layers"]], [(0, 0)] * N_LAYERS)
+                truth, found = self.logits(source), self.logits(target)
+                self.assertGreater(max(map(abs, truth)), 0.5)
+                self.assertLess(max(abs(a - b) for a, b in zip(truth, found)), 1e-4)
+
+    def test_means_run_as_computed_here(self):
+        """Against a model whose pooled rows this file has computed."""
+        source, target, by_hand = self.mha(), self.path(), self.path()
+        self.convert("--kv-heads", 2, source, target)
+        keys, tensors = checkpoints.read_gguf(source)
+        made = {}
+        for name, t in tensors.items():
+            rows = pooled(t.rows, neighbours(6, 2), DIM) if "attn_k" in name or "attn_v" in name else t.rows
+            made[name] = ((len(rows), *t.shape[1:]), [x for r in rows for x in r])
+        checkpoints.write_gguf(by_hand, {**keys, "llama.attention.head_count_kv": 2}, made)
+        self.assertEqual(self.logits(target), self.logits(by_hand))
+
+    def test_every_golden_architecture(self):
+        models = os.path.join(GOLDEN, "models")
+        if not GOLDEN or not os.path.isdir(models):
+            self.skipTest("no golden data")
+        for name in sorted(os.listdir(models)):
+            if name.startswith("llama-q-") and name not in ("llama-q-Q4_K_M", "llama-q-Q8_0"):
+                continue
+            with self.subTest(name):
+                source, target = os.path.join(models, name, "model.gguf"), self.path()
+                with open(os.path.join(models, name, "tokens.json")) as f:
+                    ids = json.load(f)["seqs"][0]["ids"]
+                truth = read_f32(os.path.join(models, name, "logits.f32"))
+                n_vocab = len(truth) // len(ids)
+                report = json.loads(self.convert("--kv-heads", 1, "--json", source, target))
+                found = self.logits(target, ids)
+                self.assertEqual(len(found), len(truth))
+                self.assertTrue(all(map(math.isfinite, found)))
+                was_mqa = report["kv_heads_before"] == 1
+                kl = mean_kl(truth, found, n_vocab)
+                self.assertLess(kl, 1e-6 if was_mqa else 20)
+                if not was_mqa:
+                    self.assertGreater(kl, 1e-6)  # it is another model
+
+
+class Folders(Case):
+    def folder_of(self, n_heads=4, fused=False, nested=False, shards=2, dtype="BF16"):
+        """A checkpoint of Hugging Face; values are exact in BF16."""
+        draw = random.Random(3)
+        path = self.path(f"hf-{self.n_files}")
+        os.mkdir(path)
+        files = {f"model-{i + 1:05}-of-{shards:05}.safetensors": {} for i in range(shards)}
+        names = list(files)
+
+        def add(name, *shape):
+            values = [draw.randrange(-128, 129) / 64 for _ in range(math.prod(shape))]
+            raw = checkpoints.bf16(values) if dtype == "BF16" else struct.pack(f"<{len(values)}f", *values)
+            files[names[len(tensors) % shards]][name] = (dtype, shape, raw)
+            tensors[name] = shape
+        tensors = {}
+        add("model.embed_tokens.weight", 32, N_EMBD)
+        for i in range(N_LAYERS):
+            a = f"model.layers.{i}.self_attn."
+            if fused:
+                add(a + "qkv_proj.weight", 3 * n_heads * DIM, N_EMBD)
+            else:
+                for part in "qkv":
+                    add(a + part + "_proj.weight", n_heads * DIM, N_EMBD)
+                    add(a + part + "_proj.bias", n_heads * DIM)
+            add(a + "o_proj.weight", N_EMBD, n_heads * DIM)
+        files[names[0]]["step"] = ("I64", (), struct.pack("<q", 17))
+        config = {"model_type": "llama", "num_hidden_layers": N_LAYERS, "hidden_size": N_EMBD, "head_dim": DIM,
+                  "num_attention_heads": n_heads}
+        write_json(os.path.join(path, "config.json"), {"text_config": config} if nested else config)
+        with open(os.path.join(path, "tokenizer.json"), "w") as f:
+            f.write("{}")
+        if shards > 1:
+            write_json(os.path.join(path, "model.safetensors.index.json"),
+                       {"metadata": {"total_size": 1}, "weight_map": {t: f for f, ts in files.items() for t in ts}})
+        for name, content in files.items():
+            checkpoints.write_safetensors(os.path.join(path, name), content)
+        return path
+
+    def check(self, source, fused, n_groups=2, n_heads=4, exact=True):
+        target = self.path(f"out-{self.n_files}")
+        self.convert("--kv-heads", n_groups, source, target)
+        self.assertEqual(sorted(os.listdir(source)), sorted(os.listdir(target)))
+        before, after = checkpoints.read_folder(source), checkpoints.read_folder(target)
+        self.assertEqual(set(before), set(after))
+        groups = neighbours(n_heads, n_groups)
+        for name, t in before.items():
+            if "qkv_proj" in name:
+                rows, n = t.rows, n_heads * DIM
+                want = rows[:n] + pooled(rows[n:2 * n], groups, DIM) + pooled(rows[2 * n:], groups, DIM)
+                self.assertEqual(after[name].rows, want, name)
+                self.assertEqual(after[name].shape, ((n_heads + 2 * n_groups) * DIM, N_EMBD))
+            elif "k_proj" in name or "v_proj" in name:
+                self.assertEqual(after[name].rows, pooled(t.rows, groups, DIM), name)
+            else:
+                self.assertTrue(after[name] == t, name)
+        with open(os.path.join(target, "config.json")) as f:
+            return json.load(f), target
+
+    def test_a_folder(self):
+        config, target = self.check(self.folder_of(), False)
+        self.assertEqual(config["num_key_value_heads"], 2)
+        self.assertIn("needs uptraining", config["gqad_converted"])
+        with open(os.path.join(target, "model.safetensors.index.json")) as f:
+            total = json.load(f)["metadata"]["total_size"]
+        self.assertEqual(total, sum(len(t.data) for t in checkpoints.read_folder(target).values()))
+
+    def test_fused_nested_and_whole(self):
+        config, _ = self.check(self.folder_of(fused=True, nested=True, shards=1, dtype="F32"), True)
+        self.assertEqual(config["text_config"]["num_key_value_heads"], 2)
+
+    def test_refusals(self):
+        source = self.folder_of(shards=1)
+        name = os.path.join(source, "model-00001-of-00001.safetensors")
+        with open(name, "rb") as f:
+            data = f.read()
+        n, = struct.unpack_from("<Q", data)
+        header = json.loads(data[8:8 + n])
+
+        def with_header(change):
+            changed = json.loads(json.dumps(header))
+            change(changed)
+            text = json.dumps(changed).encode()
+            return struct.pack("<Q", len(text)) + text + data[8 + n:]
+        first = "model.embed_tokens.weight"
+        for content, words in (
+                (data[:4], ("too short",)), (data[:100], ("header of",)), (data[:-1], ("data_offsets",)),
+                (struct.pack("<Q", 1 << 60) + data[8:], ("header of",)),
+                (data[:8] + b"x" + data[9:], ("JSON",)),
+                (with_header(lambda h: h[first].update(dtype="Q9")), (first, "Q9")),
+                (with_header(lambda h: h[first].update(shape=[1 << 40, 1 << 40])), (first, "shape")),
+                (with_header(lambda h: h[first].update(shape=[-1])), (first, "shape")),
+                (with_header(lambda h: h[first].update(data_offsets=[0, 1 << 50])), (first, "data_offsets")),
+                (with_header(lambda h: h.pop(first)), ("begins at",))):
+            with self.subTest(words):
+                with open(name, "wb") as f:
+                    f.write(content)
+                self.refused(source, *words, heads=2)
+        with open(name, "wb") as f:
+            f.write(data)
+        there = self.path("there")
+        os.mkdir(there)
+        self.assertIn("there already", self.convert("--kv-heads", 2, source, there, status=73))
+        write_json(os.path.join(source, "config.json"), {"num_hidden_layers": 0})
+        self.refused(source, "config.json", "num_hidden_layers", heads=2)
+
+
+if __name__ == "__main__":
+    main()
