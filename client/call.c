@@ -14,7 +14,7 @@ static struct client_pending *find(struct gqa *g, uint32_t id)
     return p;
 }
 
-static void unlink_call(struct gqa *g, struct client_pending *p)
+void client_unlink(struct gqa *g, struct client_pending *p)
 {
     struct client_pending **at = &g->pending;
     while (*at != p) {
@@ -24,7 +24,7 @@ static void unlink_call(struct gqa *g, struct client_pending *p)
     g->n_pending--;
 }
 
-static void append_call(struct gqa *g, struct client_pending *p)
+static void appclient_end(struct gqa *g, struct client_pending *p)
 {
     struct client_pending **at = &g->pending;
     while (*at != NULL) {
@@ -34,9 +34,8 @@ static void append_call(struct gqa *g, struct client_pending *p)
     g->n_pending++;
 }
 
-/* The call has left the list; tells its owner and frees it. */
-static void end_call(struct client_pending *p, int status, const struct gqa_value *result,
-                     const struct gqa_error *error)
+void client_end(struct client_pending *p, int status, const struct gqa_value *result,
+                const struct gqa_error *error)
 {
     if (p->done != NULL) {
         p->done(p->arg, p->id, status, result, error);
@@ -50,13 +49,12 @@ void client_end_all(struct gqa *g, int status, const char *why)
         struct client_pending *p = g->pending;
         struct gqa_error e;
         client_fail(&e, status, "%s: %s", p->method, why);
-        unlink_call(g, p);
-        end_call(p, status, NULL, &e);
+        client_unlink(g, p);
+        client_end(p, status, NULL, &e);
     }
 }
 
-/* Tells the daemon to stop. Where that cannot be sent the daemon's work is wasted, nothing else. */
-static int send_cancel(struct gqa *g, uint32_t id)
+int client_send_cancel(struct gqa *g, uint32_t id)
 {
     struct ipc_buffer b;
     ipc_buffer_init(&b);
@@ -66,40 +64,6 @@ static int send_cancel(struct gqa *g, uint32_t id)
     int r = client_send(g, &b);
     ipc_buffer_finish(&b);
     return r;
-}
-
-unsigned client_expire(struct gqa *g)
-{
-    unsigned n = 0;
-    uint64_t now = client_now_us();
-    struct client_pending *p = g->pending;
-    while (p != NULL && g->lost == 0) {
-        if (p->deadline_us > now) {
-            p = p->next;
-            continue;
-        }
-        struct gqa_error e;
-        int status = p->cancelled ? -ECANCELED : -ETIMEDOUT;
-        if (p->cancelled) {
-            client_fail(&e, status, "%s: cancelled; the daemon has not confirmed it", p->method);
-        } else {
-            client_fail(&e, status, "%s: nothing was heard for %llu ms", p->method,
-                        (unsigned long long)(p->silence_us / 1000u));
-            send_cancel(g, p->id);
-        }
-        unlink_call(g, p);
-        end_call(p, status, NULL, &e);
-        n++;
-        p = g->pending; /* the callback may have changed the list */
-    }
-    return n;
-}
-
-/* Work that queues behind other work is silent for longer than a question to the daemon itself. */
-static uint32_t default_timeout_ms(const struct gqa *g, const char *method)
-{
-    bool is_work = strncmp(method, "text.", 5) == 0 || strncmp(method, "model.", 6) == 0;
-    return is_work ? CLIENT_TIMEOUT_LONG_MS : g->timeout_ms;
 }
 
 static uint32_t fresh_id(struct gqa *g)
@@ -125,15 +89,27 @@ static int send_request(struct gqa *g, uint32_t id, const char *method,
     return r;
 }
 
+int client_call_options(const struct gqa_call_options *given, struct gqa_call_options *ret)
+{
+    struct gqa_call_options o = {.struct_size = sizeof(o)};
+    if (given != NULL) {
+        if (given->struct_size < sizeof(size_t)) {
+            return -EINVAL;
+        }
+        memcpy(&o, given, given->struct_size < sizeof(o) ? given->struct_size : sizeof(o));
+        o.struct_size = sizeof(o);
+    }
+    *ret = o;
+    return 0;
+}
+
 int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *params,
                    const struct gqa_call_options *options, uint32_t *ret_id)
 {
-    struct gqa_call_options o = {0};
-    if (options != NULL) {
-        if (options->struct_size < sizeof(size_t)) {
-            return -EINVAL;
-        }
-        memcpy(&o, options, options->struct_size < sizeof(o) ? options->struct_size : sizeof(o));
+    struct gqa_call_options o;
+    int r = client_call_options(options, &o);
+    if (r < 0) {
+        return r;
     }
     size_t method_bytes = method != NULL ? strlen(method) : 0;
     if (method_bytes == 0 || method_bytes > PROTO_NAME_BYTES_MAX) {
@@ -153,19 +129,17 @@ int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *p
         return -ENOMEM;
     }
     p->id = fresh_id(g);
-    int r = send_request(g, p->id, method, params);
+    r = send_request(g, p->id, method, params);
     if (r < 0) {
         free(p);
         return r;
     }
     memcpy(p->method, method, method_bytes + 1);
-    uint32_t timeout_ms = o.timeout_ms != 0 ? o.timeout_ms : default_timeout_ms(g, method);
-    p->silence_us = (uint64_t)timeout_ms * 1000u;
-    p->deadline_us = client_now_us() + p->silence_us;
+    client_deadline_start(g, p, &o);
     p->event = o.event;
     p->done = o.done;
     p->arg = o.arg;
-    append_call(g, p);
+    appclient_end(g, p);
     if (ret_id != NULL) {
         *ret_id = p->id;
     }
@@ -181,12 +155,11 @@ int gqa_cancel(struct gqa *g, uint32_t id)
     if (p->cancelled) {
         return 0;
     }
-    int r = send_cancel(g, id);
+    int r = client_send_cancel(g, id);
     if (r < 0) {
         return r;
     }
-    p->cancelled = true;
-    p->deadline_us = client_now_us() + CLIENT_CANCEL_GRACE_MS * 1000u;
+    client_deadline_cancelled(p);
     return 0;
 }
 
@@ -209,9 +182,7 @@ static int on_event(struct gqa *g, const struct ipc_value *params)
     }
     p->has_seq = true;
     p->next_seq = (uint32_t)seq + 1;
-    if (!p->cancelled) {
-        p->deadline_us = client_now_us() + p->silence_us;
-    }
+    client_deadline_heard(p);
     if (p->event != NULL) {
         p->event(p->arg, p->id, client_from_ipc(event));
     }
@@ -244,11 +215,11 @@ static int on_response(struct gqa *g, const struct ipc_message *m)
     if (p == NULL) {
         return 0;
     }
-    unlink_call(g, p);
+    client_unlink(g, p);
     if (m->error != NULL) {
-        end_call(p, gqa_strcode(e.code), NULL, &e);
+        client_end(p, gqa_strcode(e.code), NULL, &e);
     } else {
-        end_call(p, 0, client_from_ipc(m->result), NULL);
+        client_end(p, 0, client_from_ipc(m->result), NULL);
     }
     return 0;
 }

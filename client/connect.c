@@ -24,6 +24,13 @@ static int set_nonblocking(int fd)
  * bounds that; it cannot be polled for. */
 static int connect_until(int fd, const struct sockaddr_un *address, uint64_t deadline_us)
 {
+    if (deadline_us == CLIENT_AT_ONCE) {
+        int r = set_nonblocking(fd);
+        if (r < 0) {
+            return r;
+        }
+        return connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 ? 0 : -errno;
+    }
     for (;;) {
         uint64_t now = client_now_us();
         if (now >= deadline_us) {
@@ -72,7 +79,7 @@ static int open_socket(const char *path, uint64_t deadline_us, int *ret_fd,
 
 /* The first socket that answers. One that is absent or dead gives way to the next; one that
  * refuses us (EACCES) does not: another daemon's answer would only hide that. */
-static int find_socket(const char *given, uint64_t deadline_us, int *ret_fd,
+int client_find_socket(const char *given, uint64_t deadline_us, int *ret_fd,
                        struct gqa_error *ret_error)
 {
     const char *path = given != NULL ? given : getenv("GQA_SOCKET");
@@ -95,28 +102,29 @@ static int find_socket(const char *given, uint64_t deadline_us, int *ret_fd,
                  : 0;
 }
 
-int client_hello(struct gqa *g, const char *client, uint64_t deadline_us,
-                 struct gqa_error *ret_error)
+struct gqa_params *client_hello_params(const struct gqa *g)
 {
     struct gqa_params *p;
-    int r = gqa_params_create(&p);
-    if (r < 0) {
-        return client_fail(ret_error, r, "no memory");
+    if (gqa_params_create(&p) < 0) {
+        return NULL;
     }
-    gqa_params_str(p, "client", client != NULL ? client : "libgqa/" GQA_VERSION);
+    gqa_params_str(p, "client", g->client != NULL ? g->client : "libgqa/" GQA_VERSION);
     gqa_params_u64(p, "version_min", GQA_PROTOCOL_VERSION_MIN);
     gqa_params_u64(p, "version_max", GQA_PROTOCOL_VERSION);
+    return p;
+}
+
+static uint32_t left_ms(uint64_t deadline_us)
+{
     uint64_t now = client_now_us();
-    uint64_t left_ms = now < deadline_us ? (deadline_us - now + 999u) / 1000u : 1;
-    struct gqa_call_options o = {.struct_size = sizeof(o), .timeout_ms = (uint32_t)left_ms};
-    struct gqa_reply *reply;
-    r = gqa_call(g, "gqa.hello", p, &o, &reply, ret_error);
-    gqa_params_destroy(p);
-    if (r < 0) {
-        return r;
-    }
+    uint64_t left = now < deadline_us ? (deadline_us - now + 999u) / 1000u : 1;
+    return left < UINT32_MAX ? (uint32_t)left : UINT32_MAX;
+}
+
+int client_hello_accept(struct gqa *g, struct gqa_reply *reply, struct gqa_error *ret_error)
+{
     uint64_t version;
-    r = gqa_value_u64(gqa_value_get(gqa_reply_value(reply), "protocol"), &version);
+    int r = gqa_value_u64(gqa_value_get(gqa_reply_value(reply), "protocol"), &version);
     if (r < 0) {
         r = client_fail(ret_error, -EPROTO, "gqa.hello: the answer tells no protocol version");
     } else if (version < GQA_PROTOCOL_VERSION_MIN || version > GQA_PROTOCOL_VERSION) {
@@ -129,7 +137,45 @@ int client_hello(struct gqa *g, const char *client, uint64_t deadline_us,
         gqa_reply_destroy(reply);
         return r;
     }
+    gqa_reply_destroy(g->hello);
     g->hello = reply;
+    return 0;
+}
+
+int client_hello(struct gqa *g, uint64_t deadline_us, struct gqa_error *ret_error)
+{
+    struct gqa_call_options o = {.struct_size = sizeof(o), .timeout_ms = left_ms(deadline_us)};
+    struct gqa_reply *reply;
+    struct gqa_params *p = client_hello_params(g);
+    if (p == NULL) {
+        return client_fail(ret_error, -ENOMEM, "no memory");
+    }
+    int r = gqa_call(g, "gqa.hello", p, &o, &reply, ret_error);
+    gqa_params_destroy(p);
+    return r < 0 ? r : client_hello_accept(g, reply, ret_error);
+}
+
+static int connect_socket(const struct gqa_connect_options *o, uint64_t deadline_us, int *ret_fd,
+                          struct gqa_error *ret_error)
+{
+    if ((o->flags & GQA_CONNECT_FD) == 0) {
+        return client_find_socket(o->socket, deadline_us, ret_fd, ret_error);
+    }
+    int r = set_nonblocking(o->fd);
+    if (r < 0) {
+        return client_fail(ret_error, r, "file descriptor %d: %s", o->fd, strerror(-r));
+    }
+    *ret_fd = o->fd;
+    return 0;
+}
+
+/* What gqa_reconnect() needs to find the daemon again. */
+static int remember_address(struct gqa *g, const struct gqa_connect_options *o)
+{
+    g->has_address = (o->flags & GQA_CONNECT_FD) == 0;
+    if (g->has_address && o->socket != NULL && (g->socket = strdup(o->socket)) == NULL) {
+        return -ENOMEM;
+    }
     return 0;
 }
 
@@ -142,36 +188,33 @@ int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
     }
     uint32_t timeout_ms = o.timeout_ms != 0 ? o.timeout_ms : CLIENT_TIMEOUT_MS;
     uint64_t deadline_us = client_now_us() + (uint64_t)timeout_ms * 1000u;
-    bool adopted = (o.flags & GQA_CONNECT_FD) != 0;
-    int fd = o.fd;
-    int r;
-    if (!adopted) {
-        r = find_socket(o.socket, deadline_us, &fd, ret_error);
-    } else {
-        r = set_nonblocking(fd);
-        if (r < 0) {
-            client_fail(ret_error, r, "file descriptor %d: %s", fd, strerror(-r));
-        }
-    }
+    int fd;
+    int r = connect_socket(&o, deadline_us, &fd, ret_error);
     if (r < 0) {
         return r;
     }
     struct gqa *g;
-    r = client_create(fd, timeout_ms, &g);
+    r = client_create(fd, timeout_ms, o.client, &g);
     if (r < 0) {
         client_fail(ret_error, r, "no memory");
         goto err_fd;
     }
-    r = client_hello(g, o.client, deadline_us, ret_error);
+    r = remember_address(g, &o);
     if (r < 0) {
-        client_unref(g); /* nothing is pending any more, and the fd is closed or given back here */
-        goto err_fd;
+        client_fail(ret_error, r, "no memory");
+        goto err_unref;
+    }
+    r = client_hello(g, deadline_us, ret_error);
+    if (r < 0) {
+        goto err_unref;
     }
     *ret = g;
     return 0;
 
+err_unref:
+    client_unref(g); /* nothing is pending any more, and the fd is closed or given back here */
 err_fd:
-    if (!adopted) {
+    if ((o.flags & GQA_CONNECT_FD) == 0) {
         close(fd);
     }
     return r;

@@ -21,10 +21,14 @@ uint64_t client_now_us(void)
     return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 }
 
-int client_create(int fd, uint32_t timeout_ms, struct gqa **ret)
+int client_create(int fd, uint32_t timeout_ms, const char *client, struct gqa **ret)
 {
     struct gqa *g = calloc(1, sizeof(*g));
     if (g == NULL) {
+        return -ENOMEM;
+    }
+    if (client != NULL && (g->client = strdup(client)) == NULL) {
+        free(g);
         return -ENOMEM;
     }
     g->n_refs = 1;
@@ -50,6 +54,8 @@ void client_unref(struct gqa *g)
     }
     ipc_buffer_finish(&g->out);
     gqa_reply_destroy(g->hello);
+    free(g->client);
+    free(g->socket);
     free(g->in);
     free(g);
 }
@@ -80,6 +86,11 @@ void gqa_set_notify(struct gqa *g, gqa_notify_fn fn, void *arg)
 {
     g->notify = fn;
     g->notify_arg = arg;
+}
+
+bool gqa_is_connected(const struct gqa *g)
+{
+    return g->lost == 0;
 }
 
 int gqa_fd(const struct gqa *g)
@@ -127,7 +138,9 @@ int client_send(struct gqa *g, const struct ipc_buffer *message)
     if (message->bytes > PROTO_FRAME_BYTES_MAX) {
         return -EMSGSIZE;
     }
-    if (g->out.bytes - g->out_sent + message->bytes > CLIENT_OUT_BYTES_MAX) {
+    size_t room = CLIENT_OUT_BYTES_MAX;
+    room += message->bytes <= CLIENT_SMALL_BYTES ? CLIENT_OUT_BYTES_RESERVE : 0;
+    if (g->out.bytes - g->out_sent + message->bytes > room) {
         return -ENOBUFS;
     }
     if (g->out_sent > g->out.bytes / 2) {
@@ -224,13 +237,38 @@ static int dispatch_input(struct gqa *g)
     return 0;
 }
 
-static int lose(struct gqa *g, int status, const char *why)
+int client_lose(struct gqa *g, int status, const char *why)
 {
     if (g->lost == 0) {
         g->lost = status;
+        /* The descriptor stays, for its number is the caller's; the daemon need not wait for it. */
+        shutdown(g->fd, SHUT_RDWR);
         client_end_all(g, status, why);
     }
     return status;
+}
+
+void client_reopen(struct gqa *g)
+{
+    ipc_buffer_finish(&g->out);
+    ipc_buffer_init(&g->out);
+    ipc_scanner_init(&g->scanner, PROTO_FRAME_BYTES_MAX);
+    g->out_sent = 0;
+    g->in_first = g->in_scanned = g->in_end = 0;
+    g->n_reads = 0;
+    g->write_error = 0;
+    g->lost = 0;
+}
+
+/* Deadlines are looked at when the input is empty, for what has come is never too late; but also
+ * amid a flood of it, once more was read than can have been waiting. */
+static unsigned expire(struct gqa *g, bool is_empty)
+{
+    if (!is_empty && ++g->n_reads < CLIENT_READS_MAX) {
+        return 0;
+    }
+    g->n_reads = 0;
+    return client_expire(g);
 }
 
 static int process(struct gqa *g)
@@ -240,26 +278,32 @@ static int process(struct gqa *g)
     if (n > 0) {
         int r = dispatch_input(g);
         if (r == -EPROTO) {
-            return lose(g, r, "the daemon sent something that is no message of the protocol");
+            return client_lose(g, r,
+                               "the daemon sent something that is no message of the protocol");
         }
         if (r < 0) {
-            return lose(g, r, "no memory to read a message");
+            return client_lose(g, r, "no memory to read a message");
         }
+        expire(g, false);
         return g->lost < 0 ? -ENOTCONN : 1;
     }
     if (n == -ENOMEM) {
-        return lose(g, -ENOMEM, "no memory to read a message");
+        return client_lose(g, -ENOMEM, "no memory to read a message");
     }
     if (n != -EAGAIN) {
-        return lose(g, -ECONNRESET,
-                    g->in_first < g->in_end ? "the daemon went away in the middle of a message"
-                                            : "the daemon went away");
+        return client_lose(g, -ECONNRESET,
+                           g->in_first < g->in_end
+                               ? "connection lost: the daemon went away in the middle of a message"
+                               : "connection lost: the daemon went away");
     }
     if (g->write_error < 0) {
-        return lose(g, -ECONNRESET, "the daemon does not read any more");
+        return client_lose(g, -ECONNRESET, "connection lost: the daemon does not read any more");
     }
-    /* Deadlines are looked at when the input is empty: what has come is never too late. */
-    return client_expire(g) > 0 || progress ? 1 : 0;
+    bool expired = expire(g, true) > 0;
+    if (g->lost < 0) {
+        return -ENOTCONN; /* a callback closed it, or hello's deadline has passed */
+    }
+    return expired || progress ? 1 : 0;
 }
 
 int gqa_process(struct gqa *g)
@@ -276,18 +320,6 @@ int gqa_process(struct gqa *g)
     g->dispatching = false;
     client_unref(g);
     return r;
-}
-
-uint64_t gqa_timeout_usec(const struct gqa *g)
-{
-    if (g->write_error < 0) {
-        return 0;
-    }
-    uint64_t nearest = UINT64_MAX;
-    for (const struct client_pending *p = g->pending; p != NULL; p = p->next) {
-        nearest = p->deadline_us < nearest ? p->deadline_us : nearest;
-    }
-    return nearest;
 }
 
 int gqa_wait(struct gqa *g, uint64_t timeout_usec)

@@ -184,13 +184,14 @@ int gqa_embed(struct gqa *g, const struct gqa_params *params,
 {
     struct collecting c = {.g = g};
     struct gqa_reply *reply = NULL;
-    struct gqa_call_options o = {
-        .struct_size = sizeof(o),
-        .timeout_ms = options != NULL ? options->timeout_ms : 0,
-        .event = on_rows,
-        .arg = &c,
-    };
-    int r = gqa_call(g, "text.embed", params, &o, &reply, ret_error);
+    struct gqa_call_options o;
+    int r = client_call_options(options, &o);
+    if (r < 0) {
+        return client_fail(ret_error, r, "gqa_embed(): options without their struct_size");
+    }
+    o.event = on_rows;
+    o.arg = &c;
+    r = gqa_call(g, "text.embed", params, &o, &reply, ret_error);
     int taken = c.error;
     if (r == 0 && taken == 0) {
         taken = take_result(&c, gqa_reply_value(reply), ret_values, ret_n_rows, ret_n_dims);

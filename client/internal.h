@@ -12,15 +12,21 @@
 
 #include <sys/types.h>
 
-#define CLIENT_TIMEOUT_MS       30000u
-#define CLIENT_TIMEOUT_LONG_MS  600000u /* of text.* and model.*: they may wait for their turn */
-#define CLIENT_CANCEL_GRACE_MS  5000u
-#define CLIENT_PENDING_MAX      1024u
-#define CLIENT_OUT_BYTES_MAX    (2u * PROTO_FRAME_BYTES_MAX) /* waiting to be sent */
-#define CLIENT_READ_BYTES       (64u << 10)                  /* room made before each recv */
+#define CLIENT_TIMEOUT_MS      30000u
+#define CLIENT_TIMEOUT_LONG_MS 600000u /* of text.* and model.*: they may wait for their turn */
+#define CLIENT_CANCEL_GRACE_MS 5000u
+#define CLIENT_PENDING_MAX     1024u
+#define CLIENT_OUT_BYTES_MAX   (2u * PROTO_FRAME_BYTES_MAX) /* waiting to be sent */
+#define CLIENT_OUT_BYTES_RESERVE                                    \
+    (64u << 10) /* more of it, for small messages: cancelling works \
+                 */
+#define CLIENT_SMALL_BYTES      64u
+#define CLIENT_READ_BYTES       (64u << 10) /* room made before each recv */
+#define CLIENT_READS_MAX        64u /* in a row without looking at deadlines: 4 MiB and more */
 #define CLIENT_IN_BYTES_KEPT    (1u << 20) /* a larger input buffer is freed when it is empty */
 #define CLIENT_CHILD_EOF_MS     10000u     /* a spawned daemon's time to end by itself */
 #define CLIENT_CHILD_SIGTERM_MS 5000u      /* and after SIGTERM */
+#define CLIENT_AT_ONCE          0u /* as a deadline of connecting: not even a full backlog waits */
 
 /* A call that has not ended. In the list of its connection, oldest first. */
 struct client_pending {
@@ -28,9 +34,11 @@ struct client_pending {
     uint32_t id;
     uint32_t next_seq; /* of its events, once one has come */
     bool has_seq;
-    bool cancelled; /* the deadline is then final and events do not move it */
+    bool cancelled;    /* the deadline is then final and events do not move it */
+    uint32_t total_ms; /* 0: no limit */
     uint64_t silence_us;
-    uint64_t deadline_us; /* CLOCK_MONOTONIC */
+    uint64_t end_us;      /* CLOCK_MONOTONIC; UINT64_MAX: no limit */
+    uint64_t deadline_us; /* the nearer of silence's and end_us */
     gqa_event_fn event;
     gqa_done_fn done;
     void *arg;
@@ -45,7 +53,7 @@ struct client_child {
 
 struct gqa {
     unsigned n_refs; /* the user's, and one per function on the stack that runs callbacks */
-    int fd;          /* -1 once the connection is lost or closed */
+    int fd;          /* -1 once it is closed; a lost connection keeps its number */
     int lost;        /* 0, or the -errno with which it was lost */
     int write_error; /* 0, or the -errno of a failed send: input is still read to its end */
     bool dispatching;
@@ -58,6 +66,7 @@ struct gqa {
     uint8_t *in; /* unread: [in_first, in_end); scanned without an end: [in_first, in_scanned) */
     size_t in_first, in_scanned, in_end, in_capacity;
     struct ipc_scanner scanner;
+    unsigned n_reads; /* since deadlines were last looked at */
 
     /* The frame whose callback runs, for gqa_call()'s copy of a result. */
     const uint8_t *frame;
@@ -71,6 +80,15 @@ struct gqa {
 
     struct gqa_reply *hello;
     struct client_child child;
+
+    /* The way back, as gqa_connect() was told it. */
+    bool has_address; /* false: adopted or spawned */
+    char *socket;     /* NULL: looked for anew */
+    char *client;     /* NULL: libgqa's own name */
+    struct {
+        gqa_reconnect_fn done;
+        void *arg;
+    } reconnect; /* of the gqa_reconnect_async() that is under way */
 };
 
 struct gqa_params {
@@ -102,21 +120,50 @@ int client_error_read(const struct ipc_value *map, struct gqa_error *ret);
 
 /* connection.c */
 uint64_t client_now_us(void);
-int client_create(int fd, uint32_t timeout_ms, struct gqa **ret); /* takes fd on success */
+/* Takes fd on success; client (may be NULL) is copied. */
+int client_create(int fd, uint32_t timeout_ms, const char *client, struct gqa **ret);
 struct gqa *client_ref(struct gqa *g);
 void client_unref(struct gqa *g);
 /* Appends one whole message; what cannot be sent now waits. -EMSGSIZE, -ENOBUFS, -ENOMEM. */
 int client_send(struct gqa *g, const struct ipc_buffer *message);
+/* Ends all calls with status, once; runs callbacks. Returns status. */
+int client_lose(struct gqa *g, int status, const char *why);
+/* A new socket lies under g->fd: forgets what the old one had sent and received. */
+void client_reopen(struct gqa *g);
 
-/* call.c: both run callbacks. client_dispatch returns 0 or -EPROTO. */
+/* call.c. The caller's options in this library's size; those that an older caller does not know,
+ * and all where given is NULL, are zero. -EINVAL. */
+int client_call_options(const struct gqa_call_options *given, struct gqa_call_options *ret);
+/* client_dispatch, client_end_all and client_end run callbacks; client_dispatch returns 0
+ * or -EPROTO. */
 int client_dispatch(struct gqa *g, const uint8_t *frame, size_t bytes);
 void client_end_all(struct gqa *g, int status, const char *why);
-/* Ends calls whose deadline has passed; returns how many. */
+void client_unlink(struct gqa *g, struct client_pending *p);
+/* The call has left the list; tells its owner and frees it. */
+void client_end(struct client_pending *p, int status, const struct gqa_value *result,
+                const struct gqa_error *error);
+/* Tells the daemon to stop. Where that cannot be sent the daemon's work is wasted, nothing else. */
+int client_send_cancel(struct gqa *g, uint32_t id);
+
+/* deadline.c: the deadlines of a call at its start (its method is set), when an event has come, and
+ * when it was cancelled. */
+void client_deadline_start(const struct gqa *g, struct client_pending *p,
+                           const struct gqa_call_options *o);
+void client_deadline_heard(struct client_pending *p);
+void client_deadline_cancelled(struct client_pending *p);
+/* Ends calls whose deadline has passed; returns how many. Runs callbacks. */
 unsigned client_expire(struct gqa *g);
 
-/* connect.c: says hello on a fresh connection. */
-int client_hello(struct gqa *g, const char *client, uint64_t deadline_us,
-                 struct gqa_error *ret_error);
+/* connect.c. Finds and connects a socket; given NULL: as the environment says. CLIENT_AT_ONCE:
+ * -EAGAIN where that would have to wait. */
+int client_find_socket(const char *given, uint64_t deadline_us, int *ret_fd,
+                       struct gqa_error *ret_error);
+/* Says hello on a fresh connection and keeps the answer. */
+int client_hello(struct gqa *g, uint64_t deadline_us, struct gqa_error *ret_error);
+/* Its two halves: the parameters (NULL: no memory), and the answer, which is taken in every case.
+ */
+struct gqa_params *client_hello_params(const struct gqa *g);
+int client_hello_accept(struct gqa *g, struct gqa_reply *reply, struct gqa_error *ret_error);
 
 /* value.c: copies the frame; 0, -ENOMEM or -EPROTO. */
 int client_reply_create(const uint8_t *frame, size_t bytes, struct gqa_reply **ret);

@@ -59,21 +59,23 @@ int gqa_call(struct gqa *g, const char *method, const struct gqa_params *params,
              struct gqa_error *ret_error)
 {
     struct waiting w = {.g = g, .wants_reply = ret != NULL};
-    struct gqa_call_options o = {0};
+    struct gqa_call_options o;
     if (g->dispatching) {
         return client_fail(ret_error, -EDEADLK, "gqa_call() was used inside a callback");
     }
-    if (options != NULL) {
-        size_t bytes = options->struct_size < sizeof(o) ? options->struct_size : sizeof(o);
-        memcpy(&o, options, bytes);
-        w.event = o.event;
-        w.arg = o.arg;
+    int r = client_call_options(options, &o);
+    if (r < 0) {
+        return client_fail(ret_error, r, "gqa_call(): options without their struct_size");
     }
-    o.struct_size = sizeof(o);
+    w.event = o.event;
+    w.arg = o.arg;
     o.event = on_waiting_event;
     o.done = on_waiting_done;
     o.arg = &w;
-    int r = gqa_call_async(g, method, params, &o, NULL);
+    r = gqa_call_async(g, method, params, &o, NULL);
+    if (r == -ENOTCONN) {
+        return client_fail(ret_error, r, "%s: the connection is lost", method);
+    }
     if (r < 0) {
         return client_fail(ret_error, r, "%s: cannot be sent: %s", method != NULL ? method : "call",
                            strerror(-r));
@@ -227,13 +229,14 @@ int gqa_generate(struct gqa *g, const struct gqa_params *params,
 {
     struct generation s = {.g = g, .fn = fn, .arg = arg};
     struct gqa_reply *reply = NULL;
-    struct gqa_call_options o = {
-        .struct_size = sizeof(o),
-        .timeout_ms = options != NULL ? options->timeout_ms : 0,
-        .event = on_generation_event,
-        .arg = &s,
-    };
-    int r = gqa_call(g, "text.generate", params, &o, ret != NULL ? &reply : NULL, ret_error);
+    struct gqa_call_options o;
+    int r = client_call_options(options, &o);
+    if (r < 0) {
+        return client_fail(ret_error, r, "gqa_generate(): options without their struct_size");
+    }
+    o.event = on_generation_event;
+    o.arg = &s;
+    r = gqa_call(g, "text.generate", params, &o, ret != NULL ? &reply : NULL, ret_error);
     free(s.ids);
     if (s.error < 0) {
         gqa_reply_destroy(reply);

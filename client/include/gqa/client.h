@@ -16,14 +16,22 @@
  * - Functions return 0 (or a documented number) or -errno; outputs are untouched on failure. A
  *   struct gqa_error, where one is asked for, tells the reason in words.
  * - Every wait has a deadline. A daemon that dies, in whatever state, ends every pending call once,
- *   with -ECONNRESET. A call is never sent a second time: nothing is generated twice unasked.
+ *   with -ECONNRESET. A call is never sent a second time: nothing is generated twice unasked. A
+ * lost connection comes back only when the program says so, by gqa_reconnect().
  * - No global state, no signals raised (nor handlers installed), no threads, nothing printed.
  * - Structs that begin with struct_size may grow: set it to sizeof, zero the rest. NULL options
  *   mean the defaults.
  *
- * Threads: a connection, with its params, replies and values, belongs to one thread at a time.
- * Different connections are independent. After fork() only one of the two processes may go on with
- * a connection. Exception: gqa_version() and gqa_strcode() may be called from anywhere.
+ * Threads: a connection, with its params and values, belongs to one thread at a time: no two
+ * threads may be inside functions of it at once, gqa_wait() included, but it may pass from thread
+ * to thread (by a lock, or by being handed over). Callbacks run in the thread that calls
+ * gqa_process(), inside that call or inside a synchronous helper; they may start and cancel calls
+ * and close the connection, and nothing else that waits. To wake a thread out of gqa_wait() use a
+ * descriptor of your own and poll() for both. Different connections are independent; connections
+ * are cheap: one for each thread is the usual way. Params and replies belong to no connection:
+ * build and read them anywhere, one thread at a time. After fork() only one of the two processes
+ * may go on with a connection; the other only closes the descriptor. gqa_version() and
+ * gqa_strcode() may be called from anywhere. No function is async-signal-safe.
  *
  * C11 and C++11. Link with -lgqa (pkg-config libgqa). */
 #ifndef GQA_CLIENT_H
@@ -145,8 +153,34 @@ int gqa_spawned_pid(const struct gqa *g);
 struct gqa *gqa_close(struct gqa *g);
 
 /* The daemon's answer to hello: {server, version, protocol, features, limits, uid, realm, admin}.
- * Lives as long as g. */
+ * Lives as long as g, or until the next gqa_reconnect(). */
 const struct gqa_value *gqa_server_info(const struct gqa *g);
+
+/* False once the connection is lost, which gqa_process() has told by a negative result. */
+bool gqa_is_connected(const struct gqa *g);
+
+/* Opens a lost connection again: looks for the socket as gqa_connect() did (GQA_SOCKET and all,
+ * where the options named none) and says hello. What was pending has ended with the loss and is not
+ * sent again. The settings, the notify callback and the number that gqa_fd() returns stay; what
+ * lies behind that number is another socket, so stop watching it before and begin again after
+ * (epoll forgets the old one by itself). Blocks for at most timeout_ms (0: the connection's own)
+ * and tries again, after 10 ms and then longer, while nobody serves there: a daemon that is being
+ * restarted is waited for. 0; the connection is as new. Otherwise it stays lost, and this may be
+ * called again: -EISCONN: it is not lost; -EOPNOTSUPP: it has no address (GQA_CONNECT_FD,
+ * gqa_spawn()); -EDEADLK: inside a callback; -ENOTCONN: it was closed; else as gqa_connect(). */
+int gqa_reconnect(struct gqa *g, uint32_t timeout_ms, struct gqa_error *ret_error);
+
+/* The end of gqa_reconnect_async(); called exactly once where that returned 0. status 0: the
+ * daemon has answered hello; otherwise -errno, and error is set and lives until it returns. */
+typedef void (*gqa_reconnect_fn)(void *arg, int status, const struct gqa_error *error);
+
+/* The same for a loop: one attempt that never blocks. On 0 the socket is open, hello is on its way
+ * and has timeout_ms (0: the connection's own) to be answered; go on with gqa_process(). Calls may
+ * be started at once: they go behind hello and end with it where it fails.
+ * Negative as gqa_reconnect(), without waiting: -ENOENT, -ECONNREFUSED: nobody serves there;
+ * -EAGAIN: the daemon's backlog is full; try again later, by a timer of the loop. */
+int gqa_reconnect_async(struct gqa *g, uint32_t timeout_ms, gqa_reconnect_fn done, void *arg,
+                        struct gqa_error *ret_error);
 
 /* ---- the loop ---------------------------------------------------------------------------- */
 
@@ -163,8 +197,9 @@ uint64_t gqa_timeout_usec(const struct gqa *g);
 /* Sends, receives and dispatches what is there, without blocking, a bounded amount per call; ends
  * calls whose deadline has passed. Callbacks run inside it.
  * Returns 1 when something was done, 0 when there was nothing to do. -ECONNRESET (the daemon went
- * away) or -EPROTO (it broke the protocol), after all pending calls were ended with the same;
- * -ENOTCONN from then on; -EDEADLK inside a callback. */
+ * away), -EPROTO (it broke the protocol) or -ENOMEM, after all pending calls were ended with the
+ * same; -ENOTCONN from then on; -EDEADLK inside a callback. After a negative result stop watching
+ * the descriptor, for it would be ready for ever, and gqa_reconnect() or gqa_close(). */
 int gqa_process(struct gqa *g);
 
 /* Blocks until gqa_process() has something to do, for at most timeout_usec microseconds
@@ -192,6 +227,7 @@ struct gqa_call_options {
     gqa_event_fn event; /* or NULL */
     gqa_done_fn done;   /* or NULL */
     void *arg;          /* first argument of both */
+    uint32_t total_ms;  /* the same for the whole call, however much is heard of it; 0: no limit */
 };
 
 /* Starts a call and tries to send it. Never blocks, never calls back. params may be NULL (none) and
@@ -206,7 +242,8 @@ int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *p
 
 /* Asks the daemon to stop a call. It stays pending until its end has come: usually at once, with
  * what was made so far or with -ECANCELED; at the latest after 5 s, with -ECANCELED.
- * -ENOENT: no such call is pending (it may just have ended). May be called from callbacks. */
+ * Works while the socket is full. -ENOENT: no such call is pending (it may just have ended);
+ * -ENOMEM. May be called from callbacks. */
 int gqa_cancel(struct gqa *g, uint32_t id);
 
 /* Notifications that belong to no call ("gqa.draining"): fn is called for each from
@@ -322,8 +359,8 @@ typedef int (*gqa_text_fn)(void *arg, const char *text, size_t bytes, const int3
                            size_t n_ids);
 
 /* text.generate: params as that method's table says (at least model, and prompt or tokens).
- * fn may be NULL. options: timeout_ms only; NULL for the default. *ret (may be NULL): the result,
- * as with gqa_call(). */
+ * fn may be NULL. options: timeout_ms and total_ms only; NULL for the defaults. *ret (may be NULL):
+ * the result, as with gqa_call(). */
 int gqa_generate(struct gqa *g, const struct gqa_params *params,
                  const struct gqa_call_options *options, gqa_text_fn fn, void *arg,
                  struct gqa_reply **ret, struct gqa_error *ret_error);
@@ -342,8 +379,8 @@ int gqa_model_unload(struct gqa *g, const char *model, struct gqa_error *ret_err
  * inputs). *ret_values: (*ret_n_rows, *ret_n_dims) numbers, row-major, the caller's, to be given to
  * free(); never NULL on success. A row is a text's vector, in the order of inputs; with pooling
  * "none" a token's, the first text's first, then the second's, and so on (the result's n_tokens
- * tells how many each has). options: timeout_ms only; NULL for the default. *ret (may be NULL): the
- * result, as with gqa_call(). */
+ * tells how many each has). options: timeout_ms and total_ms only; NULL for the defaults. *ret (may
+ * be NULL): the result, as with gqa_call(). */
 int gqa_embed(struct gqa *g, const struct gqa_params *params,
               const struct gqa_call_options *options, float **ret_values, size_t *ret_n_rows,
               size_t *ret_n_dims, struct gqa_reply **ret, struct gqa_error *ret_error);
