@@ -51,6 +51,10 @@ struct config_list {
       "most disk space of the KV cache; 0: a tenth of what is free, 32 GiB at most")           \
     S(BYTES, kv_store_bytes_per_user, 0, RESTART, 0, 1125899906842624, "0",                    \
       "the same for one uid; 0: no bound of its own")                                          \
+    S(BOOL, weights_cache, 0, RESTART, 0, 1, "true",                                           \
+      "keep packed weights in files of cache_dir, which later starts map")                     \
+    S(BYTES, weights_cache_bytes, 0, RESTART, 0, 1125899906842624, "0",                        \
+      "most disk space of packed weights; 0: a quarter of what is free")                       \
     S(STRING, kv_realm, 0, RESTART, 0, 40, "",                                                 \
       "all users share cached prompts under this name; empty: each has only its own")          \
     S(STRING, backend, 0, RESTART, 0, 63, "", "backend of models, NAME or NAME:options")       \

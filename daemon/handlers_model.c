@@ -201,7 +201,7 @@ void pack_model_info(struct ipc_buffer *b, const struct model *m)
     struct model_facts facts;
     model_facts(m, &facts);
 
-    ipc_pack_map(b, 26);
+    ipc_pack_map(b, 28);
     pack_kv_str(b, "name", model_name(m));
     pack_kv_str(b, "path", facts.path);
     pack_kv_str(b, "arch", shape->arch->name);
@@ -224,6 +224,8 @@ void pack_model_info(struct ipc_buffer *b, const struct model *m)
     pack_cache(b, model_kv_layout(m));
     pack_backend(b, &facts);
     pack_kv_u64(b, "packed_bytes", facts.packed_bytes);
+    pack_kv_str(b, "packed_source", facts.packed_source);
+    pack_kv_bool(b, "packed_in_file", facts.packed_in_file);
     pack_kv_u64(b, "mapped_bytes", facts.mapped_bytes);
     pack_kv_u64(b, "weight_bytes_per_token", facts.weight_bytes_per_token);
     pack_kv_u64(b, "flops_per_token", facts.flops_per_token);

@@ -40,9 +40,10 @@ struct user { /* connections per uid */
 struct parts {
     struct pool *pool;
     struct io *io;
-    struct io *kv_io; /* the KV store's, or NULL */
-    char *kv_folder;  /* the same */
-    char *digests;    /* file that remembers what models contain */
+    struct io *kv_io;              /* the KV store's, or NULL */
+    char *kv_folder;               /* the same */
+    char *digests;                 /* file that remembers what models contain, or NULL */
+    struct weights_cache *weights; /* packed weights, or NULL */
     struct backend_catalogue *catalogue;
     struct registry *registry;
     struct engine *engine;
@@ -99,8 +100,9 @@ void parts_destroy(struct parts *p);
 
 /* server_places.c */
 int places_create(const struct server *s);
-int places_make_private(const char *path);           /* a folder of mode 0700, with its parents */
-uint64_t places_store_bytes(const struct config *c); /* the bound of the KV store */
+int places_make_private(const char *path);             /* a folder of mode 0700, with its parents */
+uint64_t places_store_bytes(const struct config *c);   /* the bound of the KV store */
+uint64_t places_weights_bytes(const struct config *c); /* of packed weights; 0: none */
 
 /* server_listen.c */
 int listen_open(struct server *s, const struct server_options *options);

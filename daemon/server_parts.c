@@ -2,6 +2,7 @@
 #include "daemon/server_internal.h"
 
 #include "daemon/log.h"
+#include "daemon/model/weights_cache.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -60,6 +61,7 @@ static int make_registry(struct parts *p, const struct config *c)
                      .k_type = c->cache_type_k,
                      .v_type = c->cache_type_v,
                      .digests = p->digests,
+                     .weights = p->weights,
                      .max_batch_rows = c->batch_size,
                      .max_out_rows = max_out_rows < c->batch_size ? max_out_rows : c->batch_size,
                      .backend = c->backend[0] ? c->backend : NULL,
@@ -67,14 +69,33 @@ static int make_registry(struct parts *p, const struct config *c)
     return registry_create(&options, &p->registry);
 }
 
-/* The store's io thread is not the loader's: a large model is read for minutes, and blocks must not
- * wait for that. */
-static int make_cache_files(struct parts *p, const struct config *c)
+/* Packed weights, and what names them: in the user's own cache even where the rest is temporary. A
+ * folder that cannot be made is the cache's trouble to tell, when it is wanted. */
+static int make_weights_cache(struct parts *p, const struct config *c)
 {
     if (asprintf(&p->digests, "%s/digests", c->cache_dir) < 0) {
         p->digests = NULL;
         return -ENOMEM;
     }
+    char *folder;
+    if (!c->weights_cache) {
+        return 0;
+    }
+    if (asprintf(&folder, "%s/weights", c->cache_dir) < 0) {
+        return -ENOMEM;
+    }
+    places_make_private(c->cache_dir);
+    const struct weights_cache_options options = {.folder = folder,
+                                                  .bytes_max = places_weights_bytes(c)};
+    int rc = weights_cache_create(&options, &p->weights);
+    free(folder);
+    return rc;
+}
+
+/* The store's io thread is not the loader's: a large model is read for minutes, and blocks must not
+ * wait for that. */
+static int make_cache_files(struct parts *p, const struct config *c)
+{
     if (!c->kv_store) {
         return 0;
     }
@@ -126,6 +147,9 @@ int parts_create(struct parts *p, const struct config *c, bool in_memory, void (
     if (rc == 0) {
         rc = explain(in_memory ? 0 : make_cache_files(p, c), "the folder of the KV cache");
     }
+    if (rc == 0 && (!in_memory || c->weights_cache)) {
+        rc = explain(make_weights_cache(p, c), "the folder of packed weights");
+    }
     if (rc == 0) {
         rc = explain(make_catalogue(p, c), "backends");
     }
@@ -156,6 +180,7 @@ void parts_destroy(struct parts *p)
     io_destroy(p->kv_io);
     io_destroy(p->io);
     pool_destroy(p->pool);
+    weights_cache_destroy(p->weights);
     free(p->kv_folder);
     free(p->digests);
     *p = (struct parts){0};

@@ -63,15 +63,23 @@ int places_create(const struct server *s)
     return rc;
 }
 
-uint64_t places_store_bytes(const struct config *c)
+/* Bytes that are free where the cache lies; 0: nobody knows. */
+static uint64_t free_bytes(const struct config *c)
 {
     struct statvfs fs;
+    return statvfs(c->cache_dir, &fs) < 0 ? 0 : (uint64_t)fs.f_bavail * fs.f_frsize;
+}
+
+uint64_t places_store_bytes(const struct config *c)
+{
     if (c->kv_store_bytes != 0) {
         return c->kv_store_bytes;
     }
-    if (statvfs(c->cache_dir, &fs) < 0) {
-        return STORE_BYTES_DEFAULT;
-    }
-    uint64_t tenth = (uint64_t)fs.f_bavail * fs.f_frsize / 10;
-    return tenth < STORE_BYTES_DEFAULT ? tenth : STORE_BYTES_DEFAULT;
+    uint64_t tenth = free_bytes(c) / 10;
+    return tenth != 0 && tenth < STORE_BYTES_DEFAULT ? tenth : STORE_BYTES_DEFAULT;
+}
+
+uint64_t places_weights_bytes(const struct config *c)
+{
+    return c->weights_cache_bytes != 0 ? c->weights_cache_bytes : free_bytes(c) / 4;
 }

@@ -224,6 +224,11 @@ int gguf_file_fd(const struct gguf *g, uint32_t index)
     return g->parts[index].fd;
 }
 
+const void *gguf_file_map(const struct gguf *g, uint32_t index)
+{
+    return g->parts[index].base;
+}
+
 size_t gguf_n_tensors(const struct gguf *g)
 {
     return g->n_tensors;

@@ -74,6 +74,7 @@ uint32_t gguf_n_files(const struct gguf *g);
 const char *gguf_file_path(const struct gguf *g, uint32_t index);
 uint64_t gguf_one_file_bytes(const struct gguf *g, uint32_t index);
 int gguf_file_fd(const struct gguf *g, uint32_t index);
+const void *gguf_file_map(const struct gguf *g, uint32_t index); /* all its bytes, read-only */
 
 size_t gguf_n_tensors(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t i);

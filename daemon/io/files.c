@@ -81,7 +81,8 @@ static int sys_list(void *self, int folder,
 
 static int sys_open(void *self, int folder, const char *name, enum io_open how, int *ret_fd)
 {
-    int flags = O_RDWR | (how == IO_OPEN_EXISTING ? 0 : O_CREAT);
+    bool creates = how == IO_OPEN_CREATE || how == IO_OPEN_EMPTY;
+    int flags = how == IO_OPEN_READ ? O_RDONLY : O_RDWR | (creates ? O_CREAT : 0);
     int fd = open_private(folder, name, flags, S_IFREG);
     if (fd < 0) {
         return fd;
@@ -247,6 +248,36 @@ static void sys_unmap(void *self, void *memory, size_t bytes)
     munmap(memory, bytes);
 }
 
+static int64_t to_ns(struct timespec t)
+{
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int sys_times(void *self, int fd, int64_t *ret_used_ns, int64_t *ret_written_ns)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0) {
+        return -errno;
+    }
+    *ret_used_ns = to_ns(st.st_atim);
+    *ret_written_ns = to_ns(st.st_mtim);
+    return 0;
+}
+
+static struct timespec from_ns(int64_t ns)
+{
+    if (ns == IO_TIME_KEEP) {
+        return (struct timespec){.tv_nsec = UTIME_OMIT};
+    }
+    return (struct timespec){.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+}
+
+static int sys_set_times(void *self, int fd, int64_t used_ns, int64_t written_ns)
+{
+    const struct timespec times[2] = {from_ns(used_ns), from_ns(written_ns)};
+    return futimens(fd, times) < 0 ? -errno : 0;
+}
+
 void io_files_system(struct io *io, struct io_files *ret)
 {
     *ret = (struct io_files){
@@ -269,5 +300,7 @@ void io_files_system(struct io *io, struct io_files *ret)
         .sync_folder = sys_sync_folder,
         .map = sys_map,
         .unmap = sys_unmap,
+        .times = sys_times,
+        .set_times = sys_set_times,
     };
 }

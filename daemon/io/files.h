@@ -13,7 +13,10 @@ enum io_open {
     IO_OPEN_EXISTING, /* -ENOENT where there is none */
     IO_OPEN_CREATE,   /* made where there is none */
     IO_OPEN_EMPTY,    /* the same, and cut to nothing */
+    IO_OPEN_READ, /* one that is there, only to be read: folders that nobody can write have some */
 };
+
+#define IO_TIME_KEEP INT64_MIN
 
 struct io_files {
     void *self; /* first argument of every function */
@@ -53,6 +56,11 @@ struct io_files {
      * place of the pages there. */
     int (*map)(void *self, int fd, uint64_t offset, size_t bytes, void *at, void **ret);
     void (*unmap)(void *self, void *memory, size_t bytes);
+
+    /* When the file was used and written last, in ns since the epoch; set_times changes what is not
+     * IO_TIME_KEEP. The system sets the latter with every write; the former it may not keep. */
+    int (*times)(void *self, int fd, int64_t *ret_used_ns, int64_t *ret_written_ns);
+    int (*set_times)(void *self, int fd, int64_t used_ns, int64_t written_ns);
 };
 
 /* The system's files. On the io thread of io, writes and syncs go through its ring and registered

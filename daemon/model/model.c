@@ -1,42 +1,16 @@
 #include "daemon/model/model_internal.h"
-#include "daemon/model/weight_scan.h"
-#include "format/types.h"
 
 #include <errno.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
-
-/* What a load carries along. */
-struct loading {
-    const struct model_options *options;
-    struct io *io;
-    const atomic_bool *cancel;
-    model_progress_fn progress;
-    void *progress_arg;
-    const char *stage;
-    uint64_t done, total;
-    struct weight_scan scan; /* of the file that is being read */
-    struct digest *digest;   /* of the bytes read, or NULL: it is known */
-    struct fmt_error *err;
-};
 
 static double now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
-static void report(struct loading *l, const char *stage, uint64_t done, uint64_t total)
-{
-    if (l->progress != NULL) {
-        l->progress(l->progress_arg, stage, done, total);
-    }
 }
 
 /* ---- loading ----------------------------------------------------------------------------- */
@@ -50,6 +24,7 @@ static int open_file(struct model *m, struct loading *l)
         return fmt_fail(l->err, -ENOMEM, "no memory");
     }
     int rc = gguf_open(o->path, &m->gguf, l->err);
+    rc = rc < 0 ? rc : model_guard_init(m, l->err);
     rc = rc < 0 ? rc : model_shape_read(m->gguf, &m->shape, l->err);
     rc = rc < 0 ? rc : tokenizer_create(m->gguf, &m->tokenizer, l->err);
     if (rc < 0) {
@@ -104,65 +79,6 @@ static int init_layout(struct model *m, struct loading *l)
                   : 0;
 }
 
-static int on_read(void *arg, uint64_t offset, const void *data, size_t bytes)
-{
-    struct loading *l = arg;
-    l->done += bytes;
-    if (l->digest != NULL) {
-        digest_update(l->digest, data, bytes);
-    }
-    report(l, "read", l->done, l->total);
-    return weight_scan_bytes(&l->scan, offset, data, bytes);
-}
-
-/* Reads every byte once: the page cache is warm then, a bad disk is an error, not a fault, and
- * weights that are no numbers are found. */
-static int read_through(struct model *m, struct loading *l)
-{
-    l->total = gguf_file_bytes(m->gguf);
-    for (uint32_t i = 0; i < gguf_n_files(m->gguf); i++) {
-        struct io_read_job job = {
-            .fd = gguf_file_fd(m->gguf, i),
-            .bytes = gguf_one_file_bytes(m->gguf, i),
-            .on_data = on_read,
-            .arg = l,
-            .cancel = l->cancel,
-        };
-        struct fmt_error why = {""};
-        int rc = weight_scan_init(&l->scan, m->gguf, i, &why);
-        rc = rc < 0 ? rc : io_read_wait(l->io, &job);
-        weight_scan_finish(&l->scan);
-        if (rc < 0 && why.text[0] != '\0') {
-            return fmt_fail(l->err, rc, "%s", why.text);
-        }
-        if (rc < 0) {
-            return fmt_fail(l->err, rc, "%s: cannot be read: %s", gguf_file_path(m->gguf, i),
-                            strerror(-rc));
-        }
-    }
-    return 0;
-}
-
-/* Reads the files, and names their contents on the way where that was not done before. */
-static int read_and_digest(struct model *m, struct loading *l)
-{
-    struct digest_value weights;
-    const char *memory = l->options->digests;
-    bool known = digest_recall(memory, m->gguf, &weights);
-    int rc = known ? 0 : digest_create(&l->digest);
-    rc = rc < 0 ? fmt_fail(l->err, rc, "no memory") : read_through(m, l);
-    if (rc == 0 && !known) {
-        weights = digest_value(l->digest);
-        digest_remember(memory, m->gguf, &weights);
-    }
-    digest_destroy(l->digest);
-    l->digest = NULL;
-    if (rc == 0 && model_identity_init(m, &weights) < 0) {
-        rc = fmt_fail(l->err, -ENOMEM, "no memory");
-    }
-    return rc;
-}
-
 static int open_backends(struct model *m, struct loading *l, struct backend_catalogue *catalogue,
                          struct pool *pool)
 {
@@ -203,35 +119,8 @@ static int open_backends(struct model *m, struct loading *l, struct backend_cata
     return 0;
 }
 
-static void on_packed(void *arg, uint64_t done, uint64_t total)
-{
-    report(arg, "pack", done, total);
-}
-
-/* The file's pages whose contents were packed are not needed again soon. */
-static void drop_packed_sources(struct model *m)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    for (uint32_t i = 0; i < m->program.n_weights; i++) {
-        const struct gqa_weight *w = &m->program.weights[i];
-        uint64_t values = w->ne[0] * w->ne[1] * w->ne[2] * w->ne[3];
-        uintptr_t first = ((uintptr_t)w->data + page - 1) & ~(page - 1);
-        uintptr_t end =
-            ((uintptr_t)w->data + fmt_type_bytes(fmt_type_info(w->type), values)) & ~(page - 1);
-        if (w->packed_bytes > 0 && first < end) {
-            madvise((void *)first, end - first, MADV_DONTNEED);
-        }
-    }
-}
-
 static int prepare(struct model *m, struct loading *l)
 {
-    int rc = packed_weights_init(&m->packed, m->backend, &m->program, m->n_threads, l->cancel,
-                                 on_packed, l);
-    if (rc < 0) {
-        return fmt_fail(l->err, rc, "%s: packing the weights failed: %s", m->path, strerror(-rc));
-    }
-    drop_packed_sources(m);
     /* A step has no more output rows than rows. */
     const struct model_options *o = l->options;
     m->max_batch_rows = o->max_batch_rows;
@@ -255,8 +144,8 @@ static int prepare(struct model *m, struct loading *l)
         .rope_tables = m->program.rope_tables,
     };
     struct gqa_reason reason = {""};
-    rc = backend_program(m->backend)
-             ->prepare(backend_context(m->backend), &desc, &m->prepared, &reason);
+    int rc = backend_program(m->backend)
+                 ->prepare(backend_context(m->backend), &desc, &m->prepared, &reason);
     return rc < 0 ? fmt_fail(l->err, rc, "%s: backend %s: %s", m->path, backend_spec(m->backend),
                              reason.text)
                   : 0;
@@ -274,21 +163,24 @@ int model_load(const struct model_options *options, struct backend_catalogue *ca
         return fmt_fail(err, -ENOMEM, "no memory");
     }
     atomic_init(&m->refs, 1);
-    report(&l, "map", 0, 0);
+    loading_report(&l, "map", 0, 0);
     int rc = open_file(m, &l);
     rc = rc < 0 ? rc : init_layout(m, &l);
     rc = rc < 0 ? rc
                 : model_program_init(&m->program, m->gguf, &m->shape, &m->layout, m->n_ctx, err);
     rc = rc < 0 ? rc : open_backends(m, &l, catalogue, pool);
-    rc = rc < 0 ? rc : read_and_digest(m, &l);
+    rc = rc < 0 ? rc : model_weights_init(m, &l);
     rc = rc < 0 ? rc : prepare(m, &l);
+    if (rc == 0 && model_is_damaged(m)) {
+        rc = fmt_fail(err, -EIO, "%s: the file was cut, or the disk cannot read it", m->path);
+    }
     if (rc < 0) {
         model_unref(m);
         return rc;
     }
     model_facts_init(m);
     m->load_ms = now_ms() - start;
-    report(&l, "ready", gguf_file_bytes(m->gguf), gguf_file_bytes(m->gguf));
+    loading_report(&l, "ready", gguf_file_bytes(m->gguf), gguf_file_bytes(m->gguf));
     *ret = m;
     return 0;
 }
@@ -324,7 +216,7 @@ void model_destroy(struct model *m)
     }
     backend_unref(m->attention);
     backend_unref(m->backend);
-    packed_weights_finish(&m->packed);
+    model_weights_finish(m);
     model_program_finish(&m->program);
     kv_layout_finish(&m->layout);
     tokenizer_destroy(m->tokenizer);

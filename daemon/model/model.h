@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 
 struct model;
+struct weights_cache;
 
 struct model_options {
     const char *path;
@@ -27,13 +28,15 @@ struct model_options {
     const char *backend;           /* spec for the program, or NULL: the best */
     const char *attention_backend; /* spec for attention alone, or NULL: the program's */
     const char *digests;           /* file that remembers digests of weights, or NULL */
+    struct weights_cache *weights; /* where packed weights are kept, or NULL; outlives the model */
 };
 
 /* Progress of a load; called on the loading thread and on the io thread, never both at once. */
 typedef void (*model_progress_fn)(void *arg, const char *stage, uint64_t done, uint64_t total);
 
 /* Loads in the calling thread (never the loop): maps and checks the file, reads it through io with
- * progress (so that I/O errors are errors, not faults), packs weights, prepares the program. */
+ * progress where that is new (so that I/O errors are errors, not faults), maps packed weights or
+ * packs them, prepares the program. */
 int model_load(const struct model_options *options, struct backend_catalogue *catalogue,
                struct pool *pool, struct io *io, const atomic_bool *cancel,
                model_progress_fn progress, void *progress_arg, struct model **ret,
@@ -62,9 +65,16 @@ uint32_t model_max_out_rows(const struct model *m);   /* of these, that give out
 bool model_is_encoder(const struct model *m);
 uint32_t model_n_scores(const struct model *m); /* of its classifier; 0: it has none */
 
+/* Whether one of its mapped files could not be read, because it was cut or the disk failed: zeros
+ * have stood in for its bytes, and no result counts. It stays so; a new load may do better. Any
+ * thread. */
+bool model_is_damaged(const struct model *m);
+
 struct model_facts { /* what model.info tells beyond the shape */
     const char *path, *description, *type_name;
     uint64_t file_bytes, n_params, packed_bytes, mapped_bytes;
+    const char *packed_source;       /* "none", "file": mapped, "packed": by this load */
+    bool packed_in_file;             /* the packed weights are a mapped file by now */
     uint64_t weight_bytes_per_token; /* read by one decode step */
     uint64_t flops_per_token;        /* of matrix products, at depth 0 */
     uint32_t n_ctx;

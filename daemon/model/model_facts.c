@@ -62,7 +62,9 @@ static uint64_t weight_bytes_per_token(const struct model *m)
 static const char *unit_name(const struct model *m)
 {
     const char *isa = backend_isa(m->backend);
-    bool quantised = m->packed.bytes > 0;
+    struct packed_facts packed;
+    packed_weights_facts(m->packed, &packed);
+    bool quantised = packed.bytes > 0;
     if (strcmp(isa, "avx512") == 0) {
         return quantised ? "int8-vnni512" : "f32-avx512";
     }
@@ -80,13 +82,22 @@ void model_facts_init(struct model *m)
 
 void model_facts(const struct model *m, struct model_facts *ret)
 {
+    static const char *const sources[] = {
+        [PACKED_NONE] = "none",
+        [PACKED_FILE] = "file",
+        [PACKED_NOW] = "packed",
+    };
+    struct packed_facts packed;
+    packed_weights_facts(m->packed, &packed);
     *ret = (struct model_facts){
         .path = m->path,
         .description = m->description,
         .type_name = m->type_name,
         .file_bytes = gguf_file_bytes(m->gguf),
         .n_params = m->n_params,
-        .packed_bytes = m->packed.bytes,
+        .packed_bytes = packed.bytes,
+        .packed_source = sources[packed.source],
+        .packed_in_file = packed.in_file,
         .mapped_bytes = gguf_file_bytes(m->gguf),
         .weight_bytes_per_token = m->weight_bytes_per_token,
         .flops_per_token = m->program.flops_per_row,

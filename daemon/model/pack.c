@@ -4,10 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 
-#define ALIGN_BYTES 4096u
 #define PIECE_BYTES (4u << 20) /* of source, per piece of work */
 #define MAX_PACKERS 64u
 
@@ -28,11 +25,6 @@ struct job {
     const atomic_bool *cancel;
     _Atomic uint64_t done_bytes;
 };
-
-static uint64_t align_up(uint64_t bytes)
-{
-    return (bytes + ALIGN_BYTES - 1) & ~(uint64_t)(ALIGN_BYTES - 1);
-}
 
 /* Takes one piece; false when none are left or the job has failed. */
 static bool pack_one(struct job *job)
@@ -114,77 +106,19 @@ static int run_job(struct job *job, uint32_t n_threads, uint64_t total,
     return atomic_load(&job->rc);
 }
 
-/* Sums what the backend wants and places every weight in the one mapping to come (as offsets). */
-static int plan(const struct gqa_program *iface, void *context, struct model_program *program,
-                uint64_t *ret)
-{
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < program->n_weights; i++) {
-        struct gqa_weight *w = &program->weights[i];
-        w->packed_bytes = program->weight_is_linear[i] ? iface->pack_bytes(context, w) : 0;
-        w->packed = NULL;
-        if (w->packed_bytes > UINT64_MAX - ALIGN_BYTES ||
-            __builtin_add_overflow(total, align_up(w->packed_bytes), &total)) {
-            return -EOVERFLOW;
-        }
-    }
-    *ret = total;
-    return 0;
-}
-
-int packed_weights_init(struct packed_weights *w, struct backend *backend,
-                        struct model_program *program, uint32_t n_threads,
-                        const atomic_bool *cancel,
-                        void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg)
+int pack_run(struct backend *backend, struct model_program *program, uint64_t total,
+             uint32_t n_threads, const atomic_bool *cancel,
+             void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg)
 {
     const struct gqa_program *iface = backend_program(backend);
-    struct packed_weights made = {0};
-    int rc = plan(iface, backend_context(backend), program, &made.bytes);
-    if (rc < 0) {
-        return rc;
-    }
-    if (made.bytes == 0) {
-        *w = made;
-        return 0;
-    }
-    made.memory =
-        mmap(NULL, made.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (made.memory == MAP_FAILED) {
-        return -ENOMEM;
-    }
-    madvise(made.memory, made.bytes, MADV_HUGEPAGE);
-    madvise(made.memory, made.bytes, MADV_DONTDUMP);
-    uint64_t offset = 0;
-    for (uint32_t i = 0; i < program->n_weights; i++) {
-        struct gqa_weight *weight = &program->weights[i];
-        if (weight->packed_bytes > 0) {
-            weight->packed = (char *)made.memory + offset;
-            offset += align_up(weight->packed_bytes);
-        }
-    }
     struct job job = {.iface = iface, .context = backend_context(backend), .cancel = cancel};
     job.n_pieces = cut_pieces(iface, program, NULL, 0);
     job.pieces = calloc(job.n_pieces, sizeof(*job.pieces));
-    rc = -ENOMEM;
-    if (job.pieces != NULL) {
-        cut_pieces(iface, program, job.pieces, job.n_pieces);
-        rc = run_job(&job, n_threads, made.bytes, progress, arg);
-        free(job.pieces);
+    if (job.pieces == NULL) {
+        return -ENOMEM;
     }
-    if (rc < 0) {
-        munmap(made.memory, made.bytes);
-        return rc;
-    }
-    /* From now on it is as constant as the file. */
-    mprotect(made.memory, made.bytes, PROT_READ);
-    *w = made;
-    return 0;
-}
-
-void packed_weights_finish(struct packed_weights *w)
-{
-    if (w->memory != NULL) {
-        munmap(w->memory, w->bytes);
-    }
-    memset(w, 0, sizeof(*w));
+    cut_pieces(iface, program, job.pieces, job.n_pieces);
+    int rc = run_job(&job, n_threads, total, progress, arg);
+    free(job.pieces);
+    return rc;
 }

@@ -1,5 +1,7 @@
 #include "daemon/model/registry_internal.h"
 
+#include "daemon/log.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -290,6 +292,20 @@ void registry_destroy(struct registry *r)
     unlock_and_drop(r);
 }
 
+/* A damaged model gives no more results: it leaves, and whoever wants it loads it anew. Locked by
+ * the caller; the reference is the caller's to drop without the lock, or NULL. */
+static struct model *take_damaged(struct registry *r, const char *name)
+{
+    struct entry *e = registry_find(r, name);
+    if (e == NULL || e->model == NULL || !model_is_damaged(e->model)) {
+        return NULL;
+    }
+    log_warning("model '%s': a file of it was cut, or the disk cannot read it: it is unloaded",
+                e->name);
+    unlink_entry(r, e);
+    return e->model;
+}
+
 /* The entry under that name or path, or a new one at the end of the loader's queue. Locked by the
  * caller. */
 static int join_or_add(struct registry *r, const char *name_or_path, const char *serve_as,
@@ -341,6 +357,7 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
     w->callbacks = *callbacks;
     struct entry *e = NULL;
     pthread_mutex_lock(&r->lock);
+    struct model *damaged = take_damaged(r, serve_as != NULL ? serve_as : name_or_path);
     int rc = join_or_add(r, name_or_path, serve_as, options, &e, err);
     if (rc == 0) {
         struct waiter **end = &e->waiters;
@@ -351,6 +368,7 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
         pthread_cond_signal(&r->wake);
     }
     pthread_mutex_unlock(&r->lock);
+    model_unref(damaged);
     if (rc < 0) {
         free(w);
     }
@@ -360,9 +378,11 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
 struct model *registry_get(struct registry *r, const char *name)
 {
     pthread_mutex_lock(&r->lock);
+    struct model *damaged = take_damaged(r, name);
     struct entry *e = registry_find(r, name);
     struct model *m = e != NULL && e->model != NULL ? model_ref(e->model) : NULL;
     pthread_mutex_unlock(&r->lock);
+    model_unref(damaged);
     return m;
 }
 

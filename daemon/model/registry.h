@@ -37,7 +37,7 @@ void registry_destroy(struct registry *r);
 /* One load as the caller asked for it; owned by the registry, valid inside the callbacks only. */
 struct registry_load {
     const char *name;
-    /* Loader or io thread. stage: "map", "read", "pack", "ready". */
+    /* Loader or io thread. stage: "map", "read", "check", "pack", "ready". */
     void (*on_progress)(void *arg, const char *stage, uint64_t done, uint64_t total);
     /* Loader thread, once: m is a new reference for the callee (NULL on failure, with the error).*/
     void (*on_done)(void *arg, struct model *m, int result, const char *message);
@@ -53,8 +53,8 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
                   const struct model_options *options, const struct registry_load *callbacks,
                   struct fmt_error *err);
 
-/* A new reference to a loaded model by its name (or by the path that it was loaded from), or NULL.
- */
+/* A new reference to a loaded model by its name (or by the path that it was loaded from), or NULL:
+ * it is not loaded, or damaged (model.h), and has left. */
 struct model *registry_get(struct registry *r, const char *name);
 
 /* Takes the model out of the registry; running requests keep theirs. -ENOENT, -EBUSY (loading). */

@@ -81,6 +81,18 @@ static void recover_from_faults(struct engine *e)
     kv_cache_drop_faulty(e->cache);
 }
 
+/* Zeros have stood in for the model's weights: nobody gets a result of it any more. */
+static void fail_damaged(struct engine *e, const struct model *model)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        if (s->request->model == model) {
+            engine_request_fail(s->request, PROTO_E_IO,
+                                "a file of the model was cut, or the disk cannot read it; the next "
+                                "request loads it anew");
+        }
+    }
+}
+
 /* What one member makes of its part of the step's outputs. */
 static void publish_member(struct engine *e, struct sequence *s, const struct model_outputs *out,
                            uint64_t now)
@@ -140,8 +152,15 @@ bool engine_step(struct engine *e)
     atomic_store(&e->step_started_ns, 0);
     atomic_fetch_add(&e->n_steps, 1);
     atomic_fetch_add(&e->step_ns_total, end - start);
-    if (kv_cache_has_faults(e->cache)) {
+    bool damaged = model_is_damaged(b->model);
+    if (damaged) {
+        fail_damaged(e, b->model);
+    }
+    bool has_faults = kv_cache_has_faults(e->cache); /* those of models are among them */
+    if (has_faults) {
         recover_from_faults(e);
+    }
+    if (damaged || has_faults) {
         return true;
     }
     if (rc == 0) {

@@ -1,5 +1,6 @@
 #include "tests/unit/engine/parts.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,4 +72,40 @@ struct model *parts_load(struct parts *p, const struct tiny *t, const char *name
     options.name = name;
     need(model_load(&options, p->catalogue, p->pool, p->io, NULL, NULL, NULL, &m, &err), err.text);
     return m;
+}
+
+struct waiting {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    struct model *model;
+    int result;
+    bool done;
+};
+
+static void on_loaded(void *arg, struct model *m, int result, const char *message)
+{
+    struct waiting *w = arg;
+    pthread_mutex_lock(&w->lock);
+    w->model = m;
+    w->result = result;
+    w->done = true;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
+struct model *parts_registry_load(struct registry *r, const char *name)
+{
+    struct waiting w = {.result = 0};
+    struct fmt_error err = {""};
+    pthread_mutex_init(&w.lock, NULL);
+    pthread_cond_init(&w.wake, NULL);
+    const struct registry_load callbacks = {.name = name, .on_done = on_loaded, .arg = &w};
+    need(registry_load(r, name, NULL, NULL, &callbacks, &err), err.text);
+    pthread_mutex_lock(&w.lock);
+    while (!w.done) {
+        pthread_cond_wait(&w.wake, &w.lock);
+    }
+    pthread_mutex_unlock(&w.lock);
+    need(w.result, name);
+    return w.model;
 }

@@ -5,7 +5,7 @@
 #ifndef TESTS_UNIT_ENGINE_PARTS_H
 #define TESTS_UNIT_ENGINE_PARTS_H
 
-#include "daemon/model/model.h"
+#include "daemon/model/registry.h"
 #include "tests/unit/engine/folder.h"
 #include "tests/unit/engine/tiny.h"
 
@@ -28,5 +28,8 @@ struct model_options parts_model_options(void);
 struct model *parts_load(struct parts *p, const struct tiny *t, const char *name);
 int parts_try_load(struct parts *p, const struct tiny *t, struct model **ret,
                    struct fmt_error *err);
+
+/* Loads by name and waits; a reference. */
+struct model *parts_registry_load(struct registry *r, const char *name);
 
 #endif
