@@ -1,5 +1,5 @@
-/* Any bytes as a file of packed weights: it is the wanted one, or refused with a sentence, and never
- * read beyond its end. Checksums are all right in this build.
+/* Any bytes as a file of packed weights: it is the wanted one, or refused with a sentence, and
+ * never read beyond its end. Checksums are all right in this build.
  *
  * The first byte says what is put right, so that more than the first check is reached: 1: the
  * header; and how long the data is that is wanted, in pages. */
