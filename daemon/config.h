@@ -62,7 +62,16 @@ struct config_list {
     S(BOOL, io_uring, 0, RESTART, 0, 1, "true", "read through io_uring where it is allowed")   \
     S(U32, max_connections, 0, LIVE, 1, 1048576, "4096", "connections in all")                 \
     S(U32, max_connections_per_user, 0, LIVE, 1, 1048576, "1024", "connections of one uid")    \
+    S(U32, max_fds_per_user, 0, LIVE, 1, 1048576, "4096", "descriptors held for one uid")      \
     S(U32, max_calls_per_user, 0, LIVE, 1, 1048576, "1024", "open calls of one uid")           \
+    S(U32, max_queued_requests_per_user, 0, LIVE, 1, 1048576, "256",                           \
+      "requests of one uid whose prompt is not computed")                                      \
+    S(U32, max_queued_tokens_per_user, 0, LIVE, 1, 1073741824, "4194304",                      \
+      "tokens of their prompts")                                                               \
+    S(U32, max_sequences_per_user, 0, LIVE, 1, 1048576, "8192",                                \
+      "sequences of one uid that wait or run: each text of text.embed is one")                 \
+    S(BYTES, max_output_bytes_per_user, 0, LIVE, 65536, 1099511627776, "64M",                  \
+      "answers that programs of one uid have not read: no new calls above")                    \
     S(U32, max_calls_per_connection, 0, LIVE, 1, 65536, "256", "open calls of one connection") \
     S(U32, handshake_timeout_ms, 0, LIVE, 1, 3600000, "5000", "for a client's first message")  \
     S(U32, reader_timeout_ms, 0, LIVE, 1, 3600000, "30000",                                    \

@@ -70,13 +70,13 @@ int service_create(const struct service_options *options, struct service **ret)
     s->engine = options->engine;
     s->registry = options->registry;
     s->catalogue = options->catalogue;
+    s->quotas = options->quotas;
     s->host = options->host;
     snprintf(s->realm, sizeof(s->realm), "%s", options->realm ? options->realm : "");
     s->started_ns = clock_now_ns();
     ipc_buffer_init(&s->nowhere);
     LIST_INIT(&s->unloads);
     LIST_INIT(&s->drains);
-    LIST_INIT(&s->users);
     int rc = service_set_limits(s, &options->limits);
     if (rc < 0) {
         free(s);
@@ -204,10 +204,13 @@ void pack_error_notification(struct ipc_buffer *b, const struct ipc_error *e)
 {
     ipc_pack_notification(b, "gqa.error");
     ipc_pack_array(b, 1);
-    ipc_pack_map(b, 3);
+    ipc_pack_map(b, e->retry_after_ms > 0 ? 4 : 3);
     pack_kv_u64(b, "code", e->code);
     pack_kv_str(b, "name", proto_error_name(e->code));
     pack_kv_str(b, "message", e->message);
+    if (e->retry_after_ms > 0) {
+        pack_kv_u64(b, "retry_after_ms", e->retry_after_ms);
+    }
 }
 
 void caller_notify_error(struct caller *c, const struct ipc_error *e)

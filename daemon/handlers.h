@@ -12,6 +12,7 @@
 
 #include "daemon/backend/backend.h"
 #include "daemon/model/registry.h"
+#include "daemon/quota.h"
 #include "daemon/sched/engine.h"
 #include "ipc/codec.h"
 
@@ -35,6 +36,14 @@ struct task {
     struct task *next;            /* the loop's, while it waits */
 };
 
+/* For server.stats. */
+struct service_host_facts {
+    uint32_t n_connections;
+    uint64_t n_turns;      /* of the loop */
+    uint64_t turn_ns_max;  /* the longest time that a turn has kept the loop from its clients */
+    uint64_t turn_ns_busy; /* all turns together */
+};
+
 struct service_host {
     void *data;
     /* 0: work, then done, will be called; -ENOMEM. */
@@ -44,7 +53,7 @@ struct service_host {
     /* Begins the daemon's end; answers come through service_drained. */
     void (*drain)(void *data, uint32_t timeout_ms);
     int (*reload)(void *data, struct ipc_error *e);
-    uint32_t (*n_connections)(void *data);
+    void (*facts)(void *data, struct service_host_facts *ret);
 };
 
 /* What a new configuration may change while requests run. */
@@ -53,13 +62,13 @@ struct service_limits {
     const char *const *allow_models; /* patterns of the names that may; none: all. Copied. */
     size_t n_allow_models;
     uint32_t calls_per_connection;
-    uint32_t calls_per_user;
 };
 
 struct service_options {
     struct engine *engine;
     struct registry *registry;
     struct backend_catalogue *catalogue;
+    struct quota_table *quotas; /* outlives the service */
     const char *realm; /* whose cached prompts all users share; "": each has its own. Copied. */
     struct service_host host;
     struct service_limits limits;

@@ -6,44 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static struct service_user *user_find(struct service *s, uid_t uid)
-{
-    struct service_user *u;
-    LIST_FOREACH(u, &s->users, entry)
-    {
-        if (u->uid == uid) {
-            return u;
-        }
-    }
-    return NULL;
-}
-
-static int user_take(struct service *s, uid_t uid)
-{
-    struct service_user *u = user_find(s, uid);
-    if (!u) {
-        u = calloc(1, sizeof(*u));
-        if (!u) {
-            return -ENOMEM;
-        }
-        u->uid = uid;
-        LIST_INSERT_HEAD(&s->users, u, entry);
-    } else if (u->n_calls >= s->limits.calls_per_user) {
-        return -EBUSY;
-    }
-    u->n_calls++;
-    return 0;
-}
-
-static void user_release(struct service *s, uid_t uid)
-{
-    struct service_user *u = user_find(s, uid);
-    if (u && --u->n_calls == 0) {
-        LIST_REMOVE(u, entry);
-        free(u);
-    }
-}
-
 struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, size_t bytes)
 {
     struct call *call = calloc(1, sizeof(*call));
@@ -83,15 +45,15 @@ int call_open(struct call *call, struct ipc_error *e)
         e->retry_after_ms = RETRY_AFTER_MS;
         return -EBUSY;
     }
-    int rc = user_take(s, call->uid);
-    if (rc == -EBUSY) {
-        ipc_error_set(e, PROTO_E_BUSY, "uid %u has %u open calls, which is the limit", call->uid,
-                      s->limits.calls_per_user);
-        e->retry_after_ms = RETRY_AFTER_MS;
-    } else if (rc < 0) {
-        ipc_error_set(e, PROTO_E_NO_MEMORY, "no memory for another user");
-    } else {
-        call->counted = true;
+    int rc = quota_check(s->quotas, call->uid, QUOTA_OUTPUT_BYTES, e);
+    return rc < 0 ? rc : call_take(call, &(struct quota_amounts){.of = {[QUOTA_CALLS] = 1}}, e);
+}
+
+int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_error *e)
+{
+    int rc = quota_take(call->service->quotas, call->uid, wanted, e);
+    for (unsigned k = 0; rc == 0 && k < QUOTA_COUNT; k++) {
+        call->held.of[k] += wanted->of[k];
     }
     return rc;
 }
@@ -108,9 +70,7 @@ void call_drop(struct call *call)
     } else {
         s->n_open--;
     }
-    if (call->counted) {
-        user_release(s, call->uid);
-    }
+    quota_give(s->quotas, call->uid, &call->held);
     if (call->parsed) {
         ipc_message_finish(&call->message);
     }

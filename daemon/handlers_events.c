@@ -236,8 +236,17 @@ void call_release_held(struct call *call)
     }
 }
 
+/* The first of its results means that its prompt is computed, or some text's of an embedding. */
+static void leave_queue(struct call *call)
+{
+    struct quota_table *t = call->service->quotas;
+    quota_give_one(t, call->uid, &call->held, QUOTA_QUEUED_REQUESTS);
+    quota_give_one(t, call->uid, &call->held, QUOTA_QUEUED_TOKENS);
+}
+
 bool call_deliver(struct call *call, struct request_event *ev)
 {
+    leave_queue(call);
     if (ev->kind == REQUEST_DONE) {
         deliver_done(call);
         return false;

@@ -53,9 +53,9 @@ struct call {
     enum proto_method method;
     union proto_params params;
     enum call_wait wait;
-    bool cancelled; /* by the caller: $cancel */
-    bool cut;       /* by the daemon's end */
-    bool counted;   /* among its user's */
+    bool cancelled;            /* by the caller: $cancel */
+    bool cut;                  /* by the daemon's end */
+    struct quota_amounts held; /* of its uid's quotas */
 
     struct task task;
     int task_result;
@@ -85,16 +85,11 @@ struct unload {
     struct task task;    /* drops the reference off the loop */
 };
 
-struct service_user { /* open calls per uid */
-    LIST_ENTRY(service_user) entry;
-    uid_t uid;
-    uint32_t n_calls;
-};
-
 struct service {
     struct engine *engine;
     struct registry *registry;
     struct backend_catalogue *catalogue;
+    struct quota_table *quotas;
     char realm[KV_REALM_BYTES]; /* shared by all users, or "" */
     struct service_host host;
     struct service_limits limits; /* allow_models is an owned copy */
@@ -104,7 +99,6 @@ struct service {
     struct ipc_buffer nowhere; /* takes the answers to callers that went away */
     LIST_HEAD(, unload) unloads;
     LIST_HEAD(, call) drains;
-    LIST_HEAD(, service_user) users;
 };
 
 uint64_t clock_now_ns(void); /* CLOCK_MONOTONIC */
@@ -115,6 +109,8 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
 /* Puts the call among its caller's, within the limits. -EBUSY and e. */
 int call_open(struct call *call, struct ipc_error *e);
 void call_drop(struct call *call); /* without an answer */
+/* Takes more of the uid's quotas for the call, until it ends. -EBUSY or -ENOMEM, and e. */
+int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_error *e);
 
 struct ipc_buffer *call_begin_result(struct call *call); /* then pack the result, then: */
 void call_end(struct call *call);

@@ -11,16 +11,20 @@ static const char *const features[] = {"stream", "cancel", "tensor", "autoload"}
 
 /* ---- gqa.* ------------------------------------------------------------------------------- */
 
-static void pack_limits(struct ipc_buffer *b, const struct service_limits *limits)
+static void pack_limits(struct ipc_buffer *b, const struct service *s)
 {
-    pack_kv_map(b, "limits", 7);
+    pack_kv_map(b, "limits", 6 + QUOTA_COUNT);
     pack_kv_u64(b, "frame_bytes", PROTO_FRAME_BYTES_MAX);
     pack_kv_u64(b, "depth", PROTO_DEPTH_MAX);
     pack_kv_u64(b, "elements", PROTO_ELEMENTS_MAX);
     pack_kv_u64(b, "tokens", PROTO_TOKENS_MAX);
     pack_kv_u64(b, "text_bytes", PROTO_TEXT_BYTES_MAX);
-    pack_kv_u64(b, "calls_per_connection", limits->calls_per_connection);
-    pack_kv_u64(b, "calls_per_user", limits->calls_per_user);
+    pack_kv_u64(b, "calls_per_connection", s->limits.calls_per_connection);
+    for (unsigned k = 0; k < QUOTA_COUNT; k++) {
+        char key[48];
+        snprintf(key, sizeof(key), "%s_per_user", quota_name(k));
+        pack_kv_u64(b, key, s->quotas->limits.of[k]);
+    }
 }
 
 void handle_hello(struct call *call)
@@ -44,7 +48,7 @@ void handle_hello(struct call *call)
     for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
         ipc_pack_str(b, features[i]);
     }
-    pack_limits(b, &call->service->limits);
+    pack_limits(b, call->service);
     pack_kv_u64(b, "uid", call->uid);
     pack_kv_str(b, "realm", realm);
     pack_kv_bool(b, "admin", call->caller->admin);
@@ -134,16 +138,50 @@ static void pack_models(struct ipc_buffer *b, struct service *s)
     free(entries);
 }
 
+/* What each user holds, against its quotas; users see their own. */
+static void pack_users(struct ipc_buffer *b, const struct call *call)
+{
+    const struct quota_user *u;
+    size_t count = 0;
+    LIST_FOREACH(u, &call->service->quotas->users, entry)
+    {
+        count += call->caller->admin || u->uid == call->uid;
+    }
+    pack_kv_array(b, "users", count);
+    LIST_FOREACH(u, &call->service->quotas->users, entry)
+    {
+        if (call->caller->admin || u->uid == call->uid) {
+            ipc_pack_map(b, 2 + QUOTA_COUNT);
+            pack_kv_u64(b, "uid", u->uid);
+            for (unsigned k = 0; k < QUOTA_COUNT; k++) {
+                pack_kv_u64(b, quota_name(k), u->used.of[k]);
+            }
+            pack_kv_u64(b, "refused", u->n_refused);
+        }
+    }
+}
+
+static void pack_loop(struct ipc_buffer *b, const struct service_host_facts *facts)
+{
+    pack_kv_map(b, "loop", 3);
+    pack_kv_u64(b, "turns_total", facts->n_turns);
+    pack_kv_f64(b, "turn_ms_mean",
+                facts->n_turns ? (double)facts->turn_ns_busy / 1e6 / (double)facts->n_turns : 0);
+    pack_kv_f64(b, "turn_ms_max", (double)facts->turn_ns_max / 1e6);
+}
+
 void handle_server_stats(struct call *call)
 {
     struct service *s = call->service;
     struct engine_stats stats;
+    struct service_host_facts facts = {0};
+    s->host.facts(s->host.data, &facts);
     engine_stats(s->engine, &stats);
     double step_ms =
         stats.n_steps ? (double)stats.step_ns_total / 1e6 / (double)stats.n_steps : 0.0;
 
     struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 13);
+    ipc_pack_map(b, 15);
     pack_kv_f64(b, "uptime_s", (double)(clock_now_ns() - s->started_ns) / 1e9);
     pack_kv_str(b, "version", GQAD_VERSION);
     pack_kv_u64(b, "num_requests_running", stats.n_running);
@@ -162,7 +200,9 @@ void handle_server_stats(struct call *call)
     pack_kv_str(b, "store_state", stats.kv.store_state);
     pack_kv_u64(b, "prefix_cache_queries", stats.kv.queries);
     pack_kv_u64(b, "prefix_cache_hits", stats.kv.hits);
-    pack_kv_u64(b, "connections", s->host.n_connections(s->host.data));
+    pack_kv_u64(b, "connections", facts.n_connections);
+    pack_loop(b, &facts);
+    pack_users(b, call);
     pack_kv_bool(b, "draining", s->draining);
     pack_models(b, s);
     call_end(call);

@@ -144,8 +144,27 @@ static void release_message(struct call *call)
     call->frame = NULL;
 }
 
+/* What a request holds until its prompt is computed, and until it ends. */
+static struct quota_amounts amounts_of(const struct request *r)
+{
+    uint64_t n_tokens = r->n_tokens;
+    for (size_t i = 0; i < r->embed.n_inputs; i++) {
+        n_tokens += r->embed.inputs[i].n_tokens;
+    }
+    uint64_t n_sequences = r->kind == REQUEST_EMBED ? r->embed.n_inputs : 1;
+    return (struct quota_amounts){.of = {[QUOTA_QUEUED_REQUESTS] = 1,
+                                         [QUOTA_QUEUED_TOKENS] = n_tokens,
+                                         [QUOTA_SEQUENCES] = n_sequences}};
+}
+
 void call_submit(struct call *call)
 {
+    struct quota_amounts wanted = amounts_of(call->request);
+    struct ipc_error e;
+    if (call_take(call, &wanted, &e) < 0) {
+        call_fail_error(call, &e);
+        return;
+    }
     call->request->submitted_ns = clock_now_ns();
     int rc = engine_submit(call->service->engine, call->request);
     if (rc == -EAGAIN) {

@@ -32,6 +32,7 @@ struct peer {
     size_t rest_bytes;
     struct ipc_buffer out;
     size_t out_sent;
+    struct quota_amounts held; /* of the uid's quotas, for this connection */
     uint64_t opened_ns;
     uint64_t stalled_ns; /* since when the client takes nothing; 0: it takes */
     uint64_t frame_ns;   /* when the last bytes of an unfinished message came */
@@ -51,6 +52,14 @@ static struct peer *peer_of(struct caller *c)
 static size_t queued(const struct peer *p)
 {
     return p->out.bytes - p->out_sent;
+}
+
+/* What waits for the client counts among what its uid's programs do not read. */
+static void count_output(struct peer *p)
+{
+    uint64_t *held = &p->held.of[QUOTA_OUTPUT_BYTES];
+    quota_change(p->host->quotas, p->uid, QUOTA_OUTPUT_BYTES, *held, queued(p));
+    *held = queued(p);
 }
 
 /* ---- the end ----------------------------------------------------------------------------- */
@@ -78,7 +87,8 @@ static void peer_close(struct peer *p)
     ipc_buffer_finish(&p->out);
     uv_close((uv_handle_t *)&p->poll, on_poll_closed);
     close(p->fd);
-    p->host->on_closed(p->host, p->uid);
+    quota_give(p->host->quotas, p->uid, &p->held);
+    p->host->on_closed(p->host);
 }
 
 /* ---- which events ------------------------------------------------------------------------ */
@@ -299,6 +309,7 @@ static void flush_output(struct peer *p)
             p->stalled_ns = 0;
         }
     }
+    count_output(p);
     if (queued(p) > 0) {
         p->stalled_ns = p->stalled_ns ? p->stalled_ns : now_ns();
         output_compact(p);
@@ -337,6 +348,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 static void sink_written(struct caller *c)
 {
     struct peer *p = peer_of(c);
+    count_output(p);
     if (queued(p) > PEER_CONGESTED_BYTES) {
         c->congested = true;
     }
@@ -363,7 +375,8 @@ static const struct caller_sink sink = {
 
 /* ---- the host's side --------------------------------------------------------------------- */
 
-int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin)
+int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
+                const struct quota_amounts *held)
 {
     struct peer *p = calloc(1, sizeof(*p));
     int rc = p ? uv_poll_init(host->loop, &p->poll, fd) : -ENOMEM;
@@ -375,6 +388,7 @@ int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin)
     p->host = host;
     p->fd = fd;
     p->uid = uid;
+    p->held = *held;
     p->opened_ns = now_ns();
     p->poll.data = p;
     ipc_buffer_init(&p->out);

@@ -10,6 +10,7 @@
 #define DAEMON_PEER_H
 
 #include "daemon/handlers.h"
+#include "daemon/quota.h"
 
 #include <uv.h>
 
@@ -27,11 +28,14 @@ struct peer_host {
     uint32_t n_peers;
     uint64_t handshake_ns;      /* a connection without a whole message is closed after it */
     uint64_t reader_timeout_ns; /* one that does not take its output, too */
-    void (*on_closed)(struct peer_host *host, uid_t uid);
+    struct quota_table *quotas;
+    void (*on_closed)(struct peer_host *host);
 };
 
-/* Takes over fd in every case. -ENOMEM, or what libuv says. */
-int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin);
+/* Takes over fd in every case, and what is held of the uid's quotas for it with success, to give it
+ * back when it closes. -ENOMEM, or what libuv says. */
+int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
+                const struct quota_amounts *held);
 
 /* Closes what waited too long; called about once a second. */
 void peers_check_deadlines(struct peer_host *host, uint64_t now_ns);

@@ -31,10 +31,13 @@ static int host_reload(void *data, struct ipc_error *e)
     return 0;
 }
 
-static uint32_t host_n_connections(void *data)
+static void host_facts(void *data, struct service_host_facts *ret)
 {
     const struct server *s = data;
-    return s->peers.n_peers;
+    *ret = (struct service_host_facts){.n_connections = s->peers.n_peers,
+                                       .n_turns = s->turns.count,
+                                       .turn_ns_max = s->turns.ns_max,
+                                       .turn_ns_busy = s->turns.ns_busy};
 }
 
 /* Engine thread. */
@@ -58,14 +61,30 @@ static void on_task_news(uv_async_t *handle)
     server_check_end(s);
 }
 
-static void on_peer_closed(struct peer_host *host, uid_t uid)
+static void on_peer_closed(struct peer_host *host)
 {
     struct server *s = server_of_peers(host);
-    listen_user_left(s, uid);
     if (s->only_client && host->n_peers == 0 && s->state < SERVER_DRAINING) {
         log_info("the only client has left");
         server_drain(s, 0);
     }
+}
+
+/* A turn of the loop begins when it wakes and ends before it sleeps again: for so long nobody else
+ * is served. libuv calls back from inside of the wait, so the time slept is taken off. */
+static void measure_turn(struct server *s)
+{
+    struct turns *t = &s->turns;
+    uint64_t now = uv_hrtime();
+    uint64_t slept = uv_metrics_idle_time(&s->loop);
+    if (t->ended_ns != 0 && now - t->ended_ns >= slept - t->slept_ns) {
+        uint64_t busy = now - t->ended_ns - (slept - t->slept_ns);
+        t->count++;
+        t->ns_busy += busy;
+        t->ns_max = busy > t->ns_max ? busy : t->ns_max;
+    }
+    t->ended_ns = now;
+    t->slept_ns = slept;
 }
 
 static void on_before_sleep(uv_prepare_t *handle)
@@ -73,6 +92,7 @@ static void on_before_sleep(uv_prepare_t *handle)
     struct server *s = handle->data;
     peers_flush(&s->peers);
     server_check_end(s);
+    measure_turn(s);
 }
 
 /* ---- signals, timers --------------------------------------------------------------------- */
@@ -189,6 +209,7 @@ static int start_loop(struct server *s)
     if (rc < 0) {
         return rc;
     }
+    uv_loop_configure(&s->loop, UV_METRICS_IDLE_TIME);
     uv_async_init(&s->loop, &s->engine_news, on_engine_news);
     uv_async_init(&s->loop, &s->task_news, on_task_news);
     uv_prepare_init(&s->loop, &s->before_sleep);
@@ -215,19 +236,21 @@ static int start_service(struct server *s)
     const struct service_options options = {.engine = s->parts.engine,
                                             .registry = s->parts.registry,
                                             .catalogue = s->parts.catalogue,
+                                            .quotas = &s->quotas,
                                             .realm = s->config->kv_realm,
                                             .host = {.data = s,
                                                      .run = tasks_run,
                                                      .post = tasks_post,
                                                      .drain = host_drain,
                                                      .reload = host_reload,
-                                                     .n_connections = host_n_connections}};
+                                                     .facts = host_facts}};
     rc = service_create(&options, &s->service);
     if (rc < 0) {
         return rc;
     }
     s->peers.loop = &s->loop;
     s->peers.service = s->service;
+    s->peers.quotas = &s->quotas;
     s->peers.on_closed = on_peer_closed;
     s->peers.scratch = malloc(PEER_SCRATCH_BYTES);
     return s->peers.scratch ? server_apply_live(s) : -ENOMEM;
@@ -244,7 +267,7 @@ int server_create(const struct server_options *options, struct server **ret)
     s->reserve_fd = s->lifetime_fd = -1;
     s->posted_last = &s->posted_first;
     pthread_mutex_init(&s->posted_lock, NULL);
-    LIST_INIT(&s->users);
+    quota_init(&s->quotas);
     LIST_INIT(&s->peers.all);
     LIST_INIT(&s->peers.dirty);
 
@@ -329,6 +352,7 @@ void server_destroy(struct server *s)
     uv_loop_close(&s->loop);
     service_destroy(s->service);
     parts_destroy(&s->parts);
+    quota_finish(&s->quotas);
     if (s->reserve_fd >= 0) {
         close(s->reserve_fd);
     }

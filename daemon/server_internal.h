@@ -3,6 +3,7 @@
 #define DAEMON_SERVER_INTERNAL_H
 
 #include "daemon/peer.h"
+#include "daemon/quota.h"
 #include "daemon/server.h"
 
 #include <pthread.h>
@@ -30,12 +31,6 @@ struct listener {
     int fd; /* -1: closed */
 };
 
-struct user { /* connections per uid */
-    LIST_ENTRY(user) entry;
-    uid_t uid;
-    uint32_t n_connections;
-};
-
 /* What computes: made before the service, destroyed after it. */
 struct parts {
     struct pool *pool;
@@ -47,6 +42,13 @@ struct parts {
     struct backend_catalogue *catalogue;
     struct registry *registry;
     struct engine *engine;
+};
+
+/* Turns of the loop, measured. */
+struct turns {
+    uint64_t count, ns_busy, ns_max;
+    uint64_t ended_ns; /* the last one */
+    uint64_t slept_ns; /* as libuv had counted then */
 };
 
 struct server {
@@ -65,7 +67,7 @@ struct server {
     bool owns_socket; /* we made it: socket_stat tells whether the file is still ours */
     struct stat socket_stat;
     int reserve_fd; /* given up to refuse a connection when descriptors have run out */
-    LIST_HEAD(, user) users;
+    struct quota_table quotas;
     gid_t admin_gid;
     bool has_admin_gid;
     bool only_client; /* serves one passed connection: ends with it */
@@ -78,6 +80,7 @@ struct server {
     uv_poll_t lifetime;
     int lifetime_fd;
     uint32_t n_signals; /* that asked for the end */
+    struct turns turns;
     uint64_t watchdog_usec, watchdog_sent_ns;
     uint32_t n_preloading;
 
@@ -106,8 +109,7 @@ uint64_t places_weights_bytes(const struct config *c); /* of packed weights; 0: 
 
 /* server_listen.c */
 int listen_open(struct server *s, const struct server_options *options);
-void listen_close(struct server *s); /* also removes our own socket's file */
-void listen_user_left(struct server *s, uid_t uid);
+void listen_close(struct server *s);        /* also removes our own socket's file */
 int listen_adopt(struct server *s, int fd); /* a connection that is already open */
 
 /* server_tasks.c */

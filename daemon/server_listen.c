@@ -19,6 +19,8 @@
 #define NOBODY_UID       65534u /* the kernel's name for "a uid that your namespace cannot name" */
 #define PEER_GROUPS_MAX  1024
 
+#define REFUSED_RETRY_AFTER_MS 1000u
+
 /* ---- identity ---------------------------------------------------------------------------- */
 
 /* The kernel tells the groups of the process that connected; no name service is asked. */
@@ -38,32 +40,6 @@ static bool is_in_group(int fd, gid_t own, gid_t wanted)
         }
     }
     return false;
-}
-
-static struct user *user_of(struct server *s, uid_t uid)
-{
-    struct user *u;
-    LIST_FOREACH(u, &s->users, entry)
-    {
-        if (u->uid == uid) {
-            return u;
-        }
-    }
-    u = calloc(1, sizeof(*u));
-    if (u) {
-        u->uid = uid;
-        LIST_INSERT_HEAD(&s->users, u, entry);
-    }
-    return u;
-}
-
-void listen_user_left(struct server *s, uid_t uid)
-{
-    struct user *u = user_of(s, uid);
-    if (u && (u->n_connections == 0 || --u->n_connections == 0)) {
-        LIST_REMOVE(u, entry);
-        free(u);
-    }
 }
 
 /* ---- refusing ---------------------------------------------------------------------------- */
@@ -103,6 +79,7 @@ static bool is_welcome(struct server *s, const struct ucred *who, struct ipc_err
     if (s->peers.n_peers >= c->max_connections) {
         ipc_error_set(e, PROTO_E_BUSY, "%u connections are open, which is the limit",
                       c->max_connections);
+        e->retry_after_ms = REFUSED_RETRY_AFTER_MS;
         return false;
     }
     return true;
@@ -121,21 +98,17 @@ static void admit(struct server *s, int fd)
         refuse(fd, who.uid, &e);
         return;
     }
-    struct user *u = user_of(s, who.uid);
-    if (!u || u->n_connections >= s->config->max_connections_per_user) {
-        ipc_error_set(&e, u ? PROTO_E_BUSY : PROTO_E_NO_MEMORY,
-                      "uid %u has %u connections, which is the limit", who.uid,
-                      u ? u->n_connections : 0);
+    struct quota_amounts held = {.of = {[QUOTA_CONNECTIONS] = 1, [QUOTA_FDS] = 1}};
+    if (quota_take(&s->quotas, who.uid, &held, &e) < 0) {
         refuse(fd, who.uid, &e);
         return;
     }
     bool admin = who.uid == 0 || who.uid == geteuid() ||
                  (s->has_admin_gid && is_in_group(fd, who.gid, s->admin_gid));
-    u->n_connections++;
-    int rc = peer_create(&s->peers, fd, who.uid, admin);
+    int rc = peer_create(&s->peers, fd, who.uid, admin, &held);
     if (rc < 0) {
         log_error("uid %u: the connection cannot be served: %s", who.uid, strerror(-rc));
-        listen_user_left(s, who.uid);
+        quota_give(&s->quotas, who.uid, &held);
     }
 }
 
@@ -146,6 +119,7 @@ static void admit(struct server *s, int fd)
 static void refuse_without_fd(struct server *s, int listen_fd)
 {
     static const struct ipc_error e = {.code = PROTO_E_BUSY,
+                                       .retry_after_ms = REFUSED_RETRY_AFTER_MS,
                                        .message = "the daemon has no descriptors left"};
     if (s->reserve_fd >= 0) {
         close(s->reserve_fd);

@@ -13,8 +13,10 @@ int server_apply_live(struct server *s)
                                           .allow_models =
                                               (const char *const *)c->allow_models.items,
                                           .n_allow_models = c->allow_models.count,
-                                          .calls_per_connection = c->max_calls_per_connection,
-                                          .calls_per_user = c->max_calls_per_user};
+                                          .calls_per_connection = c->max_calls_per_connection};
+#define Q(KIND, name, retry, what) s->quotas.limits.of[QUOTA_##KIND] = c->max_##name##_per_user;
+    GQAD_QUOTAS(Q)
+#undef Q
     s->peers.handshake_ns = (uint64_t)c->handshake_timeout_ms * 1000000u;
     s->peers.reader_timeout_ns = (uint64_t)c->reader_timeout_ms * 1000000u;
     int rc = service_set_limits(s->service, &limits);

@@ -166,7 +166,10 @@ class Limits(DaemonCase):
                     held.append(self.daemon.connect())
                     held[-1].call("gqa.ping")
             self.assertEqual(len(held), 20)  # the last is the refused one; self.client is the first
-            self.assertEqual(held[-1].notifications[0][1][0]["name"], "BUSY")
+            refusal = held[-1].notifications[0][1][0]
+            self.assertEqual(refusal["name"], "BUSY")
+            self.assertIn("max_connections_per_user", refusal["message"])
+            self.assertGreater(refusal["retry_after_ms"], 0)
         finally:
             for c in held:
                 c.close()
@@ -188,6 +191,64 @@ class Limits(DaemonCase):
                 busy += 1
             self.assertEqual(busy, 4)
         self.wait_idle()
+
+
+class Quotas(DaemonCase):
+    flags = ("--model", "tiny", "--parallel", "1")
+    config = "max_queued_tokens_per_user = 100\nmax_sequences_per_user = 4\n"
+
+    def user(self):
+        (user,) = self.client.call("server.stats")["users"]
+        return user
+
+    def test_a_quota_is_named_by_its_refusal_and_shown(self):
+        limits = self.client.call("gqa.hello")["limits"]
+        self.assertEqual((limits["queued_tokens_per_user"], limits["sequences_per_user"]), (100, 4))
+        before = self.user()
+        e = self.refused("BUSY", "text.generate", {"model": "tiny", "tokens": [1] * 101}, "has 0 tokens",
+                         "101", "100", "max_queued_tokens_per_user", f"uid {os.geteuid()}")
+        self.assertGreater(e.error["retry_after_ms"], 0)
+        after = self.user()
+        self.assertEqual(after["refused"], before["refused"] + 1)
+        self.assertEqual(after["uid"], os.geteuid())
+        self.assertEqual((after["connections"], after["fds"], after["calls"]), (1, 1, 1))
+        self.refused("BUSY", "text.embed", {"model": "tiny", "inputs": ["a"] * 5, "pooling": "mean"},
+                     "5 more", "max_sequences_per_user")
+        self.client.generate(model="tiny", tokens=[1] * 100, n_predict=1)
+        self.assertEqual((self.user()["queued_tokens"], self.user()["sequences"]), (0, 0))
+
+    def test_waiting_tokens_count_until_they_are_computed(self):
+        params = {"model": "tiny", "tokens": [1] * 40, "n_predict": 2000, "ignore_eos": True}
+        with self.daemon.connect() as c:
+            running = c.send("text.generate", params)
+            c.wait_events(running, 1)
+            waiting = [c.send("text.generate", params) for _ in range(3)]
+            with self.assertRaises(wire.Refused) as caught:
+                c.wait(waiting[2])
+            self.assertEqual(caught.exception.name, "BUSY")
+            user = self.user()
+            self.assertEqual((user["queued_tokens"], user["queued_requests"], user["sequences"]), (80, 2, 3))
+        self.wait_idle()
+        wire.wait_until(lambda: self.user()["sequences"] == 0, "nothing is held for who is gone")
+
+    def test_limits_change_with_a_reload(self):
+        path = os.path.join(self.folder.path, "gqad.conf")
+        with open(path) as f:
+            text = f.read()
+        try:
+            with open(path, "a") as f:
+                f.write("max_queued_tokens_per_user = 7\n")
+            self.client.call("server.reload")
+            self.refused("BUSY", "text.generate", {"model": "tiny", "tokens": [1] * 8}, "is 7 ")
+        finally:
+            with open(path, "w") as f:
+                f.write(text)
+            self.client.call("server.reload")
+
+    def test_the_loops_turns_are_measured(self):
+        loop = self.client.call("server.stats")["loop"]
+        self.assertGreater(loop["turns_total"], 0)
+        self.assertGreaterEqual(loop["turn_ms_max"], loop["turn_ms_mean"])
 
 
 class Descriptors(DaemonCase):

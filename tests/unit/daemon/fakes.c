@@ -325,9 +325,9 @@ static int reload(void *data, struct ipc_error *e)
     return -EINVAL;
 }
 
-static uint32_t n_connections(void *data)
+static void facts(void *data, struct service_host_facts *ret)
 {
-    return 1;
+    ret->n_connections = 1;
 }
 
 void fake_run_tasks(void)
@@ -345,13 +345,15 @@ void fake_run_tasks(void)
 struct service *fake_service(const struct service_limits *limits)
 {
     struct service *s = NULL;
-    const struct service_options options = {.host = {.run = run,
-                                                     .post = post,
-                                                     .drain = drain,
-                                                     .reload = reload,
-                                                     .n_connections = n_connections},
-                                            .limits = *limits};
+    const struct service_options options = {
+        .host = {.run = run, .post = post, .drain = drain, .reload = reload, .facts = facts},
+        .quotas = &fakes.quotas,
+        .limits = *limits};
     fakes = (struct fakes){.model_is_loaded = true};
+    quota_init(&fakes.quotas);
+    for (unsigned k = 0; k < QUOTA_COUNT; k++) {
+        fakes.quotas.limits.of[k] = UINT64_MAX;
+    }
     cr_assert_eq(service_create(&options, &s), 0);
     return s;
 }

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct service_limits limits = {
-    .allow_autoload = true, .calls_per_connection = 4, .calls_per_user = 6};
+static const struct service_limits limits = {.allow_autoload = true, .calls_per_connection = 4};
 
 static struct service *service;
 
@@ -316,6 +315,7 @@ Test(handlers, the_pattern_list_says_who_loads_by_being_named)
 
 Test(handlers, open_calls_are_bounded_per_connection_and_per_user)
 {
+    fakes.quotas.limits.of[QUOTA_CALLS] = 6;
     struct client *a = client_create(7);
     struct client *b = client_create(7);
     struct client *other = client_create(8);
@@ -340,6 +340,72 @@ Test(handlers, open_calls_are_bounded_per_connection_and_per_user)
     client_destroy(a);
     client_destroy(b);
     client_destroy(other);
+}
+
+/* What uid 7 holds of a quota. */
+static uint64_t held(enum quota_kind kind)
+{
+    const struct quota_user *u = quota_user(&fakes.quotas, 7);
+    return u ? u->used.of[kind] : 0;
+}
+
+Test(handlers, prompts_that_wait_are_bounded_per_user_until_their_first_result)
+{
+    fakes.quotas.limits.of[QUOTA_QUEUED_TOKENS] = 7;
+    struct client *c = client_create(7);
+    send_generate(c, 1, "fake", "abc", 3);
+    uint64_t n_tokens = held(QUOTA_QUEUED_TOKENS);
+    cr_assert(n_tokens > 0 && n_tokens * 2 <= 7 && n_tokens * 3 > 7, "%llu tokens",
+              (unsigned long long)n_tokens);
+    send_generate(c, 2, "fake", "abc", 3);
+    cr_assert_null(next(c));
+    send_generate(c, 3, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(c)), PROTO_E_BUSY);
+    cr_assert_eq(held(QUOTA_QUEUED_REQUESTS), 2);
+    cr_assert_eq(held(QUOTA_SEQUENCES), 2);
+
+    fake_tokens(fakes.submitted[0], "x", 5, 100);
+    service_pump(service);
+    cr_assert_eq(held(QUOTA_QUEUED_TOKENS), n_tokens);
+    cr_assert_eq(held(QUOTA_QUEUED_REQUESTS), 1);
+    cr_assert_eq(held(QUOTA_SEQUENCES), 2);
+    cr_assert_not_null(next(c)); /* the event */
+    send_generate(c, 4, "fake", "abc", 3);
+    cr_assert_null(next(c));
+
+    while (fakes.n_submitted > 0) {
+        fake_done(fakes.submitted[0], FINISH_EOS);
+    }
+    service_pump(service);
+    cr_assert_null(quota_user(&fakes.quotas, 7));
+    client_destroy(c);
+}
+
+Test(handlers, a_client_that_went_away_holds_its_quotas_until_the_engine_lets_go)
+{
+    struct client *c = client_create(7);
+    send_generate(c, 1, "fake", "abc", 3);
+    client_destroy(c);
+    cr_assert_eq(held(QUOTA_CALLS), 1);
+    cr_assert_eq(held(QUOTA_SEQUENCES), 1);
+    fake_done(fakes.submitted[0], FINISH_CANCELLED);
+    service_pump(service);
+    cr_assert_null(quota_user(&fakes.quotas, 7));
+}
+
+Test(handlers, answers_that_nobody_reads_shut_the_door)
+{
+    struct quota_amounts connection = {.of = {[QUOTA_CONNECTIONS] = 1}};
+    struct ipc_error e;
+    struct client *c = client_create(7);
+    fakes.quotas.limits.of[QUOTA_OUTPUT_BYTES] = 1000;
+    cr_assert_eq(quota_take(&fakes.quotas, 7, &connection, &e), 0);
+    quota_change(&fakes.quotas, 7, QUOTA_OUTPUT_BYTES, 0, 1000);
+    send_generate(c, 1, "fake", "abc", 3);
+    cr_assert_eq(error_code(next(c)), PROTO_E_BUSY);
+    cr_assert_eq(held(QUOTA_CALLS), 0);
+    client_destroy(c);
+    quota_finish(&fakes.quotas);
 }
 
 Test(handlers, a_full_queue_and_a_drain_are_told)
