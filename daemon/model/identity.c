@@ -2,6 +2,7 @@
 #include "daemon/model/model_internal.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* The backend's arithmetic: its name, level and versions. Levels of one backend may differ in the
@@ -40,31 +41,70 @@ static void add_layout(struct digest *d, const struct kv_layout *l)
     }
 }
 
-int model_identity_init(struct model *m, const struct digest_value *weights)
+struct identity {
+    struct identity *next;
+    struct kv_identity id;
+};
+
+static int describe(const struct model *m, const struct plan *p, struct kv_identity *ret)
 {
     struct digest *d;
     int rc = digest_create(&d);
     if (rc < 0) {
         return rc;
     }
-    digest_update(d, weights->bytes, sizeof(weights->bytes));
+    digest_update(d, m->digest.bytes, sizeof(m->digest.bytes));
     add_rope(d, &m->program);
     add_layout(d, &m->layout);
-    add_backend(d, m->backend);
-    if (m->attention != NULL) {
-        add_backend(d, m->attention);
+    add_backend(d, p->backend);
+    if (p->attention != NULL) {
+        add_backend(d, p->attention);
     }
     struct digest_value v = digest_value(d);
     digest_destroy(d);
-    memcpy(m->identity.id, v.bytes, sizeof(m->identity.id));
-    snprintf(m->identity.about, sizeof(m->identity.about), "%s, K %s, V %s, %s %s", m->name,
+    memcpy(ret->id, v.bytes, sizeof(ret->id));
+    snprintf(ret->about, sizeof(ret->about), "%s, K %s, V %s, %s %s", m->name,
              kv_type_name(m->layout.classes[0].desc.k_type),
-             kv_type_name(m->layout.classes[0].desc.v_type), backend_name(m->backend),
-             backend_isa(m->backend));
+             kv_type_name(m->layout.classes[0].desc.v_type), backend_name(p->backend),
+             backend_isa(p->backend));
     return 0;
+}
+
+const struct kv_identity *model_identity(struct model *m, const struct plan *p)
+{
+    struct identity *made = calloc(1, sizeof(*made));
+    if (made == NULL || describe(m, p, &made->id) < 0) {
+        free(made);
+        return NULL;
+    }
+    pthread_mutex_lock(&m->lock);
+    struct identity *known = m->identities;
+    while (known != NULL && memcmp(known->id.id, made->id.id, sizeof(made->id.id)) != 0) {
+        known = known->next;
+    }
+    if (known == NULL) {
+        made->next = m->identities;
+        m->identities = known = made;
+        made = NULL;
+    }
+    pthread_mutex_unlock(&m->lock);
+    free(made);
+    return &known->id;
+}
+
+void model_identities_finish(struct model *m)
+{
+    while (m->identities != NULL) {
+        struct identity *i = m->identities;
+        m->identities = i->next;
+        free(i);
+    }
 }
 
 const struct kv_identity *model_kv_identity(const struct model *m)
 {
-    return &m->identity;
+    model_lock(m);
+    const struct kv_identity *identity = m->plan->identity;
+    model_unlock(m);
+    return identity;
 }

@@ -79,76 +79,19 @@ static int init_layout(struct model *m, struct loading *l)
                   : 0;
 }
 
-static int open_backends(struct model *m, struct loading *l, struct backend_catalogue *catalogue,
-                         struct pool *pool)
-{
-    struct gqa_reason reason = {""};
-    const struct model_options *o = l->options;
-    int rc = backend_open(catalogue, o->backend, pool, &m->backend, &reason);
-    if (rc < 0) {
-        return fmt_fail(l->err, rc, "backend %s: %s", o->backend != NULL ? o->backend : "(default)",
-                        reason.text);
-    }
-    if (backend_program(m->backend) == NULL) {
-        return fmt_fail(l->err, -ENOTSUP, "backend %s has attention only: give it as attention=",
-                        backend_spec(m->backend));
-    }
-    if (o->attention_backend != NULL) {
-        rc = backend_open(catalogue, o->attention_backend, pool, &m->attention, &reason);
-        if (rc < 0) {
-            return fmt_fail(l->err, rc, "attention backend %s: %s", o->attention_backend,
-                            reason.text);
-        }
-    }
-    struct backend *attention = m->attention != NULL ? m->attention : m->backend;
-    const uint32_t needed = GQA_ATTN_CAP_NO_COMMIT | GQA_ATTN_CAP_MUTUAL;
-    if (model_is_encoder(m) && (backend_attention(attention)->caps & needed) != needed) {
-        return fmt_fail(l->err, -ENOTSUP,
-                        "attention backend %s: has no attention to both sides, which %s needs",
-                        backend_spec(attention), m->shape.arch->name);
-    }
-    for (uint32_t i = 0; i < m->program.n_attn_layers; i++) {
-        rc = backend_attention(attention)->supports(backend_context(attention),
-                                                    &m->program.attn_layers[i], &reason);
-        if (rc < 0) {
-            return fmt_fail(l->err, rc, "attention backend %s, layer %u: %s",
-                            backend_spec(attention), i, reason.text);
-        }
-    }
-    m->n_threads = pool_n_threads(pool);
-    return 0;
-}
-
-static int prepare(struct model *m, struct loading *l)
+static int make_plan(struct model *m, struct loading *l)
 {
     /* A step has no more output rows than rows. */
     const struct model_options *o = l->options;
+    const struct plan_specs specs = {o->backend, o->attention_backend};
     m->max_batch_rows = o->max_batch_rows;
     m->max_out_rows = o->max_out_rows < o->max_batch_rows ? o->max_out_rows : o->max_batch_rows;
     if (model_is_encoder(m)) {
         m->max_out_rows = m->max_batch_rows; /* rows without logits are small */
     }
-    struct gqa_program_desc desc = {
-        .struct_size = sizeof(desc),
-        .max_rows = m->max_batch_rows,
-        .max_out_rows = m->max_out_rows,
-        .n_ops = m->program.n_ops,
-        .n_regs = m->program.n_regs,
-        .n_weights = m->program.n_weights,
-        .n_attn_layers = m->program.n_attn_layers,
-        .n_rope_tables = m->program.n_rope_tables,
-        .ops = m->program.ops,
-        .regs = m->program.regs,
-        .weights = m->program.weights,
-        .attn_layers = m->program.attn_layers,
-        .rope_tables = m->program.rope_tables,
-    };
-    struct gqa_reason reason = {""};
-    int rc = backend_program(m->backend)
-                 ->prepare(backend_context(m->backend), &desc, &m->prepared, &reason);
-    return rc < 0 ? fmt_fail(l->err, rc, "%s: backend %s: %s", m->path, backend_spec(m->backend),
-                             reason.text)
-                  : 0;
+    int rc = plan_open(m, &specs, &m->plan, l->err);
+    rc = rc < 0 ? rc : model_weights_init(m, m->plan, l);
+    return rc < 0 ? rc : plan_prepare(m->plan, l->err);
 }
 
 int model_load(const struct model_options *options, struct backend_catalogue *catalogue,
@@ -163,14 +106,17 @@ int model_load(const struct model_options *options, struct backend_catalogue *ca
         return fmt_fail(err, -ENOMEM, "no memory");
     }
     atomic_init(&m->refs, 1);
+    pthread_mutex_init(&m->lock, NULL);
+    m->catalogue = catalogue;
+    m->pool = pool;
+    m->weights_cache = options->weights;
+    m->n_threads = pool_n_threads(pool);
     loading_report(&l, "map", 0, 0);
     int rc = open_file(m, &l);
     rc = rc < 0 ? rc : init_layout(m, &l);
     rc = rc < 0 ? rc
                 : model_program_init(&m->program, m->gguf, &m->shape, &m->layout, m->n_ctx, err);
-    rc = rc < 0 ? rc : open_backends(m, &l, catalogue, pool);
-    rc = rc < 0 ? rc : model_weights_init(m, &l);
-    rc = rc < 0 ? rc : prepare(m, &l);
+    rc = rc < 0 ? rc : make_plan(m, &l);
     if (rc == 0 && model_is_damaged(m)) {
         rc = fmt_fail(err, -EIO, "%s: the file was cut, or the disk cannot read it", m->path);
     }
@@ -211,131 +157,21 @@ void model_on_last_unref(struct model *m, void (*retire)(void *arg, struct model
 
 void model_destroy(struct model *m)
 {
-    if (m->prepared != NULL) {
-        backend_program(m->backend)->release(backend_context(m->backend), m->prepared);
-    }
-    backend_unref(m->attention);
-    backend_unref(m->backend);
-    model_weights_finish(m);
+    plan_unref(m->plan);
+    model_guard_finish(m);
+    model_identities_finish(m);
     model_program_finish(&m->program);
     kv_layout_finish(&m->layout);
     tokenizer_destroy(m->tokenizer);
     gguf_close(m->gguf);
+    pthread_mutex_destroy(&m->lock);
     free(m->name);
     free(m->path);
     free(m);
 }
 
-/* ---- steps ------------------------------------------------------------------------------- */
-
-/* Runs attention of one op on the other backend, over the program's registers in host memory. */
-static int foreign_attention(struct model *m, const struct gqa_op *op,
-                             const struct gqa_attn_batch *batch)
-{
-    const struct gqa_program *iface = backend_program(m->backend);
-    void *context = backend_context(m->backend);
-    const struct gqa_attention *attention = backend_attention(m->attention);
-    const struct gqa_reg *regs = m->program.regs;
-    const float *q = iface->data(context, m->prepared, op->src.reg);
-    const float *k = iface->data(context, m->prepared, op->src2.reg);
-    const float *v = iface->data(context, m->prepared, op->src3.reg);
-    float *out = iface->data(context, m->prepared, op->dst.reg);
-    if (q == NULL || k == NULL || v == NULL || out == NULL) {
-        return -ENOTSUP;
-    }
-    struct gqa_attn_io io = {
-        .q = q + op->src.first,
-        .k = k + op->src2.first,
-        .v = v + op->src3.first,
-        .out = out + op->dst.first,
-        .q_stride = regs[op->src.reg].width,
-        .k_stride = regs[op->src2.reg].width,
-        .v_stride = regs[op->src3.reg].width,
-        .out_stride = regs[op->dst.reg].width,
-    };
-    const struct gqa_attn_layer *layer = &m->program.attn_layers[op->layer];
-    void *other = backend_context(m->attention);
-    int rc = attention->append(other, layer, batch, &io);
-    return rc < 0 ? rc : attention->attend(other, layer, batch, &io);
-}
-
-/* The ops up to the hidden states. Without another backend for attention, they are one range. */
-static int run_body(struct model *m, const struct gqa_attn_batch *batch)
-{
-    const struct gqa_program *iface = backend_program(m->backend);
-    void *context = backend_context(m->backend);
-    uint32_t first = 0;
-    for (uint32_t i = 0; m->attention != NULL && i < m->program.head_op; i++) {
-        if (m->program.ops[i].kind != GQA_OP_ATTENTION) {
-            continue;
-        }
-        int rc = iface->run(context, m->prepared, first, i);
-        rc = rc < 0 ? rc : foreign_attention(m, &m->program.ops[i], batch);
-        if (rc < 0) {
-            return rc;
-        }
-        first = i + 1;
-    }
-    return iface->run(context, m->prepared, first, m->program.head_op);
-}
-
-static int run_ops(struct model *m, const struct model_batch *batch)
-{
-    const struct gqa_program *iface = backend_program(m->backend);
-    const struct model_program *p = &m->program;
-    void *context = backend_context(m->backend);
-    int rc = run_body(m, batch->attention);
-    if (rc == 0 && (batch->wants & MODEL_WANTS_LOGITS)) {
-        rc = iface->run(context, m->prepared, p->head_op, p->scores_op);
-    }
-    if (rc == 0 && (batch->wants & MODEL_WANTS_SCORES)) {
-        rc = iface->run(context, m->prepared, p->scores_op, p->n_ops);
-    }
-    return rc;
-}
-
-/* *ret stays NULL where nobody wants it. */
-static int take_output(struct model *m, bool wanted, uint32_t reg, const float **ret)
-{
-    if (wanted) {
-        *ret = backend_program(m->backend)->data(backend_context(m->backend), m->prepared, reg);
-    }
-    return wanted && *ret == NULL ? -ENOTSUP : 0;
-}
-
 int model_step(struct model *m, const struct model_batch *batch, struct model_outputs *ret)
 {
-    const struct gqa_program *iface = backend_program(m->backend);
-    void *context = backend_context(m->backend);
-    struct gqa_batch b = {
-        .struct_size = sizeof(b),
-        .n_rows = batch->n_rows,
-        .n_out = batch->n_out,
-        .tokens = batch->tokens,
-        .positions = batch->positions,
-        .out_rows = batch->out_rows,
-        .attention = batch->attention,
-    };
-    int rc = iface->begin(context, m->prepared, &b);
-    if (rc < 0) {
-        return rc;
-    }
-    rc = run_ops(m, batch);
-    int end = iface->end(context, m->prepared);
-    rc = rc < 0 ? rc : end;
-    if (rc < 0) {
-        return rc;
-    }
-    struct model_outputs out = {NULL};
-    const struct model_program *p = &m->program;
-    rc = take_output(m, batch->wants & MODEL_WANTS_LOGITS, p->logits_reg, &out.logits);
-    rc = rc < 0
-             ? rc
-             : take_output(m, batch->wants & MODEL_WANTS_EMBEDDINGS, p->embd_reg, &out.embeddings);
-    rc =
-        rc < 0 ? rc : take_output(m, batch->wants & MODEL_WANTS_SCORES, p->scores_reg, &out.scores);
-    if (rc == 0) {
-        *ret = out;
-    }
-    return rc;
+    struct backend *blame;
+    return plan_step(m->plan, batch, ret, &blame);
 }

@@ -1,6 +1,7 @@
 /* daemon/model/model.h - one loaded model: file, tokenizer, shape, program, KV geometry.
  *
- * Immutable once loaded, reference counted (atomic). The program belongs to the engine thread, the
+ * Reference counted (atomic) and immutable once loaded, but for its plan (plan.h): which backends
+ * compute it may change between two steps. The plan's program belongs to the engine thread, the
  * rest may be read from any thread. */
 #ifndef DAEMON_MODEL_MODEL_H
 #define DAEMON_MODEL_MODEL_H
@@ -16,6 +17,7 @@
 #include <stdatomic.h>
 
 struct model;
+struct plan; /* plan.h */
 struct weights_cache;
 
 struct model_options {
@@ -79,7 +81,8 @@ struct model_facts { /* what model.info tells beyond the shape */
     uint64_t flops_per_token;        /* of matrix products, at depth 0 */
     uint32_t n_ctx;
     double load_ms;
-    const char *program_backend, *attention_backend, *isa, *unit;
+    char program_backend[128], attention_backend[128], isa[64]; /* now: another may come */
+    const char *unit;
     uint32_t n_threads;
 };
 void model_facts(const struct model *m, struct model_facts *ret);

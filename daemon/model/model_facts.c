@@ -41,15 +41,15 @@ static void describe(struct model *m)
 
 /* Bytes that one decode step reads: packed ones for products, of experts' those of the chosen ones,
  * one row of the embeddings. */
-static uint64_t weight_bytes_per_token(const struct model *m)
+static uint64_t weight_bytes_per_token(const struct model *m, const struct plan *p)
 {
     uint64_t bytes = 0;
-    for (uint32_t i = 0; i < m->program.n_weights; i++) {
-        const struct gqa_weight *w = &m->program.weights[i];
+    for (uint32_t i = 0; i < p->program.n_weights; i++) {
+        const struct gqa_weight *w = &p->program.weights[i];
         uint64_t values = w->ne[0] * w->ne[1] * w->ne[2] * w->ne[3];
         uint64_t as_stored = fmt_type_bytes(fmt_type_info(w->type), values);
         bool vector = w->n_dims == 1;
-        if (m->program.weight_is_linear[i] || vector) {
+        if (p->program.weight_is_linear[i] || vector) {
             uint64_t all = w->packed_bytes > 0 ? w->packed_bytes : as_stored;
             bytes += w->ne[2] > 1 ? all / w->ne[2] * m->shape.n_experts_used : all;
         } else {
@@ -59,11 +59,11 @@ static uint64_t weight_bytes_per_token(const struct model *m)
     return bytes;
 }
 
-static const char *unit_name(const struct model *m)
+static const char *unit_name(const struct plan *p)
 {
-    const char *isa = backend_isa(m->backend);
+    const char *isa = backend_isa(p->backend);
     struct packed_facts packed;
-    packed_weights_facts(m->packed, &packed);
+    packed_weights_facts(p->packed, &packed);
     bool quantised = packed.bytes > 0;
     if (strcmp(isa, "avx512") == 0) {
         return quantised ? "int8-vnni512" : "f32-avx512";
@@ -77,7 +77,6 @@ static const char *unit_name(const struct model *m)
 void model_facts_init(struct model *m)
 {
     describe(m);
-    m->weight_bytes_per_token = weight_bytes_per_token(m);
 }
 
 void model_facts(const struct model *m, struct model_facts *ret)
@@ -88,7 +87,9 @@ void model_facts(const struct model *m, struct model_facts *ret)
         [PACKED_NOW] = "packed",
     };
     struct packed_facts packed;
-    packed_weights_facts(m->packed, &packed);
+    model_lock(m);
+    const struct plan *p = m->plan;
+    packed_weights_facts(p->packed, &packed);
     *ret = (struct model_facts){
         .path = m->path,
         .description = m->description,
@@ -99,16 +100,18 @@ void model_facts(const struct model *m, struct model_facts *ret)
         .packed_source = sources[packed.source],
         .packed_in_file = packed.in_file,
         .mapped_bytes = gguf_file_bytes(m->gguf),
-        .weight_bytes_per_token = m->weight_bytes_per_token,
+        .weight_bytes_per_token = weight_bytes_per_token(m, p),
         .flops_per_token = m->program.flops_per_row,
         .n_ctx = m->n_ctx,
         .load_ms = m->load_ms,
-        .program_backend = backend_spec(m->backend),
-        .attention_backend = backend_spec(m->attention != NULL ? m->attention : m->backend),
-        .isa = backend_isa(m->backend),
-        .unit = unit_name(m),
+        .unit = unit_name(p),
         .n_threads = m->n_threads,
     };
+    snprintf(ret->program_backend, sizeof(ret->program_backend), "%s", backend_spec(p->backend));
+    snprintf(ret->attention_backend, sizeof(ret->attention_backend), "%s",
+             backend_spec(plan_attention(p)));
+    snprintf(ret->isa, sizeof(ret->isa), "%s", backend_isa(p->backend));
+    model_unlock(m);
 }
 
 const char *model_name(const struct model *m)

@@ -58,7 +58,10 @@ bool model_is_damaged(const struct model *m)
             return true;
         }
     }
-    return packed_weights_are_damaged(m->packed);
+    model_lock(m);
+    bool damaged = packed_weights_are_damaged(m->plan->packed);
+    model_unlock(m);
+    return damaged;
 }
 
 /* ---- reading ----------------------------------------------------------------------------- */
@@ -103,14 +106,13 @@ static int read_through(struct model *m, struct loading *l)
 }
 
 /* Reads the files, and names their contents on the way. */
-static int read_and_digest(struct model *m, struct loading *l, bool known,
-                           struct digest_value *weights)
+static int read_and_digest(struct model *m, struct loading *l, bool known)
 {
     int rc = known ? 0 : digest_create(&l->digest);
     rc = rc < 0 ? fmt_fail(l->err, rc, "no memory") : read_through(m, l);
     if (rc == 0 && !known) {
-        *weights = digest_value(l->digest);
-        digest_remember(l->options->digests, m->gguf, weights);
+        m->digest = digest_value(l->digest);
+        digest_remember(l->options->digests, m->gguf, &m->digest);
     }
     digest_destroy(l->digest);
     l->digest = NULL;
@@ -132,12 +134,12 @@ static size_t pages_of(const struct gqa_weight *w, void **ret)
 }
 
 /* The file's pages whose contents were packed are not needed again soon. */
-static void drop_packed_sources(struct model *m)
+static void drop_packed_sources(const struct plan *p)
 {
-    for (uint32_t i = 0; i < m->program.n_weights; i++) {
+    for (uint32_t i = 0; i < p->program.n_weights; i++) {
         void *pages;
-        size_t bytes = pages_of(&m->program.weights[i], &pages);
-        if (m->program.weights[i].packed_bytes > 0 && bytes > 0) {
+        size_t bytes = pages_of(&p->program.weights[i], &pages);
+        if (p->program.weights[i].packed_bytes > 0 && bytes > 0) {
             madvise(pages, bytes, MADV_DONTNEED);
         }
     }
@@ -145,19 +147,19 @@ static void drop_packed_sources(struct model *m)
 
 /* Brings in what is used as it lies in the file, where memory has room for it. A disk that cannot
  * read is an error here rather than a fault later. */
-static int fetch_unpacked(struct model *m, struct loading *l)
+static int fetch_unpacked(struct model *m, const struct plan *p, struct loading *l)
 {
     uint64_t memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     if (gguf_file_bytes(m->gguf) > memory_bytes / 2) {
         return 0;
     }
-    for (uint32_t i = 0; i < m->program.n_weights; i++) {
+    for (uint32_t i = 0; i < p->program.n_weights; i++) {
         void *pages;
-        size_t bytes = pages_of(&m->program.weights[i], &pages);
+        size_t bytes = pages_of(&p->program.weights[i], &pages);
         if (l->cancel != NULL && *l->cancel) {
             return -ECANCELED;
         }
-        if (m->program.weights[i].packed_bytes == 0 && bytes > 0 &&
+        if (p->program.weights[i].packed_bytes == 0 && bytes > 0 &&
             madvise(pages, bytes, MADV_POPULATE_READ) < 0 &&
             (errno == EFAULT || errno == EHWPOISON)) {
             return fmt_fail(l->err, -EIO, "%s: cannot be read: %s", m->path, strerror(EIO));
@@ -168,53 +170,48 @@ static int fetch_unpacked(struct model *m, struct loading *l)
 
 /* ---- together ---------------------------------------------------------------------------- */
 
-static int pack(struct model *m, struct loading *l, const struct packed_request *r)
+static int pack(struct model *m, struct plan *p, struct loading *l, const struct packed_request *r)
 {
-    int rc = packed_weights_make(r, &m->packed);
+    int rc = packed_weights_make(r, &p->packed);
     if (rc < 0) {
         return fmt_fail(l->err, rc, "%s: packing the weights failed: %s", m->path, strerror(-rc));
     }
-    drop_packed_sources(m);
+    drop_packed_sources(p);
     return 0;
 }
 
-int model_weights_init(struct model *m, struct loading *l)
+int model_weights_init(struct model *m, struct plan *p, struct loading *l)
 {
-    struct digest_value weights;
     const struct packed_request request = {
         .cache = l->options->weights,
-        .digest = &weights,
-        .backend = m->backend,
-        .program = &m->program,
+        .digest = &m->digest,
+        .backend = p->backend,
+        .program = &p->program,
         .n_threads = m->n_threads,
         .cancel = l->cancel,
         .progress = on_packing,
         .arg = l,
     };
-    bool known = digest_recall(l->options->digests, m->gguf, &weights);
-    int rc = known ? packed_weights_find(&request, &m->packed) : -ENOENT;
+    bool known = digest_recall(l->options->digests, m->gguf, &m->digest);
+    int rc = known ? packed_weights_find(&request, &p->packed) : -ENOENT;
     if (rc == 0) {
-        rc = fetch_unpacked(m, l);
+        rc = fetch_unpacked(m, p, l);
     } else if (rc == -ENOENT) {
-        rc = read_and_digest(m, l, known, &weights);
+        rc = read_and_digest(m, l, known);
         if (rc == 0) {
             /* A copy of the file, or another name of it, may have been packed. */
-            rc = known ? -ENOENT : packed_weights_find(&request, &m->packed);
-            rc = rc == -ENOENT ? pack(m, l, &request) : rc;
+            rc = known ? -ENOENT : packed_weights_find(&request, &p->packed);
+            rc = rc == -ENOENT ? pack(m, p, l, &request) : rc;
         }
     }
     if (rc < 0 && l->err->text[0] == '\0') {
         fmt_fail(l->err, rc, "%s: its packed weights cannot be mapped: %s", m->path, strerror(-rc));
     }
-    if (rc == 0 && model_identity_init(m, &weights) < 0) {
-        rc = fmt_fail(l->err, -ENOMEM, "no memory");
-    }
     return rc;
 }
 
-void model_weights_finish(struct model *m)
+void model_guard_finish(struct model *m)
 {
-    packed_weights_unref(m->packed);
     for (uint32_t i = 0; i < m->n_guards; i++) {
         kv_guard_remove(m->guards[i]);
     }

@@ -98,10 +98,10 @@ static const char *packed_path(void)
 static void *copy_packed(const struct model *m, uint64_t *ret_bytes)
 {
     struct packed_facts f;
-    packed_weights_facts(m->packed, &f);
+    packed_weights_facts(m->plan->packed, &f);
     const void *first = NULL;
-    for (uint32_t i = 0; i < m->program.n_weights && first == NULL; i++) {
-        first = m->program.weights[i].packed;
+    for (uint32_t i = 0; i < m->plan->program.n_weights && first == NULL; i++) {
+        first = m->plan->program.weights[i].packed;
     }
     cr_assert(first != NULL && f.bytes > 0);
     void *copy = malloc(f.bytes);
@@ -163,10 +163,11 @@ Test(packed, levels_of_a_backend_share_them)
 {
     struct model *m = load("cpu:isa=c"), *other = load(NULL);
     cr_expect(not(came_from(other, "none")));
-    struct packed_weights *same = packed_weights_share(m->packed, other->backend, &other->program);
-    cr_expect(same == m->packed);
-    for (uint32_t i = 0; i < m->program.n_weights; i++) {
-        cr_expect(other->program.weights[i].packed == m->program.weights[i].packed);
+    struct packed_weights *same =
+        packed_weights_share(m->plan->packed, other->plan->backend, &other->plan->program);
+    cr_expect(same == m->plan->packed);
+    for (uint32_t i = 0; i < m->plan->program.n_weights; i++) {
+        cr_expect(other->plan->program.weights[i].packed == m->plan->program.weights[i].packed);
     }
     packed_weights_unref(same);
     model_unref(other);
