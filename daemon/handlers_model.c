@@ -1,4 +1,4 @@
-/* model.load, model.unload, model.list, model.info. */
+/* model.load, model.unload, model.list, model.info, model.ops. */
 #include "daemon/handlers_internal.h"
 
 #include "daemon/log.h"
@@ -232,14 +232,45 @@ void pack_model_info(struct ipc_buffer *b, const struct model *m)
     pack_kv_f64(b, "load_ms", facts.load_ms);
 }
 
-void handle_model_info(struct call *call)
+/* The model that params name, into the call; false: it is not loaded, and the call is over. */
+static bool take_model(struct call *call, struct proto_string model)
 {
     char name[PROTO_PATH_BYTES_MAX + 1];
-    terminate(call->params.model_info.model, name, sizeof(name));
+    terminate(model, name, sizeof(name));
     call->model = registry_get(call->service->registry, name);
-    if (!call->model) {
-        call_fail(call, PROTO_E_NOT_FOUND, "model '%.128s' is not loaded", name);
+    if (call->model) {
+        return true;
+    }
+    call_fail(call, PROTO_E_NOT_FOUND, "model '%.128s' is not loaded", name);
+    return false;
+}
+
+void handle_model_info(struct call *call)
+{
+    if (take_model(call, call->params.model_info.model)) {
+        answer_info(call);
+    }
+}
+
+/* ---- model.ops --------------------------------------------------------------------------- */
+
+void handle_model_ops(struct call *call)
+{
+    struct gqa_op_time times[MODEL_OP_KINDS_MAX];
+    if (!take_model(call, call->params.model_ops.model)) {
         return;
     }
-    answer_info(call);
+    size_t n = model_op_times(call->model, times, MODEL_OP_KINDS_MAX);
+    struct ipc_buffer *b = call_begin_result(call);
+    ipc_pack_map(b, 1);
+    pack_kv_array(b, "ops", n);
+    for (size_t i = 0; i < n; i++) {
+        ipc_pack_map(b, 5);
+        pack_kv_str(b, "kind", model_op_name(times[i].kind));
+        pack_kv_u64(b, "calls", times[i].calls);
+        pack_kv_u64(b, "rows", times[i].rows);
+        pack_kv_u64(b, "ns", times[i].ns);
+        pack_kv_u64(b, "bytes", times[i].bytes);
+    }
+    call_end(call);
 }

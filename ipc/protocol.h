@@ -247,6 +247,8 @@ enum proto_field_type {
       "models that are loaded or lie in the models folder")                                  \
     M(MODEL_INFO, model_info, "model.info", PROTO_ANY, GQA_FIELDS_MODEL,                     \
       "shape, types, tokenizer and backends of a loaded model")                              \
+    M(MODEL_OPS, model_ops, "model.ops", PROTO_ADMIN, GQA_FIELDS_MODEL,                      \
+      "what a loaded model's ops took since it was loaded, by kind")                         \
     M(TEXT_GENERATE, text_generate, "text.generate", PROTO_OWN, GQA_FIELDS_GENERATE,         \
       "continues a prompt; events carry the text as it comes")                               \
     M(TEXT_TOKENIZE, text_tokenize, "text.tokenize", PROTO_ANY, GQA_FIELDS_TOKENIZE,         \

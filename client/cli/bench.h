@@ -7,6 +7,9 @@
 #define BENCH_LIST_MAX    16u
 #define BENCH_STREAMS_MAX 256u
 #define BENCH_REPEATS_MAX 100u
+/* Tokens that arrive within less are timed from the request on: their arrival says more of the
+ * client's wake-ups than of the daemon. */
+#define BENCH_WINDOW_US 50000.0
 
 /* What the machine and the model say; the same for all rows. */
 struct bench_model {
@@ -23,6 +26,7 @@ struct bench_model {
  * n_streams requests at once. One of n_prompt and n_gen is 0. */
 struct bench_test {
     uint32_t n_prompt, n_gen, depth, n_streams;
+    json_t **ops; /* what bench_ops_read() gave right before what is measured; or NULL: unwanted */
 };
 
 /* Tokens per second of all streams together, once per repeat. Prints and returns an exit code. */
@@ -32,6 +36,14 @@ int bench_measure(struct cli *c, const char *model, const struct bench_model *m,
 /* ids (n) below n_vocab; moves the seed on. */
 void bench_random_tokens(int32_t *ids, size_t n, uint32_t n_vocab, uint64_t *seed);
 
+/* ---- bench_ops.c: time per kind of op ------------------------------------------------------- */
+
+/* What the model's ops took so far. Prints and returns an exit code; *ret is replaced. */
+int bench_ops_read(struct cli *c, const char *model, json_t **ret);
+/* [{kind, calls, rows, ms, share, gb_per_s}] of what lay between, the longest first. */
+json_t *bench_ops_between(const json_t *before, const json_t *after);
+void bench_ops_print(const char *test, const json_t *ops, double bandwidth);
+
 enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON, BENCH_JSONL };
 
 /* A row, with its place under the roofline. The caller's reference. */
@@ -40,6 +52,6 @@ json_t *bench_row(const struct bench_model *m, const struct bench_test *test, co
 /* Before the rows, per row as it is ready, and after them. */
 int bench_print_head(enum bench_format format, const struct bench_model *m);
 int bench_print_row(enum bench_format format, const struct bench_model *m, const json_t *row);
-int bench_print_all(enum bench_format format, json_t *rows);
+int bench_print_all(enum bench_format format, json_t *rows, const struct bench_model *m);
 
 #endif

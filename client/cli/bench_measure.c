@@ -113,6 +113,9 @@ static int measure_prompt(struct cli *c, const char *model, const struct bench_t
         before_ms = prompt_ms(calls, n, &before_tokens);
         drop(calls, n);
     }
+    if (code == CLI_OK && test->ops != NULL) {
+        code = bench_ops_read(c, model, test->ops);
+    }
     if (code == CLI_OK) {
         code = run_streams(c, model, calls, ids, n, test->depth + test->n_prompt, 1);
     }
@@ -147,22 +150,22 @@ static double count_between(const struct stream *streams, size_t n, double after
 }
 
 /* Tokens per second while all streams decode. A model so fast that one stream ends before another
- * begins has no such window: then all tokens from the first arrival to the last. 0: too few. */
-static double window_tps(const struct stream *streams, size_t n)
+ * begins, or soon after, has no such window: then all tokens, by the time from the requests' start,
+ * which is less than the daemon's speed and never more. 0: too few. */
+static double window_tps(const struct stream *streams, size_t n, double start_us)
 {
-    double first = 0, last = 0, open = 0, close = 0;
+    double last = 0, open = 0, close = 0;
     for (size_t i = 0; i < n; i++) {
         if (streams[i].n < 2) {
             return 0;
         }
         double begin = streams[i].at_us[0], end = streams[i].at_us[streams[i].n - 1];
-        first = i == 0 || begin < first ? begin : first;
         last = i == 0 || end > last ? end : last;
         open = i == 0 || begin > open ? begin : open;
         close = i == 0 || end < close ? end : close;
     }
-    if (close <= open) {
-        open = first;
+    if (close - open < BENCH_WINDOW_US) {
+        open = start_us;
         close = last;
     }
     return close > open ? count_between(streams, n, open, close) / (close - open) * 1e6 : 0;
@@ -182,10 +185,13 @@ static int measure_generation(struct cli *c, const char *model, const struct ben
     size_t n = test->n_streams;
     size_t n_ids = test->depth > 0 ? test->depth : 1;
     int code = CLI_OK;
-    if (n > 1 && test->depth > 0) {
-        /* Streams whose context is kept start together afterwards. */
+    if ((n > 1 || test->ops != NULL) && test->depth > 0) {
+        /* Streams whose context is kept start together afterwards; and it is no part of the ops. */
         code = run_streams(c, model, calls, ids, n, n_ids, 1);
         drop(calls, n);
+    }
+    if (code == CLI_OK && test->ops != NULL) {
+        code = bench_ops_read(c, model, test->ops);
     }
     if (code != CLI_OK) {
         return code;
@@ -193,11 +199,12 @@ static int measure_generation(struct cli *c, const char *model, const struct ben
     for (size_t i = 0; i < n; i++) {
         calls[i] = (struct cli_call){.event = on_step, .arg = &streams[i]};
     }
+    double start_us = cli_now_us();
     code = run_streams(c, model, calls, ids, n, n_ids, streams[0].n_max);
     if (code != CLI_OK) {
         return code;
     }
-    *ret_tps = n == 1 ? timed_tps(calls[0].result) : window_tps(streams, n);
+    *ret_tps = n == 1 ? timed_tps(calls[0].result) : window_tps(streams, n, start_us);
     return *ret_tps > 0
                ? CLI_OK
                : cli_error(CLI_FAILED, "bench: %zu streams gave too few tokens to be timed", n);

@@ -77,20 +77,27 @@ int bench_print_head(enum bench_format format, const struct bench_model *m)
     return cli_flush();
 }
 
+/* "tg64 x 8 @ d4096" */
+static void test_name(const json_t *row, char *ret, size_t bytes)
+{
+    double streams = cli_num(row, "streams", 1), depth = cli_num(row, "depth", 0);
+    char many[24] = "", deep[24] = "";
+    if (streams > 1) {
+        snprintf(many, sizeof(many), " x %.0f", streams);
+    }
+    if (depth > 0) {
+        snprintf(deep, sizeof(deep), " @ d%.0f", depth);
+    }
+    snprintf(ret, bytes, "%s%s%s", cli_str(row, "test", ""), many, deep);
+}
+
 static void print_md(const struct bench_model *m, const json_t *row)
 {
     const json_t *roofline = json_object_get(row, "roofline");
     bool compute = strcmp(cli_str(roofline, "kind", ""), "compute") == 0;
-    double streams = cli_num(row, "streams", 1), depth = cli_num(row, "depth", 0);
     char size[CLI_SIZE_CHARS], params[CLI_SIZE_CHARS], name[80], test[80], speed[48], limit[48];
     char backend[32];
-    int n = snprintf(test, sizeof(test), "%s", cli_str(row, "test", ""));
-    if (streams > 1) {
-        n += snprintf(test + n, sizeof(test) - (size_t)n, " x %.0f", streams);
-    }
-    if (depth > 0) {
-        snprintf(test + n, sizeof(test) - (size_t)n, " @ d%.0f", depth);
-    }
+    test_name(row, test, sizeof(test));
     snprintf(speed, sizeof(speed), "%.2f ± %.2f", cli_num(row, "tps_mean", 0),
              cli_num(row, "tps_sd", 0));
     snprintf(limit, sizeof(limit), compute ? "%.0f %% of %.2f TFLOP/s" : "%.0f %% of %.1f GB/s",
@@ -132,11 +139,19 @@ int bench_print_row(enum bench_format format, const struct bench_model *m, const
     return cli_flush();
 }
 
-int bench_print_all(enum bench_format format, json_t *rows)
+int bench_print_all(enum bench_format format, json_t *rows, const struct bench_model *m)
 {
     if (format == BENCH_JSON) {
         return cli_print_json(rows);
     }
+    for (size_t i = 0; format == BENCH_MD && i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i), *ops = json_object_get(row, "ops");
+        char test[80];
+        test_name(row, test, sizeof(test));
+        if (ops != NULL) {
+            bench_ops_print(test, ops, m->bandwidth);
+        }
+    }
     json_decref(rows);
-    return CLI_OK;
+    return cli_flush();
 }

@@ -17,7 +17,7 @@
 
 #define WARM_UP_TOKENS 16u
 
-enum { KEY_NPL = 0x500 };
+enum { KEY_NPL = 0x500, KEY_OPS };
 
 struct bench {
     struct cli_load load;
@@ -27,6 +27,7 @@ struct bench {
     uint32_t n_repeats;
     enum bench_format format;
     bool has_format;
+    bool ops;
 };
 
 static const struct argp_option options[] = {
@@ -36,6 +37,7 @@ static const struct argp_option options[] = {
     {"n-depth", 'd', "LIST", 0, "Tokens of context before the test (0)", 5},
     {"npl", KEY_NPL, "LIST", 0, "Streams at once (also -npl) (1)", 5},
     {"repetitions", 'r', "N", 0, "Times that each test is run (5)", 5},
+    {"ops", KEY_OPS, NULL, 0, "Also the time of each kind of op, by the backend's own clocks", 5},
     {"output", 'o', "FORMAT", 0, "md, csv, json or jsonl", 5},
     {0},
 };
@@ -63,6 +65,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 'r':
         b->n_repeats = (uint32_t)cli_number(state, "repetitions", arg, 1, BENCH_REPEATS_MAX);
+        return 0;
+    case KEY_OPS:
+        b->ops = true;
         return 0;
     case 'o':
         for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
@@ -112,20 +117,30 @@ static void read_model(struct bench_model *m, const json_t *info, const char *th
     m->compute = roofline_compute(cli_str(backend, "unit", "f32"), m->n_threads);
 }
 
+/* Measures, and with --ops tells of the last repetition where its time went. */
 static int run_test(struct cli *c, struct bench *b, const struct bench_model *m,
-                    const struct bench_test *test, uint64_t *seed, json_t *rows)
+                    struct bench_test *test, uint64_t *seed, json_t *rows)
 {
     double tps[BENCH_REPEATS_MAX];
-    for (uint32_t i = 0; i < b->n_repeats; i++) {
-        int code = bench_measure(c, b->load.model, m, test, seed, &tps[i]);
-        if (code != CLI_OK) {
-            return code;
-        }
+    json_t *before = NULL, *after = NULL;
+    int code = CLI_OK;
+    test->ops = b->ops ? &before : NULL;
+    for (uint32_t i = 0; code == CLI_OK && i < b->n_repeats; i++) {
+        code = bench_measure(c, b->load.model, m, test, seed, &tps[i]);
     }
-    json_t *row = bench_row(m, test, tps, b->n_repeats);
-    json_array_append(rows, row);
-    int code = bench_print_row(b->format, m, row);
-    json_decref(row);
+    if (code == CLI_OK && b->ops) {
+        code = bench_ops_read(c, b->load.model, &after);
+    }
+    if (code == CLI_OK) {
+        json_t *row = bench_row(m, test, tps, b->n_repeats);
+        if (b->ops) {
+            json_object_set_new(row, "ops", bench_ops_between(before, after));
+        }
+        json_array_append_new(rows, row);
+        code = bench_print_row(b->format, m, row);
+    }
+    json_decref(before);
+    json_decref(after);
     return code;
 }
 
@@ -172,9 +187,10 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
     static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {.options = options,
                                      .parser = parse,
-                                     .doc = "Measures a model's speed, beside the machine's own "
-                                            "limits. 'gqa bench ipc' measures calls, "
-                                            "'gqa bench kv' the KV cache.",
+                                     .doc =
+                                         "Measures a model's speed, beside the machine's own "
+                                         "limits. 'gqa bench ipc' measures calls, "
+                                         "'gqa bench kv' the KV cache, 'gqa bench start' starts.",
                                      .children = children};
     if (argc > 1 && strcmp(argv[1], "ipc") == 0) {
         argv[1] = argv[0];
@@ -183,6 +199,10 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "kv") == 0) {
         argv[1] = argv[0];
         return cli_bench_kv(c, argc - 1, argv + 1);
+    }
+    if (argc > 1 && strcmp(argv[1], "start") == 0) {
+        argv[1] = argv[0];
+        return cli_bench_start(c, argc - 1, argv + 1);
     }
     struct bench b = {.prompts = {512},
                       .gens = {128},
@@ -211,7 +231,7 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
                              : cli_error(CLI_FAILED, "model.info: no n_vocab");
     }
     if (code == CLI_OK) {
-        code = bench_print_all(b.format, json_incref(rows));
+        code = bench_print_all(b.format, json_incref(rows), &m);
     }
     json_decref(rows);
     json_decref(info);

@@ -87,6 +87,12 @@ struct model_facts { /* what model.info tells beyond the shape */
 };
 void model_facts(const struct model *m, struct model_facts *ret);
 
+/* What its ops took since it was loaded, or its plan changed, by kind: see gqa_op_time. Returns how
+ * many of ret are filled; 0 where the backend keeps no times. Any thread. */
+#define MODEL_OP_KINDS_MAX 32u
+size_t model_op_times(const struct model *m, struct gqa_op_time *ret, size_t max);
+const char *model_op_name(uint32_t kind); /* "linear" */
+
 /* ---- one step, on the engine thread ----------------------------------------------------------
  * Runs the batch through program and attention. Outputs are valid until the next step. */
 enum model_wants { MODEL_WANTS_LOGITS = 1, MODEL_WANTS_EMBEDDINGS = 2, MODEL_WANTS_SCORES = 4 };

@@ -206,6 +206,7 @@ static const struct gqa_program program_table = {
     .run = cpu_program_run,
     .end = cpu_program_end,
     .data = cpu_program_data,
+    .op_times = cpu_program_op_times,
 };
 
 static const void *cpu_get_interface(void *context, const char *name)

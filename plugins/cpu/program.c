@@ -227,18 +227,23 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
     if (p->batch == NULL || first_op > last_op || last_op > p->n_ops) {
         return -EINVAL;
     }
+    uint64_t at = cpu_now_ns();
     for (uint32_t i = first_op; i < last_op;) {
         const struct cpu_op *op = &p->ops[i];
+        uint32_t n = 1;
+        uint64_t bytes = 0;
 
         if (op->op.kind == GQA_OP_LINEAR) {
-            i += run_linears(p, op, last_op - i);
-            continue;
-        }
-        if (op->op.kind == GQA_OP_ATTENTION) {
+            n = run_linears(p, op, last_op - i);
+            for (uint32_t k = 0; k < n; k++) {
+                bytes += op[k].weight_bytes;
+            }
+        } else if (op->op.kind == GQA_OP_ATTENTION) {
             int r = run_attention(p, op);
             if (r < 0) {
                 return r;
             }
+            bytes = cpu_attention_bytes(&p->layers[op->op.layer], p->batch->attention);
         } else if (op->op.kind == GQA_OP_EXPERTS) {
             cpu_experts_run(p, op);
         } else {
@@ -246,7 +251,9 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
             cpu_spread(p->context->host, run_rows, &job, cpu_view_n_rows(p, &op->op.dst),
                        op->op.dst.width);
         }
-        i++;
+        uint64_t rows = (uint64_t)n * cpu_view_n_rows(p, &op->op.dst);
+        cpu_op_times_add(&p->times, op->op.kind, n, rows, rows > 0 ? bytes : 0, &at);
+        i += n;
     }
     return 0;
 }
@@ -267,4 +274,11 @@ float *cpu_program_data(void *context, void *program, uint32_t reg)
     const struct cpu_program *p = program;
 
     return reg < p->n_regs ? p->regs[reg].rows : NULL;
+}
+
+uint32_t cpu_program_op_times(void *context, void *program, struct gqa_op_time *ret, uint32_t max)
+{
+    const struct cpu_program *p = program;
+
+    return cpu_op_times_read(&p->times, ret, max);
 }

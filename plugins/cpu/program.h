@@ -15,6 +15,7 @@
 #include "plugins/cpu/experts.h"
 #include "plugins/cpu/glu.h"
 #include "plugins/cpu/linear.h"
+#include "plugins/cpu/op_times.h"
 
 #include "format/types.h"
 
@@ -39,6 +40,7 @@ struct cpu_op {
     /* LINEAR: what adapters do to its weight, by ascending id; part of the program's list. */
     const struct cpu_adapter *adapters;
     uint32_t n_adapters;
+    uint64_t weight_bytes; /* LINEAR: of the whole matrix, as it is read */
 };
 
 struct cpu_register {
@@ -69,6 +71,7 @@ struct cpu_program {
     struct cpu_adapter_list adapters;
     struct cpu_adapter_room adapter_room;
     const struct gqa_batch *batch; /* between begin and end */
+    struct cpu_op_times times;
 };
 
 int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void **ret_program,
@@ -78,6 +81,7 @@ int cpu_program_begin(void *context, void *program, const struct gqa_batch *batc
 int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t last_op);
 int cpu_program_end(void *context, void *program);
 float *cpu_program_data(void *context, void *program, uint32_t reg);
+uint32_t cpu_program_op_times(void *context, void *program, struct gqa_op_time *ret, uint32_t max);
 
 /* A view's first value in a row. */
 static inline float *cpu_view_row(const struct cpu_program *p, const struct gqa_view *v,

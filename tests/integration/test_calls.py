@@ -79,6 +79,7 @@ class Models(DaemonCase):
     def test_load_list_info_unload(self):
         self.assertEqual(self.state(), {"tiny": "available"})
         self.refused("NOT_FOUND", "model.info", {"model": "tiny"}, "tiny")
+        self.refused("NOT_FOUND", "model.ops", {"model": "tiny"}, "tiny")
         self.refused("NOT_FOUND", "text.tokenize", {"model": "tiny", "text": "x"}, "not loaded")
 
         id = self.client.send("model.load", {"model": "tiny", "n_ctx": 256, "cache_type_k": "f32",

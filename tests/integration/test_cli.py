@@ -368,6 +368,33 @@ class Bench(Case):
         row, = self.gqa("bench", "-m", "q8", "-p", 16, "-n", 0, "-r", 2, "-o", "jsonl").lines
         self.assertEqual(set(row), BENCH_KEYS)
 
+    def test_time_of_each_op(self):
+        rows = self.bench("-o", "json", "-d", "0,128", "-npl", "1,2", "--ops").json
+        self.assertEqual(len(rows), 8)
+        for r in rows:
+            self.assertEqual(set(r), BENCH_KEYS | {"ops"})
+            ops = {o["kind"]: o for o in r["ops"]}
+            self.assertLessEqual({"linear", "attention", "norm", "rope", "glu", "add", "embed"}, set(ops))
+            self.assertEqual(sorted((o["ms"] for o in r["ops"]), reverse=True), [o["ms"] for o in r["ops"]])
+            self.assertAlmostEqual(sum(o["share"] for o in r["ops"]), 1, places=6)
+            self.assertGreater(ops["linear"]["gb_per_s"], 0)
+            if r["test"] == "tg8" and r["streams"] == 1:  # the context before the test is not among them
+                self.assertLess(ops["embed"]["rows"], 128)
+        text = self.bench("--ops").text
+        self.assertIn("of bandwidth", text)
+        self.assertRegex(text, r"\| tg8 +\| +calls")
+
+    def test_starts(self):
+        model = os.path.join(self.folder.path, "models", "q8.gguf")
+        bench = Tool(self.folder.path, "--cache-dir", os.path.join(self.folder.path, "own"), "-t", 1)
+        rows = bench("bench", "start", "--json", "-m", model, "-r", 2).json
+        self.assertEqual([(r["weights"], r["n"]) for r in rows], [("packed", 2), ("file", 2)])
+        for r in rows:
+            self.assertEqual(set(r), {"weights", "n", "serves_ms", "load_ms", "ready_ms", "ready_ms_max",
+                                      "first_token_ms"})
+            self.assertTrue(0 < r["serves_ms"] <= r["ready_ms"] <= r["first_token_ms"], r)
+        self.assertIn("ready ms", bench("bench", "start", "-m", model, "-r", 1).text)
+
     def test_calls(self):
         rows = self.gqa("bench", "ipc", "-n", 20, "--json").json
         self.assertTrue(all(set(r) == IPC_KEYS for r in rows))

@@ -400,6 +400,52 @@ Test(program, rows_do_not_depend_on_the_batch)
     model_finish(&m);
 }
 
+/* Seven products, two norms and a last one, by kind; times only grow, and bytes are the matrices'.
+ */
+Test(program, times_of_ops_are_counted_by_kind)
+{
+    struct test_random r = {test_seed("times")};
+    static struct model m;
+    static float logits[ROWS * VOCABULARY];
+    struct gqa_op_time times[16], again[16];
+    int32_t prompt[ROWS];
+    struct running run;
+    uint64_t matrices = 0;
+
+    model_init(&m, &r, 0);
+    make_prompt(&r, prompt);
+    running_init(&run, &m, CPU_ISA_C, 1);
+    cr_assert_eq(cpu_program_op_times(&run.t.context, run.t.program, times, 16), 0);
+    running_step(&run, prompt, 0, 20, 0, logits);
+    uint32_t n = cpu_program_op_times(&run.t.context, run.t.program, times, 16);
+    running_step(&run, prompt, 20, 1, 0, logits);
+    cr_assert_eq(cpu_program_op_times(&run.t.context, run.t.program, again, 16), n);
+    cr_assert_eq(cpu_program_op_times(&run.t.context, run.t.program, again, 2), n);
+    cr_assert_eq(cpu_program_op_times(&run.t.context, run.t.program, again, 16), n);
+    for (int i = 0; i < N_MATRICES; i++) {
+        matrices += (uint64_t)matrix_outputs[i] * matrix_inputs[i] * sizeof(float);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cr_expect_eq(again[i].kind, times[i].kind);
+        cr_expect_eq(again[i].calls, 2 * times[i].calls);
+        cr_expect(again[i].ns >= times[i].ns);
+        if (times[i].kind == GQA_OP_LINEAR) {
+            cr_expect_eq(times[i].calls, 8);
+            cr_expect_eq(times[i].bytes, matrices);
+            cr_expect_eq(again[i].bytes, 2 * matrices);
+        } else if (times[i].kind == GQA_OP_ATTENTION) {
+            uint64_t token = 2 * KV_HEADS * HEAD * sizeof(float);
+            cr_expect_eq(times[i].calls, 1);
+            cr_expect_eq(times[i].rows, 20);
+            cr_expect_eq(again[i].rows, 21);
+            cr_expect_eq(times[i].bytes, 20 * token);
+            cr_expect_eq(again[i].bytes, 41 * token);
+        }
+    }
+    running_finish(&run);
+    model_finish(&m);
+}
+
 Test(program, begin_refuses_a_wrong_batch)
 {
     struct test_random r = {test_seed("wrong batch")};

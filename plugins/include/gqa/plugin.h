@@ -1,4 +1,4 @@
-/* gqa/plugin.h - the ABI between gqad and its backends, version 0.2.
+/* gqa/plugin.h - the ABI between gqad and its backends, version 0.3.
  *
  * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
  * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
@@ -23,7 +23,7 @@ extern "C" {
 
 #define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
 #define GQA_PLUGIN_ABI_MAJOR 0u
-#define GQA_PLUGIN_ABI_MINOR 2u
+#define GQA_PLUGIN_ABI_MINOR 3u
 #define GQA_PLUGIN_SYMBOL    "gqa_plugin"
 #define GQA_NOTE_NAME        "gqa"
 #define GQA_NOTE_TYPE        1u
@@ -406,6 +406,14 @@ struct gqa_batch {
     const struct gqa_attn_batch *attention;
 };
 
+/* What all ops of a kind took since prepare(). A sum of a step's ns is its time, but for what lies
+ * between ops; bytes are those that had to be read at least: weights once, and K and V. */
+struct gqa_op_time {
+    uint32_t kind;   /* enum gqa_op_kind */
+    uint32_t unused; /* 0 */
+    uint64_t calls, rows, ns, bytes;
+};
+
 /* All data that desc points to stays where it is until release(). A row's results depend on its own
  * inputs only: never on how many rows, which chunk, which threads or which other sequences. */
 struct gqa_program {
@@ -435,6 +443,10 @@ struct gqa_program {
     /* A register's rows in host memory, width floats apart: valid between begin and the next begin.
      * For host-memory backends; others give NULL except for registers that were downloaded. */
     float *(*data)(void *context, void *program, uint32_t reg);
+    /* Fills up to max entries, one for each kind of op that has run, and returns how many there
+     * are. Any thread, also while steps run; of a step in progress some ops are counted. NULL: the
+     * plugin keeps no times. (Since 0.3.) */
+    uint32_t (*op_times)(void *context, void *program, struct gqa_op_time *ret, uint32_t max);
 };
 
 #ifdef __cplusplus

@@ -193,9 +193,22 @@ const char *kv_miss_text(enum kv_miss miss)
     return "";
 }
 
+size_t model_op_times(const struct model *m, struct gqa_op_time *ret, size_t max)
+{
+    ret[0] =
+        (struct gqa_op_time){.kind = GQA_OP_LINEAR, .calls = 2, .rows = 3, .ns = 4, .bytes = 5};
+    return 1;
+}
+
+const char *model_op_name(uint32_t kind)
+{
+    return kind == GQA_OP_LINEAR ? "linear" : "other";
+}
+
 void model_facts(const struct model *m, struct model_facts *ret)
 {
-    *ret = (struct model_facts){.n_ctx = FAKE_N_CTX, .path = "/fake", .type_name = "F32"};
+    *ret = (struct model_facts){
+        .n_ctx = FAKE_N_CTX, .path = "/fake", .type_name = "F32", .packed_source = "none"};
 }
 
 struct model *registry_get(struct registry *r, const char *name)
