@@ -139,6 +139,7 @@ void service_pump(struct service *s)
     if (delivered) {
         engine_kick(s->engine);
     }
+    service_close_retired(s);
     service_check_unloads(s);
 }
 

@@ -74,6 +74,7 @@ void call_drop(struct call *call)
     if (call->parsed) {
         ipc_message_finish(&call->message);
     }
+    backend_job_destroy(call);
     transfer_destroy(call);
     model_unref(call->model);
     request_destroy(call->request);

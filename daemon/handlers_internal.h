@@ -4,6 +4,7 @@
 
 #include "daemon/handlers.h"
 
+struct backend_job;
 struct kv_job;
 struct transfer;
 
@@ -69,7 +70,9 @@ struct call {
     char *text;       /* of a detokenise */
     size_t text_bytes;
     struct request *request;
-    struct kv_job *kv;         /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
+    struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
+    struct backend_job
+        *backend;              /* CALL_WAIT_TASK of backend.use and selftest; freed with the call */
     struct transfer *transfer; /* of kv.export and kv.import */
     void (*prepared)(struct call *call); /* goes on when the request's sampling is ready */
     struct fmt_error prepare_error;
@@ -95,6 +98,7 @@ struct service {
     struct service_limits limits; /* allow_models is an owned copy */
     uint64_t started_ns;
     bool draining;
+    bool using_backend; /* a backend.use is in progress */
     uint32_t n_open;
     struct ipc_buffer nowhere; /* takes the answers to callers that went away */
     LIST_HEAD(, unload) unloads;
@@ -194,6 +198,10 @@ void transfer_go_on(struct call *call);   /* its client has read */
 void transfer_stop(struct call *call);    /* of CALL_WAIT_READER */
 void transfer_destroy(struct call *call); /* before the call is; one that failed drops its import */
 void caller_drop_import(struct caller *c);
+
+void backend_job_destroy(struct call *call); /* before the call is */
+/* Closes plans that the engine has no use for any more. */
+void service_close_retired(struct service *s);
 
 /* ---- the methods ------------------------------------------------------------------------- */
 #define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);

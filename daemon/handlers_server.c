@@ -1,4 +1,4 @@
-/* gqa.hello, gqa.ping, gqa.api_info, backend.list, server.stats, server.drain, server.reload. */
+/* gqa.hello, gqa.ping, gqa.api_info, server.stats, server.drain, server.reload. */
 #include "daemon/handlers_internal.h"
 
 #include "daemon/log.h"
@@ -63,53 +63,6 @@ void handle_ping(struct call *call)
 void handle_api_info(struct call *call)
 {
     ipc_pack_api_info(call_begin_result(call));
-    call_end(call);
-}
-
-/* ---- backend.list ------------------------------------------------------------------------ */
-
-#define BACKENDS_MAX 64u /* listed; more plugins than that are a mistake in the folders */
-
-static void pack_backend(struct ipc_buffer *b, const struct backend_info *info)
-{
-    char abi[16];
-    snprintf(abi, sizeof(abi), "%u.%u", info->abi_major, info->abi_minor);
-    ipc_pack_map(b, info->reason[0] ? 13 : 12);
-    pack_kv_str(b, "name", info->name);
-    pack_kv_str(b, "version", info->version);
-    pack_kv_str(b, "build", info->build);
-    pack_kv_str(b, "path", info->path);
-    pack_kv_bool(b, "usable", info->usable);
-    if (info->reason[0]) {
-        pack_kv_str(b, "reason", info->reason);
-    }
-    pack_kv_str(b, "isa", info->isa);
-    pack_kv_list(b, "isas", info->isas);
-    pack_kv_str(b, "device", info->device);
-    pack_kv_str(b, "abi", abi);
-    pack_kv_list(b, "interfaces", info->interfaces);
-    pack_kv_u64(b, "users", info->users);
-    pack_kv_bool(b, "default", info->is_default);
-}
-
-void handle_backend_list(struct call *call)
-{
-    struct backend_info *infos = calloc(BACKENDS_MAX, sizeof(*infos));
-    if (!infos) {
-        call_fail(call, PROTO_E_NO_MEMORY, "no memory to list the backends");
-        return;
-    }
-    size_t count = backend_catalogue_list(call->service->catalogue, infos, BACKENDS_MAX);
-    if (count > BACKENDS_MAX) {
-        count = BACKENDS_MAX;
-    }
-    struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 1);
-    pack_kv_array(b, "backends", count);
-    for (size_t i = 0; i < count; i++) {
-        pack_backend(b, &infos[i]);
-    }
-    free(infos);
     call_end(call);
 }
 

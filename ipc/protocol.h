@@ -229,6 +229,16 @@ enum proto_field_type {
     F(TEXT, data, REQUIRED, 0, PROTO_KV_PIECE_BYTES_MAX, 0, "the bytes from offset on")         \
     F(BOOL, last, OPTIONAL, 0, 1, 0, "all has come: keep it")
 
+#define GQA_FIELDS_BACKEND_SELFTEST(F)                                                   \
+    F(NAME, backend, REQUIRED, 1, 31, 0, "name of the plugin, as backend.list tells it") \
+    F(NAME, isa, OPTIONAL, 1, 31, 0, "one of its levels; absent: the best")
+
+#define GQA_FIELDS_BACKEND_USE(F)                                                               \
+    GQA_FIELDS_BACKEND_SELFTEST(F)                                                              \
+    F(NAME, model, OPTIONAL, 1, PROTO_PATH_BYTES_MAX, 0, "absent: the only one that is loaded") \
+    F(BOOL, attention_only, OPTIONAL, 0, 1, 0, "the program stays where it is")                 \
+    F(BOOL, require, OPTIONAL, 0, 1, 0, "a step that it fails is an error: nothing stands in")
+
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
 
@@ -275,6 +285,10 @@ enum proto_field_type {
       "takes in one piece of what kv.export told")                                           \
     M(BACKEND_LIST, backend_list, "backend.list", PROTO_ANY, GQA_FIELDS_NONE,                \
       "plugins, what they can do here, who uses them")                                       \
+    M(BACKEND_USE, backend_use, "backend.use", PROTO_ADMIN, GQA_FIELDS_BACKEND_USE,          \
+      "another backend for a loaded model, between two steps of what runs")                  \
+    M(BACKEND_SELFTEST, backend_selftest, "backend.selftest", PROTO_ADMIN,                   \
+      GQA_FIELDS_BACKEND_SELFTEST, "compares a backend with the reference, in a child")      \
     M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \
       "counters, queues, memory and step times")                                             \
     M(SERVER_DRAIN, server_drain, "server.drain", PROTO_ADMIN, GQA_FIELDS_DRAIN,             \

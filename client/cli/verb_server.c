@@ -1,4 +1,4 @@
-/* client/cli/verb_server.c - gqa ping, info, backend, stop, call: about the daemon itself. */
+/* client/cli/verb_server.c - gqa ping, info, stop, call: about the daemon itself. */
 #include "client/cli/cli.h"
 
 #include <errno.h>
@@ -82,49 +82,6 @@ int cli_verb_info(struct cli *c, int argc, char **argv)
     }
     cli_print_tree(info, 0);
     json_decref(info);
-    return CLI_OK;
-}
-
-/* ---- backend ----------------------------------------------------------------------------- */
-
-static error_t parse_backend(int key, char *arg, struct argp_state *state)
-{
-    const char **action = state->input;
-    switch (key) {
-    case ARGP_KEY_ARG:
-        if (*action != NULL || strcmp(arg, "list") != 0) {
-            cli_usage(state, "'%s' is not known here; 'list' is", arg);
-        }
-        *action = arg;
-        return 0;
-    case ARGP_KEY_NO_ARGS:
-        cli_usage(state, "say what to do: list");
-        return 0;
-    default:
-        return ARGP_ERR_UNKNOWN;
-    }
-}
-
-int cli_verb_backend(struct cli *c, int argc, char **argv)
-{
-    static const struct argp argp = {.parser = parse_backend,
-                                     .args_doc = "list",
-                                     .doc = "Lists backends and what they can do here."};
-    const char *action = NULL;
-    json_t *result;
-    cli_parse(c, &argp, argc, argv, &action);
-    int code = cli_connect(c);
-    if (code == CLI_OK) {
-        code = cli_call(c, "backend.list", NULL, NULL, NULL, &result);
-    }
-    if (code != CLI_OK) {
-        return code;
-    }
-    if (c->json) {
-        return cli_print_json(result);
-    }
-    cli_print_tree(result, 0);
-    json_decref(result);
     return CLI_OK;
 }
 

@@ -206,6 +206,14 @@ int backend_open(struct backend_catalogue *c, const char *spec, struct pool *poo
     return 0;
 }
 
+void backend_note_fault(struct backend *b, const char *what)
+{
+    pthread_mutex_lock(&b->catalogue->lock);
+    b->entry->n_faults++;
+    snprintf(b->entry->last_fault, sizeof(b->entry->last_fault), "%s", what);
+    pthread_mutex_unlock(&b->catalogue->lock);
+}
+
 struct backend *backend_ref(struct backend *b)
 {
     atomic_fetch_add_explicit(&b->refs, 1, memory_order_relaxed);

@@ -11,6 +11,7 @@
 #ifndef DAEMON_BACKEND_BACKEND_H
 #define DAEMON_BACKEND_BACKEND_H
 
+#include "daemon/backend/check.h"
 #include "daemon/backend/pool.h"
 
 #include <gqa/plugin.h>
@@ -43,6 +44,9 @@ struct backend_info {
     bool usable, is_default;
     unsigned users; /* open contexts */
     uint32_t score;
+    uint32_t caps;     /* enum gqa_attn_caps of its attention */
+    uint64_t n_faults; /* steps that it failed */
+    char last_fault[128];
 };
 /* Fills up to max entries; returns how many there are. */
 size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *ret, size_t max);
@@ -51,6 +55,16 @@ size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *
  * program interface). -ENOENT, -ENOTSUP, -EACCES, ... with a reason. pool outlives the backend. */
 int backend_open(struct backend_catalogue *c, const char *spec, struct pool *pool,
                  struct backend **ret, struct gqa_reason *reason);
+/* Runs the self-test of spec's plugin, with its options, in a child. The plugin's errors are
+ * results of the report; otherwise -errno with a reason. Takes seconds. */
+int backend_selftest(struct backend_catalogue *c, const char *spec, struct plugin_report *ret,
+                     struct gqa_reason *reason);
+/* The same, unless this file has passed with these options before. */
+int backend_ensure_tested(struct backend_catalogue *c, const char *spec, struct gqa_reason *reason);
+
+/* Counts a step that the backend failed, for backend_catalogue_list(). */
+void backend_note_fault(struct backend *b, const char *what);
+
 struct backend *backend_ref(struct backend *b);
 void backend_unref(struct backend *b); /* the last one closes the context; NULL is legal */
 

@@ -13,7 +13,8 @@
 #include <limits.h>
 #include <pthread.h>
 
-#define MAX_PLUGINS 64
+#define MAX_PLUGINS       64
+#define MODULE_TESTED_MAX 8u /* options whose self-test is remembered */
 
 /* One version of a plugin's file: mapped while a backend uses it. The catalogue holds a reference
  * to the newest; backends hold theirs. */
@@ -22,6 +23,8 @@ struct module {
     struct plugin_image image;
     void *handle; /* NULL until the first open; guarded by loading */
     const struct gqa_plugin *plugin;
+    char tested[MODULE_TESTED_MAX][64]; /* options that passed; guarded by the catalogue's lock */
+    uint32_t n_tested;
 };
 
 /* A file that was found. Entries stay where they are until the catalogue ends. */
@@ -33,6 +36,8 @@ struct entry {
     bool usable;
     bool seen; /* by the scan in progress */
     unsigned users;
+    uint64_t n_faults; /* of steps */
+    char last_fault[128];
 };
 
 struct backend_catalogue {

@@ -55,7 +55,7 @@ static void examine(struct backend_catalogue *c, const char *path, struct entry 
         return;
     }
     ret->module = m;
-    rc = plugin_check(c->check_program, m->image.fd, c->check_timeout_ms, &ret->report,
+    rc = plugin_check(c->check_program, m->image.fd, "", c->check_timeout_ms, &ret->report,
                       &ret->reason);
     ret->usable = rc == 0 && ret->report.probe.usable != 0;
     if (rc == 0 && !ret->usable) {
@@ -103,6 +103,8 @@ static struct module *publish(struct backend_catalogue *c, struct entry *known, 
     if (known != NULL) {
         old = known->module;
         fresh->users = known->users;
+        fresh->n_faults = known->n_faults;
+        memcpy(fresh->last_fault, known->last_fault, sizeof(fresh->last_fault));
         *known = *fresh;
     } else {
         c->entries[c->n_entries++] = *fresh;
@@ -334,6 +336,9 @@ size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *
         info->is_default = e == best;
         info->users = e->users;
         info->score = e->report.probe.score;
+        info->caps = e->report.caps;
+        info->n_faults = e->n_faults;
+        snprintf(info->last_fault, sizeof(info->last_fault), "%s", e->last_fault);
     }
     size_t n = c->n_entries;
     pthread_mutex_unlock(&c->lock);

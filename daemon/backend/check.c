@@ -27,11 +27,12 @@ static uint64_t now_ms(void)
     return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
 }
 
-static int spawn_check(const char *program, int image_fd, int output_fd, pid_t *ret,
-                       struct gqa_reason *reason)
+static int spawn_check(const char *program, int image_fd, const char *options, int output_fd,
+                       pid_t *ret, struct gqa_reason *reason)
 {
-    char *argv[] = {(char *)"gqa-plugin-check", (char *)"--report", (char *)"/proc/self/fd/3",
-                    NULL};
+    char *argv[] = {(char *)"gqa-plugin-check", (char *)"--report",
+                    (char *)"--options",        (char *)options,
+                    (char *)"/proc/self/fd/3",  NULL};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -114,6 +115,16 @@ struct report {
     bool complete; /* the last line came: nothing in the plugin ended the process early */
 };
 
+/* "VERDICT,ERROR,NAME" */
+static void take_case(struct plugin_report *r, const char *value)
+{
+    struct plugin_case c = {""};
+    if (r->n_cases < PLUGIN_CASES_MAX &&
+        sscanf(value, "%23[^,],%f,%63[^\n]", c.verdict, &c.error, c.name) == 3) {
+        r->cases[r->n_cases++] = c;
+    }
+}
+
 static void take_line(struct report *report, const char *key, const char *value)
 {
     struct plugin_report *r = &report->plugin;
@@ -140,6 +151,10 @@ static void take_line(struct report *report, const char *key, const char *value)
         r->probe.usable = strcmp(value, "1") == 0;
     } else if (strcmp(key, "score") == 0) {
         r->probe.score = (uint32_t)strtoul(value, NULL, 10);
+    } else if (strcmp(key, "caps") == 0) {
+        r->caps = (uint32_t)strtoul(value, NULL, 10);
+    } else if (strcmp(key, "case") == 0) {
+        take_case(r, value);
     } else if (strcmp(key, "devices") == 0) {
         r->probe.n_devices = (uint32_t)strtoul(value, NULL, 10);
     } else if (strcmp(key, "verdict") == 0) {
@@ -196,15 +211,15 @@ static int judge(int status, int rc, const struct report *report, unsigned timeo
     return 0;
 }
 
-int plugin_check(const char *program, int image_fd, unsigned timeout_ms, struct plugin_report *ret,
-                 struct gqa_reason *reason)
+int plugin_check(const char *program, int image_fd, const char *options, unsigned timeout_ms,
+                 struct plugin_report *ret, struct gqa_reason *reason)
 {
     int output[2];
     if (pipe2(output, O_CLOEXEC) < 0) {
         return reason_fail(reason, -errno, "pipe: %s", strerror(errno));
     }
     pid_t child;
-    int rc = spawn_check(program, image_fd, output[1], &child, reason);
+    int rc = spawn_check(program, image_fd, options, output[1], &child, reason);
     close(output[1]);
     if (rc < 0) {
         close(output[0]);

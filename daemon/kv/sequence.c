@@ -56,10 +56,15 @@ static void release_all(struct kv_sequence *s)
 void kv_sequence_reset(struct kv_sequence *s)
 {
     release_all(s);
-    s->sealing_failed = false;
+    s->sealing_failed = s->detached;
     if (s->space != NULL) {
         s->last_key = s->space->tree.root->key;
     }
+}
+
+void kv_sequence_detach(struct kv_sequence *s)
+{
+    s->detached = s->sealing_failed = true;
 }
 
 void kv_sequence_finish(struct kv_sequence *s)

@@ -42,6 +42,7 @@ struct kv_sequence {
     struct kv_node **nodes; /* (n_sealed) */
     uint32_t n_sealed, nodes_capacity;
     struct kv_key last_key; /* of the last full block */
+    bool detached;          /* shares nothing any more, until it ends */
     bool sealing_failed;    /* further blocks are not shared: one before them is not in the tree */
 
     /* What adoption gave so far. */
@@ -62,6 +63,10 @@ void kv_sequence_init(struct kv_sequence *s, const struct kv_layout *layout, str
 void kv_sequence_finish(struct kv_sequence *s); /* releases all blocks */
 /* Back to no token: what it computed may still be in the tree, to be adopted again. */
 void kv_sequence_reset(struct kv_sequence *s);
+
+/* Its K and V are no longer what its space promises, or will not be: from now on it neither takes
+ * blocks nor gives any. What it has it keeps. */
+void kv_sequence_detach(struct kv_sequence *s);
 
 /* Makes room for tokens [n_tokens, n_tokens + n_new) in every class. On -ENOMEM nothing that was
  * there is lost, and the call may be repeated. */

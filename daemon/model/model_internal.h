@@ -29,7 +29,8 @@ struct model {
     struct weights_cache *weights_cache;
     pthread_mutex_t lock; /* of what follows */
     struct plan *plan;    /* written by the engine thread only, which reads it without the lock */
-    struct identity *identities; /* of all plans so far */
+    struct model_standby standby; /* the engine thread's */
+    struct identity *identities;  /* of all plans so far */
     uint32_t n_ctx, n_threads, max_batch_rows, max_out_rows;
     uint64_t n_params;
     double load_ms;

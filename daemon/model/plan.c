@@ -199,6 +199,16 @@ struct plan *model_plan(const struct model *m)
     return p;
 }
 
+struct plan *model_plan_now(const struct model *m)
+{
+    return m->plan;
+}
+
+struct model_standby *model_standby(struct model *m)
+{
+    return &m->standby;
+}
+
 struct plan *model_swap_plan(struct model *m, struct plan *p)
 {
     pthread_mutex_lock(&m->lock);

@@ -30,8 +30,18 @@ const struct kv_identity *plan_kv_identity(const struct plan *p); /* lives as lo
 
 /* The model's plan, a new reference. Any thread. */
 struct plan *model_plan(const struct model *m);
+/* The same, borrowed: valid until it is swapped. Engine thread. */
+struct plan *model_plan_now(const struct model *m);
 /* Puts p, a reference, in its place and returns the old one's. Engine thread, between steps. */
 struct plan *model_swap_plan(struct model *m, struct plan *p);
+
+/* What stands in for the plan when it fails. The engine thread's. */
+struct model_standby {
+    struct plan *plan; /* a reference, or NULL: none yet */
+    bool required;     /* nothing does: its failures are errors */
+    uint32_t good_steps, faults_in_a_row;
+};
+struct model_standby *model_standby(struct model *m);
 
 /* model_step() on that plan. On failure *ret_blame is the backend that failed. Engine thread. */
 int plan_step(struct plan *p, const struct model_batch *batch, struct model_outputs *ret,

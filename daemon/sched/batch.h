@@ -5,6 +5,7 @@
 #ifndef DAEMON_SCHED_BATCH_H
 #define DAEMON_SCHED_BATCH_H
 
+#include "daemon/model/plan.h"
 #include "daemon/sched/sequence.h"
 
 struct batch {
@@ -30,8 +31,14 @@ void batch_finish(struct batch *b);
  * in hold. alone: nothing else runs. Returns the number of rows. */
 uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running, bool alone);
 
-/* Runs the step. *ret: what the output rows gave, valid until the next step. */
-int batch_run(struct batch *b, struct model_outputs *ret);
+struct batch_result {
+    int rc;                       /* 0 or -errno */
+    struct backend *blame;        /* who failed, or would have */
+    struct model_outputs outputs; /* what the output rows gave, valid until the plan's next step */
+    bool sound;                   /* all are numbers, as far as can be seen */
+};
+/* Runs the step on a plan of the batch's model. It may be run again, on another. */
+void batch_run(struct batch *b, struct plan *plan, struct batch_result *ret);
 
 /* The step's results are good: the members' KV counts from now on, and others may adopt it. */
 void batch_commit(struct batch *b);

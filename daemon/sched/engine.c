@@ -64,7 +64,7 @@ static void wait_for_kick(struct engine *e, bool busy)
 static bool wait_for_work(struct engine *e, bool busy)
 {
     pthread_mutex_lock(&e->lock);
-    bool published = e->events != NULL;
+    bool published = e->events != NULL || e->n_retired > 0;
     pthread_mutex_unlock(&e->lock);
     if (published) {
         e->options.notify(e->options.notify_arg);
@@ -93,6 +93,7 @@ static void *engine_main(void *arg)
             busy = false;
             continue;
         }
+        engine_run_swaps(e);
         engine_drop_cancelled(e);
         engine_retire_finished(e);
         engine_admit(e);
@@ -165,6 +166,7 @@ void engine_destroy(struct engine *e)
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
     engine_end_kv_calls(e);
+    engine_end_swaps(e);
     while (e->events != NULL) {
         struct request_event *event = e->events;
         e->events = event->next;

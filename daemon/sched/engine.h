@@ -115,6 +115,34 @@ struct engine_kv_call {
  * long. */
 int engine_kv(struct engine *e, struct engine_kv_call *call);
 
+/* ---- backends ---------------------------------------------------------------------------- */
+
+struct plan;
+
+/* Another plan for a model, between two steps; sequences that run go on with the K and V that they
+ * have. The caller's until done, which comes once, on the engine thread, and must only hand the
+ * news to the loop. */
+struct engine_swap {
+    struct model *model; /* stays loaded until done */
+    struct plan *plan;   /* a reference, the engine's when result is 0 */
+    bool required;       /* a step that it fails is an error: nothing stands in for it */
+    void (*done)(void *arg);
+    void *arg;
+    int result;               /* 0; -ESHUTDOWN */
+    uint64_t pause_ns;        /* for which no step could run */
+    struct engine_swap *next; /* the engine's */
+};
+/* -ESHUTDOWN: done does not come. */
+int engine_swap(struct engine *e, struct engine_swap *swap);
+
+/* A plan that is no longer in use, to be closed where there is time for it: references to it and to
+ * its model, which must go after it. False: there is none. After every notify there may be some. */
+struct engine_retired {
+    struct plan *plan;
+    struct model *model;
+};
+bool engine_take_retired(struct engine *e, struct engine_retired *ret);
+
 /* When the step in progress began (CLOCK_MONOTONIC), or 0 while the engine waits for work: a
  * watchdog sees a step that does not end. */
 uint64_t engine_step_started_ns(struct engine *e);

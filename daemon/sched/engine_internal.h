@@ -3,6 +3,7 @@
 #ifndef DAEMON_SCHED_ENGINE_INTERNAL_H
 #define DAEMON_SCHED_ENGINE_INTERNAL_H
 
+#include "daemon/model/plan.h"
 #include "daemon/sched/batch.h"
 #include "daemon/sched/engine.h"
 #include "daemon/sched/publish.h"
@@ -11,6 +12,8 @@
 
 /* The lock guards the queue of waiting requests, the list of running sequences (written by the
  * engine thread only, so that it reads it without), the events not yet taken, and the flags. */
+#define ENGINE_RETIRED_MAX 32u
+
 struct engine {
     struct engine_options options;
     struct kv_cache *cache;
@@ -27,6 +30,9 @@ struct engine {
     struct sequence *running; /* oldest first */
     struct request_event *events, **events_end;
     struct engine_kv_call *kv_calls, **kv_calls_end;
+    struct engine_swap *swaps;
+    struct engine_retired retired[ENGINE_RETIRED_MAX];
+    uint32_t n_retired;
 
     /* The engine thread's own. */
     struct engine_kv_call *waiting_call; /* for the cache's io */
@@ -71,6 +77,19 @@ void engine_drop_idle_imports(struct engine *e);
 /* Milliseconds until that is due, or -1. */
 int engine_transfer_timeout_ms(const struct engine *e);
 void engine_end_transfers(struct engine *e);
+
+/* Puts other plans in place. */
+void engine_run_swaps(struct engine *e);
+/* Answers those that nobody will run any more, and drops what is retired. */
+void engine_end_swaps(struct engine *e);
+/* Puts the reference in place of the model's plan, whose reference it returns. */
+struct plan *engine_put_plan(struct engine *e, struct model *m, struct plan *plan);
+/* Hands a reference to somebody who has time: closing a backend takes long. NULL is legal. */
+void engine_retire_plan(struct engine *e, struct model *m, struct plan *plan);
+/* The model's sequences share nothing any more. Returns how many they are. */
+uint32_t engine_detach(struct engine *e, const struct model *m);
+/* Runs the batch, and again on a standby where its backend fails. 0 or -errno. */
+int engine_run_step(struct engine *e, struct model_outputs *ret);
 
 /* One step of one model. False when there is nothing to do. */
 bool engine_step(struct engine *e);

@@ -147,7 +147,7 @@ bool engine_step(struct engine *e)
     uint64_t start = engine_now_ns();
     atomic_store(&e->step_started_ns, start);
     struct model_outputs out = {NULL};
-    int rc = batch_run(b, &out);
+    int rc = engine_run_step(e, &out);
     uint64_t end = engine_now_ns();
     atomic_store(&e->step_started_ns, 0);
     atomic_fetch_add(&e->n_steps, 1);

@@ -159,7 +159,14 @@ static int run_problems(const struct arguments *a, const struct gqa_attention *a
         rc = check_problem(problem_at(i), attention, context, truth, &error, reason);
         worst = error > worst ? error : worst;
         n_right += rc == 1;
-        if (!a->report) {
+        if (a->report) {
+            fprintf(out, "case=%s,%.9g,%s\n",
+                    rc < 0    ? "wrong"
+                    : rc == 0 ? "not supported"
+                              : "ok",
+                    (double)error, /* no comma of a name ends it: it comes last */
+                    problem_at(i)->name);
+        } else {
             fprintf(out, "%-40s %s  %.3g\n", problem_at(i)->name,
                     rc < 0    ? "WRONG"
                     : rc == 0 ? "not supported"
@@ -197,8 +204,8 @@ static int check_open(const struct arguments *a, const struct gqa_plugin *plugin
         snprintf(reason->text, sizeof(reason->text), "it has no complete %s", GQA_ATTENTION_0);
         rc = -ENOEXEC;
     } else {
-        fprintf(out, "interfaces=%s%s\n", GQA_ATTENTION_0,
-                program != NULL ? "," GQA_PROGRAM_0 : "");
+        fprintf(out, "interfaces=%s%s\ncaps=%u\n", GQA_ATTENTION_0,
+                program != NULL ? "," GQA_PROGRAM_0 : "", attention->caps);
         rc = run_problems(a, attention, context, reason);
     }
     plugin->close(context);

@@ -1,3 +1,4 @@
+#include "daemon/model/plan.h"
 #include "tests/unit/daemon/fakes.h"
 
 #include <criterion/criterion.h>
@@ -249,6 +250,42 @@ size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *
 }
 
 /* ---- the tokenizer: a token per byte ----------------------------------------------------- */
+
+int backend_catalogue_rescan(struct backend_catalogue *c)
+{
+    return 0;
+}
+
+int backend_selftest(struct backend_catalogue *c, const char *spec, struct plugin_report *ret,
+                     struct gqa_reason *reason)
+{
+    return -ENOENT;
+}
+
+int backend_ensure_tested(struct backend_catalogue *c, const char *spec, struct gqa_reason *reason)
+{
+    return -ENOENT;
+}
+
+int plan_create(struct model *m, const struct plan_specs *specs, struct plan **ret,
+                struct fmt_error *err)
+{
+    return -ENOENT;
+}
+
+void plan_unref(struct plan *p)
+{
+}
+
+int engine_swap(struct engine *e, struct engine_swap *swap)
+{
+    return -ESHUTDOWN;
+}
+
+bool engine_take_retired(struct engine *e, struct engine_retired *ret)
+{
+    return false;
+}
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *t)
 {
