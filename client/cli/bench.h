@@ -4,6 +4,8 @@
 
 #include "client/cli/cli.h"
 
+#include <limits.h>
+
 #define BENCH_LIST_MAX    16u
 #define BENCH_STREAMS_MAX 256u
 #define BENCH_REPEATS_MAX 100u
@@ -43,6 +45,19 @@ int bench_ops_read(struct cli *c, const char *model, json_t **ret);
 /* [{kind, calls, rows, ms, share, gb_per_s}] of what lay between, the longest first. */
 json_t *bench_ops_between(const json_t *before, const json_t *after);
 void bench_ops_print(const char *test, const json_t *ops, double bandwidth);
+
+/* ---- bench_heads.c, bench_plot.c --------------------------------------------------------------
+ */
+
+/* A temporary folder for models. Prints and returns an exit code, as the next one. */
+int bench_heads_folder(const struct cli *c, char ret[PATH_MAX]);
+/* Writes a model of that shape (gqa-synth's --shape), type and number of KV heads. */
+int bench_heads_model(const char *shape, const char *type, uint32_t n_kv_heads, const char *folder,
+                      char ret[PATH_MAX]);
+
+/* Draws the rows (at least one) as an SVG into f, which it closes; path is its name, for messages.
+ * Prints and returns an exit code. */
+int bench_plot(FILE *f, const char *path, const json_t *rows);
 
 enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON, BENCH_JSONL };
 

@@ -81,14 +81,18 @@ int bench_print_head(enum bench_format format, const struct bench_model *m)
 static void test_name(const json_t *row, char *ret, size_t bytes)
 {
     double streams = cli_num(row, "streams", 1), depth = cli_num(row, "depth", 0);
-    char many[24] = "", deep[24] = "";
+    double heads = cli_num(row, "kv_heads", 0);
+    char many[24] = "", deep[24] = "", of[24] = "";
     if (streams > 1) {
         snprintf(many, sizeof(many), " x %.0f", streams);
     }
     if (depth > 0) {
         snprintf(deep, sizeof(deep), " @ d%.0f", depth);
     }
-    snprintf(ret, bytes, "%s%s%s", cli_str(row, "test", ""), many, deep);
+    if (heads > 0) {
+        snprintf(of, sizeof(of), " kv%.0f", heads);
+    }
+    snprintf(ret, bytes, "%s%s%s%s", cli_str(row, "test", ""), many, deep, of);
 }
 
 static void print_md(const struct bench_model *m, const json_t *row)

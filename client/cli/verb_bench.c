@@ -6,6 +6,7 @@
 
 #include "client/cli/roofline.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -17,7 +18,7 @@
 
 #define WARM_UP_TOKENS 16u
 
-enum { KEY_NPL = 0x500, KEY_OPS };
+enum { KEY_NPL = 0x500, KEY_OPS, KEY_HEADS, KEY_TYPE, KEY_PLOT };
 
 struct bench {
     struct cli_load load;
@@ -28,6 +29,11 @@ struct bench {
     enum bench_format format;
     bool has_format;
     bool ops;
+    uint32_t heads[BENCH_LIST_MAX]; /* numbers of KV heads: the model is a shape's name then */
+    size_t n_heads;
+    const char *type; /* of their weights */
+    const char *plot; /* path, or NULL */
+    bool head_is_printed;
 };
 
 static const struct argp_option options[] = {
@@ -38,6 +44,10 @@ static const struct argp_option options[] = {
     {"npl", KEY_NPL, "LIST", 0, "Streams at once (also -npl) (1)", 5},
     {"repetitions", 'r', "N", 0, "Times that each test is run (5)", 5},
     {"ops", KEY_OPS, NULL, 0, "Also the time of each kind of op, by the backend's own clocks", 5},
+    {"kv-heads", KEY_HEADS, "LIST", 0,
+     "-m is a shape of gqa-synth: measures models of it with so many KV heads", 5},
+    {"type", KEY_TYPE, "TYPE", 0, "Type of these models' weights (q4_0)", 5},
+    {"plot", KEY_PLOT, "FILE", 0, "Also draws the rows, as SVG", 5},
     {"output", 'o', "FORMAT", 0, "md, csv, json or jsonl", 5},
     {0},
 };
@@ -65,6 +75,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 'r':
         b->n_repeats = (uint32_t)cli_number(state, "repetitions", arg, 1, BENCH_REPEATS_MAX);
+        return 0;
+    case KEY_HEADS:
+        b->n_heads = cli_numbers(state, "kv-heads", arg, 4096, b->heads, BENCH_LIST_MAX);
+        return 0;
+    case KEY_TYPE:
+        b->type = arg;
+        return 0;
+    case KEY_PLOT:
+        b->plot = arg;
         return 0;
     case KEY_OPS:
         b->ops = true;
@@ -113,8 +132,10 @@ static void read_model(struct bench_model *m, const json_t *info, const char *th
         m->n_threads = threads != NULL ? (uint32_t)strtoul(threads, NULL, 10)
                                        : (uint32_t)(online > 0 ? online : 1);
     }
-    m->bandwidth = roofline_bandwidth(m->n_threads);
-    m->compute = roofline_compute(cli_str(backend, "unit", "f32"), m->n_threads);
+    if (m->bandwidth == 0) { /* else of another model, on the same machine */
+        m->bandwidth = roofline_bandwidth(m->n_threads);
+        m->compute = roofline_compute(cli_str(backend, "unit", "f32"), m->n_threads);
+    }
 }
 
 /* Measures, and with --ops tells of the last repetition where its time went. */
@@ -135,6 +156,10 @@ static int run_test(struct cli *c, struct bench *b, const struct bench_model *m,
         json_t *row = bench_row(m, test, tps, b->n_repeats);
         if (b->ops) {
             json_object_set_new(row, "ops", bench_ops_between(before, after));
+        }
+        if (b->n_heads > 0) {
+            json_object_set_new(row, "kv_heads",
+                                json_integer((json_int_t)cli_num(m->info, "n_kv_heads", 0)));
         }
         json_array_append_new(rows, row);
         code = bench_print_row(b->format, m, row);
@@ -163,8 +188,9 @@ static int run_tests(struct cli *c, struct bench *b, const struct bench_model *m
 {
     uint64_t seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
     int code = warm_up(c, b, m, &seed);
-    if (code == CLI_OK) {
+    if (code == CLI_OK && !b->head_is_printed) {
         code = bench_print_head(b->format, m);
+        b->head_is_printed = true;
     }
     for (size_t d = 0; d < b->n_depths; d++) {
         for (size_t s = 0; s < b->n_streams; s++) {
@@ -179,6 +205,53 @@ static int run_tests(struct cli *c, struct bench *b, const struct bench_model *m
             }
         }
     }
+    return code;
+}
+
+/* All tests of the model that load names. */
+static int run_model(struct cli *c, struct bench *b, struct bench_model *m, json_t *rows)
+{
+    json_t *info = NULL;
+    int code = cli_load_if_asked(c, &b->load);
+    if (code == CLI_OK) {
+        b->load.n_ctx = context_size(b); /* of a model that is not loaded yet */
+        code = cli_model_info(c, &b->load, &info);
+    }
+    if (code == CLI_OK) {
+        read_model(m, info, c->threads);
+        code = m->n_vocab > 0 ? run_tests(c, b, m, rows)
+                              : cli_error(CLI_FAILED, "model.info: no n_vocab");
+    }
+    m->info = NULL;
+    json_decref(info);
+    return code;
+}
+
+/* A model for each number of KV heads, one at a time on the disk and in memory. */
+static int run_heads(struct cli *c, struct bench *b, struct bench_model *m, json_t *rows)
+{
+    char folder[PATH_MAX], path[PATH_MAX];
+    char *shape = b->load.model;
+    int code = bench_heads_folder(c, folder);
+    if (code != CLI_OK) {
+        return code;
+    }
+    for (size_t i = 0; code == CLI_OK && i < b->n_heads; i++) {
+        code = bench_heads_model(shape, b->type, b->heads[i], folder, path);
+        if (code != CLI_OK) {
+            break;
+        }
+        b->load.model = cli_model_name(path);
+        b->load.n_ctx = context_size(b);
+        code = run_model(c, b, m, rows);
+        if (code == CLI_OK) {
+            code = cli_call(c, "model.unload", cli_model_params(b->load.model), NULL, NULL, NULL);
+        }
+        unlink(path);
+        free(b->load.model);
+    }
+    b->load.model = shape;
+    rmdir(folder);
     return code;
 }
 
@@ -211,30 +284,31 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
                       .n_gens = 1,
                       .n_depths = 1,
                       .n_streams = 1,
-                      .n_repeats = 5};
+                      .n_repeats = 5,
+                      .type = "q4_0"};
+    static const char *const keep_nothing[] = {"--no-weights-cache", NULL};
     struct bench_model m = {0};
-    json_t *info = NULL;
+    json_t *rows = json_array();
     cli_parse(c, &argp, argc, argv, &b);
     b.format = !b.has_format && c->json ? BENCH_JSON : b.format;
-    int code = cli_connect(c);
+    c->daemon_args = b.n_heads > 0 ? keep_nothing : NULL;
+    FILE *plot = b.plot != NULL ? fopen(b.plot, "we") : NULL; /* before the time is spent */
+    int code = b.plot != NULL && plot == NULL
+                   ? cli_error(EX_CANTCREAT, "%s: %s", b.plot, strerror(errno))
+                   : cli_connect(c);
     if (code == CLI_OK) {
-        code = cli_load_if_asked(c, &b.load);
-    }
-    if (code == CLI_OK) {
-        b.load.n_ctx = context_size(&b); /* of a model that is not loaded yet */
-        code = cli_model_info(c, &b.load, &info);
-    }
-    json_t *rows = json_array();
-    if (code == CLI_OK) {
-        read_model(&m, info, c->threads);
-        code = m.n_vocab > 0 ? run_tests(c, &b, &m, rows)
-                             : cli_error(CLI_FAILED, "model.info: no n_vocab");
+        code = b.n_heads > 0 ? run_heads(c, &b, &m, rows) : run_model(c, &b, &m, rows);
     }
     if (code == CLI_OK) {
         code = bench_print_all(b.format, json_incref(rows), &m);
     }
+    if (code == CLI_OK && plot != NULL && json_array_size(rows) > 0) {
+        code = bench_plot(plot, b.plot, rows);
+    } else if (plot != NULL) {
+        fclose(plot);
+        unlink(b.plot);
+    }
     json_decref(rows);
-    json_decref(info);
     free(b.load.model);
     return code;
 }

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import unittest
+import xml.etree.ElementTree
 
 from cli import GQA, TIMEOUT_S, Outcome, Tool, assert_one_line, read_f32, write_json
 from harness import Daemon, Folder, main, synth
@@ -383,6 +384,38 @@ class Bench(Case):
         text = self.bench("--ops").text
         self.assertIn("of bandwidth", text)
         self.assertRegex(text, r"\| tg8 +\| +calls")
+
+    def test_time_against_the_number_of_groups(self):
+        home = os.path.join(self.folder.path, "groups")
+        os.mkdir(home)
+        bench = Tool(home, "--spawn", "-t", 1)
+        rows = bench("bench", "-m", "tiny", "--kv-heads", "1,2,4", "-p", 0, "-n", 4, "-d", "0,64", "-r", 1,
+                     "-o", "json", "--plot", "p.svg").json
+        self.assertEqual([(r["kv_heads"], r["test"], r["depth"]) for r in rows],
+                         [(h, "tg4", d) for h in (1, 2, 4) for d in (0, 64)])
+        self.assertTrue(all(set(r) == BENCH_KEYS | {"kv_heads"} for r in rows))
+        kv = {r["kv_heads"]: r["bytes_per_token"] for r in rows if r["depth"] == 64}
+        self.assertTrue(kv[1] < kv[2] < kv[4])
+        svg = xml.etree.ElementTree.parse(os.path.join(home, "p.svg")).getroot()
+        tag = "{http://www.w3.org/2000/svg}"
+        self.assertEqual(len(svg.findall(f".//{tag}polyline")), 2)  # a line for each depth
+        self.assertEqual([len(p.get("points").split()) for p in svg.findall(f".//{tag}polyline")], [3, 3])
+        texts = [t.text for t in svg.findall(f".//{tag}text")]
+        for text in ("tg4", "tg4 @ d64", "KV heads (groups)", "ms per token and stream", "1", "2", "4"):
+            self.assertIn(text, texts)
+        left = [n for n in os.listdir(home) if n not in ("gqad", "p.svg")]
+        self.assertEqual(left, [])
+        bench("bench", "-m", "no-such-shape", "--kv-heads", 1, status=1)
+
+    def test_pictures(self):
+        svg = os.path.join(self.folder.path, "p.svg")
+        self.bench("--plot", svg, "-npl", "1,2", "-o", "jsonl")
+        root = xml.etree.ElementTree.parse(svg).getroot()
+        texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+        self.assertEqual(texts.count("tokens per second"), 2)  # prompts, generation
+        self.assertEqual(texts.count("streams"), 2)
+        self.refused("bench", "-m", "q8", "-p", 0, "-n", 4, "-r", 1, "-o", "jsonl", "--plot", "/absent/p.svg",
+                     words=["/absent/p.svg"], status=73)
 
     def test_starts(self):
         model = os.path.join(self.folder.path, "models", "q8.gguf")
