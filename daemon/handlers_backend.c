@@ -6,7 +6,7 @@
 #include "daemon/handlers_internal.h"
 
 #include "daemon/log.h"
-#include "daemon/model/plan.h"
+#include "daemon/model/shadow.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -14,6 +14,7 @@
 #include <string.h>
 
 #define SPEC_BYTES_MAX 128
+#define SHADOW_OFF     "off" /* in the place of a backend's name */
 
 /* ---- backend.list ------------------------------------------------------------------------ */
 
@@ -60,6 +61,52 @@ static void pack_backend(struct ipc_buffer *b, const struct backend_info *info)
     pack_kv_str(b, "last_fault", info->last_fault);
 }
 
+static void pack_shadow(struct ipc_buffer *b, const char *model, const struct shadow_facts *f)
+{
+    ipc_pack_map(b, 14);
+    pack_kv_str(b, "model", model);
+    pack_kv_bool(b, "active", f->active);
+    pack_kv_str(b, "program", f->program);
+    pack_kv_str(b, "attention", f->attention);
+    pack_kv_u64(b, "every", f->every);
+    pack_kv_u64(b, "steps", f->n_steps);
+    pack_kv_u64(b, "rows", f->n_rows);
+    pack_kv_u64(b, "top1_differ", f->n_top1);
+    pack_kv_f64(b, "abs_max", f->abs_max);
+    pack_kv_f64(b, "rel_max", f->rel_max);
+    pack_kv_f64(b, "kl_max", f->kl_max);
+    pack_kv_f64(b, "time_ratio", f->model_ns > 0 ? (double)f->ns / (double)f->model_ns : 0);
+    pack_kv_u64(b, "faults", f->n_faults);
+    pack_kv_str(b, "last_fault", f->last_fault);
+}
+
+static void pack_shadows(struct ipc_buffer *b, struct service *s)
+{
+    struct registry_entry *entries = NULL;
+    struct shadow_facts f;
+    size_t count = 0, n = 0;
+    if (registry_list(s->registry, &entries, &count) < 0) {
+        count = 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        bool has = entries[i].model && model_shadow_facts(entries[i].model, &f);
+        if (entries[i].model && !has) {
+            model_unref(entries[i].model);
+            entries[i].model = NULL;
+        }
+        n += has;
+    }
+    pack_kv_array(b, "shadows", n);
+    for (size_t i = 0; i < count; i++) {
+        if (entries[i].model) {
+            model_shadow_facts(entries[i].model, &f);
+            pack_shadow(b, entries[i].name, &f);
+            model_unref(entries[i].model);
+        }
+    }
+    free(entries);
+}
+
 void handle_backend_list(struct call *call)
 {
     struct backend_info *infos = calloc(BACKENDS_MAX, sizeof(*infos));
@@ -72,7 +119,8 @@ void handle_backend_list(struct call *call)
         count = BACKENDS_MAX;
     }
     struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 1);
+    ipc_pack_map(b, 2);
+    pack_shadows(b, call->service);
     pack_kv_array(b, "backends", count);
     for (size_t i = 0; i < count; i++) {
         pack_backend(b, &infos[i]);
@@ -145,6 +193,9 @@ static void use_work(struct task *t)
     uint64_t start = clock_now_ns();
     const struct plan_specs specs = {job->attention_only ? NULL : job->spec,
                                      job->attention_only ? job->spec : NULL};
+    if (job->swap.shadow && strcmp(job->spec, SHADOW_OFF) == 0) {
+        return;
+    }
     backend_catalogue_rescan(job->catalogue);
     int rc = backend_ensure_tested(job->catalogue, job->spec, &reason);
     if (rc < 0) {
@@ -281,6 +332,8 @@ void handle_backend_use(struct call *call)
     write_spec(job->spec, p->backend, p->has_isa, p->isa);
     job->attention_only = p->attention_only;
     job->swap.required = p->require;
+    job->swap.shadow = p->shadow;
+    job->swap.every = p->every;
     job->is_use = s->using_backend = true;
     call_run(call, use_work, use_prepared);
 }

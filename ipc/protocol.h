@@ -237,7 +237,9 @@ enum proto_field_type {
     GQA_FIELDS_BACKEND_SELFTEST(F)                                                              \
     F(NAME, model, OPTIONAL, 1, PROTO_PATH_BYTES_MAX, 0, "absent: the only one that is loaded") \
     F(BOOL, attention_only, OPTIONAL, 0, 1, 0, "the program stays where it is")                 \
-    F(BOOL, require, OPTIONAL, 0, 1, 0, "a step that it fails is an error: nothing stands in")
+    F(BOOL, require, OPTIONAL, 0, 1, 0, "a step that it fails is an error: nothing stands in")  \
+    F(BOOL, shadow, OPTIONAL, 0, 1, 0, "only compares; the backend 'off' ends it")              \
+    F(U32, every, OPTIONAL, 1, 1u << 20, 16, "shadow: so many steps of which one is compared")
 
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")

@@ -6,11 +6,12 @@
 /* The self-test runs in a child of the daemon's, and other weights may have to be packed. */
 #define USE_TIMEOUT_MS 600000u
 
-enum { OPTION_ISA = 256, OPTION_ATTENTION_ONLY, OPTION_REQUIRE };
+enum { OPTION_ISA = 256, OPTION_ATTENTION_ONLY, OPTION_REQUIRE, OPTION_SHADOW, OPTION_EVERY };
 
 struct backend {
     const char *action, *name, *model, *isa;
-    bool attention_only, require;
+    bool attention_only, require, shadow;
+    uint32_t every; /* 0: not given */
 };
 
 static error_t parse_backend(int key, char *arg, struct argp_state *state)
@@ -28,6 +29,12 @@ static error_t parse_backend(int key, char *arg, struct argp_state *state)
         return 0;
     case OPTION_REQUIRE:
         b->require = true;
+        return 0;
+    case OPTION_SHADOW:
+        b->shadow = true;
+        return 0;
+    case OPTION_EVERY:
+        b->every = (uint32_t)cli_number(state, "every", arg, 1, 1u << 20);
         return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1) {
@@ -65,6 +72,10 @@ static struct gqa_params *make_params(const struct backend *b, bool use)
     if (use) {
         gqa_params_bool(p, "attention_only", b->attention_only);
         gqa_params_bool(p, "require", b->require);
+        gqa_params_bool(p, "shadow", b->shadow);
+    }
+    if (use && b->every > 0) {
+        gqa_params_u64(p, "every", b->every);
     }
     return p;
 }
@@ -76,6 +87,8 @@ int cli_verb_backend(struct cli *c, int argc, char **argv)
         {"isa", OPTION_ISA, "LEVEL", 0, "use, selftest: this level of the backend", 5},
         {"attention-only", OPTION_ATTENTION_ONLY, NULL, 0, "use: the program stays where it is", 5},
         {"require", OPTION_REQUIRE, NULL, 0, "use: a step that it fails is an error", 5},
+        {"shadow", OPTION_SHADOW, NULL, 0, "use: only compares; NAME off ends it", 5},
+        {"every", OPTION_EVERY, "N", 0, "use --shadow: every N-th step (16)", 5},
         {0}};
     static const struct argp argp = {.options = options,
                                      .parser = parse_backend,

@@ -157,6 +157,7 @@ void model_on_last_unref(struct model *m, void (*retire)(void *arg, struct model
 
 void model_destroy(struct model *m)
 {
+    plan_unref(m->shadow.plan);
     plan_unref(m->standby.plan);
     plan_unref(m->plan);
     model_guard_finish(m);

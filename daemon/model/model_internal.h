@@ -7,6 +7,7 @@
 #include "daemon/model/packed.h"
 #include "daemon/model/plan_internal.h"
 #include "daemon/model/program.h"
+#include "daemon/model/shadow.h"
 #include "daemon/model/weight_scan.h"
 
 #include <pthread.h>
@@ -30,7 +31,8 @@ struct model {
     pthread_mutex_t lock; /* of what follows */
     struct plan *plan;    /* written by the engine thread only, which reads it without the lock */
     struct model_standby standby; /* the engine thread's */
-    struct identity *identities;  /* of all plans so far */
+    struct model_shadow shadow;
+    struct identity *identities; /* of all plans so far */
     uint32_t n_ctx, n_threads, max_batch_rows, max_out_rows;
     uint64_t n_params;
     double load_ms;

@@ -126,6 +126,8 @@ struct engine_swap {
     struct model *model; /* stays loaded until done */
     struct plan *plan;   /* a reference, the engine's when result is 0 */
     bool required;       /* a step that it fails is an error: nothing stands in for it */
+    bool shadow;         /* plan only computes the same for comparison; NULL ends that */
+    uint32_t every;      /* so many steps of which one is compared */
     void (*done)(void *arg);
     void *arg;
     int result;               /* 0; -ESHUTDOWN */

@@ -91,6 +91,9 @@ uint32_t engine_detach(struct engine *e, const struct model *m);
 /* Runs the batch, and again on a standby where its backend fails. 0 or -errno. */
 int engine_run_step(struct engine *e, struct model_outputs *ret);
 
+/* Compares some steps with the shadow, before they are committed. */
+void engine_shadow_step(struct engine *e, const struct model_outputs *out, uint64_t step_ns);
+
 /* One step of one model. False when there is nothing to do. */
 bool engine_step(struct engine *e);
 

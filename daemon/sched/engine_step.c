@@ -164,6 +164,7 @@ bool engine_step(struct engine *e)
         return true;
     }
     if (rc == 0) {
+        engine_shadow_step(e, &out, end - start);
         batch_commit(b);
     }
     for (uint32_t i = 0; i < b->n_seqs; i++) {

@@ -4,6 +4,7 @@
  * from what their space of the cache promises: where the plans' identities differ, they share
  * nothing any more, neither taking blocks nor giving them. New requests use the new plan's space.
  */
+#include "daemon/model/shadow.h"
 #include "daemon/sched/engine_internal.h"
 
 #include <errno.h>
@@ -79,6 +80,11 @@ struct plan *engine_put_plan(struct engine *e, struct model *m, struct plan *pla
 /* The old plan stands by until the new one has shown that it works. */
 static void run_swap(struct engine *e, struct engine_swap *swap)
 {
+    if (swap->shadow) {
+        engine_retire_plan(e, swap->model, model_set_shadow(swap->model, swap->plan, swap->every));
+        swap->done(swap->arg);
+        return;
+    }
     uint64_t start = engine_now_ns();
     struct model_standby *standby = model_standby(swap->model);
     struct plan *earlier = standby->plan;

@@ -214,6 +214,40 @@ class Backends(unittest.TestCase):
         again = self.client.generate(model="tiny", tokens=crossed[:300], n_predict=1)
         self.assertLess(again["n_cached"], 64)
 
+    def shadow(self):
+        return self.client.call("backend.list")["shadows"][0]
+
+    def test_a_shadow_compares_and_touches_nothing(self):
+        self.assertEqual(self.client.call("backend.list")["shadows"], [])
+        expected = [self.generate(i, 150) for i in range(2)]
+        self.fixture("good")
+        self.use("good", attention_only=True, shadow=True, every=3)
+        ids = [self.start(self.client, i, 150) for i in range(2)]
+        self.assertEqual(expected, [self.finish(self.client, id) for id in ids])
+        told = self.shadow()
+        self.assertEqual((told["active"], told["attention"], told["every"], told["faults"]), (True, "good", 3, 0))
+        self.assertGreater(told["steps"], 20)
+        self.assertGreaterEqual(told["rows"], told["steps"])
+        self.assertLess(told["abs_max"], TIE)
+        self.assertLess(told["kl_max"], TIE)
+        self.assertGreater(told["time_ratio"], 0)
+        self.use("off", shadow=True)
+        self.assertFalse(self.shadow()["active"])
+        steps = self.shadow()["steps"]
+        self.assertEqual(expected[0], self.generate(0, 150))
+        self.assertEqual(self.shadow()["steps"], steps)
+        wire.wait_until(lambda: self.entry("good")["users"] == 0, "the shadow is closed")
+
+    def test_a_shadow_that_fails_ends_and_hurts_nobody(self):
+        expected = self.generate(1)
+        self.fixture("late_nan")
+        self.use("late_nan", attention_only=True, shadow=True, every=1)
+        self.assertEqual(self.generate(1), expected)
+        told = self.shadow()
+        self.assertEqual((told["active"], told["faults"]), (False, 3))
+        self.assertIn("not numbers", told["last_fault"])
+        self.assertGreater(told["steps"], 0)
+
     def leaks(self):
         proc = f"/proc/{self.daemon.process.pid}/"
         with open(proc + "maps") as f:

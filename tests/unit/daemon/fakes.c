@@ -1,4 +1,4 @@
-#include "daemon/model/plan.h"
+#include "daemon/model/shadow.h"
 #include "tests/unit/daemon/fakes.h"
 
 #include <criterion/criterion.h>
@@ -271,6 +271,11 @@ int plan_create(struct model *m, const struct plan_specs *specs, struct plan **r
                 struct fmt_error *err)
 {
     return -ENOENT;
+}
+
+bool model_shadow_facts(const struct model *m, struct shadow_facts *ret)
+{
+    return false;
 }
 
 void plan_unref(struct plan *p)
