@@ -1,13 +1,14 @@
 /* gqa-plugin-check - loads a plugin, probes it and compares it with the reference, outside the
  * daemon: a plugin that crashes or hangs here takes nobody with it.
  *
- *   gqa-plugin-check PLUGIN.so            for people: a line per problem
+ *   gqa-plugin-check PLUGIN.so            for people: a line per problem, then the whole matrix
  *   gqa-plugin-check --report PLUGIN.so   for the daemon: key=value lines
  *
  * The report ends with verdict=...: a plugin that ends the process leaves it out. What the plugin
  * itself prints goes to standard error. Exit status: 0 usable or not (usable=...), 1 wrong results
  * or a broken plugin, 64 usage. */
 #include "plugins/cpu/attention.h"
+#include "tools/plugin-check/conform.h"
 #include "tools/plugin-check/problem.h"
 
 #include <argp.h>
@@ -67,6 +68,25 @@ static const struct gqa_host host = {
     .n_threads = 1,
     .log = host_log,
     .parallel = host_parallel,
+    .allocate = host_allocate,
+    .release = host_release,
+};
+
+/* Three workers, of which none exists: the last piece comes first. */
+#define CROWD_WORKERS 3u
+
+static void crowd_parallel(void *data, gqa_task_fn fn, void *arg, uint32_t n_tasks)
+{
+    for (uint32_t i = n_tasks; i-- > 0;) {
+        fn(arg, i, i % CROWD_WORKERS);
+    }
+}
+
+static const struct gqa_host crowd = {
+    .struct_size = sizeof(crowd),
+    .n_threads = CROWD_WORKERS,
+    .log = host_log,
+    .parallel = crowd_parallel,
     .allocate = host_allocate,
     .release = host_release,
 };
@@ -186,6 +206,32 @@ static int run_problems(const struct arguments *a, const struct gqa_attention *a
     return rc < 0 ? rc : 0;
 }
 
+/* All that the ABI promises, for people. */
+static int run_matrix(const struct arguments *a, const struct gqa_plugin *plugin,
+                      const struct gqa_attention *attention, void *context,
+                      struct gqa_reason *reason)
+{
+    struct conform c = {.attention = attention,
+                        .reference = &reference,
+                        .context = context,
+                        .tolerance = TOLERANCE,
+                        .out = out};
+    struct cpu_attention *truth;
+    int rc = cpu_attention_create(&host, CPU_ISA_C, &truth);
+    if (rc < 0) {
+        snprintf(reason->text, sizeof(reason->text), "the reference: %s", strerror(-rc));
+        return rc;
+    }
+    c.reference_context = truth;
+    rc = plugin->open(&crowd, a->options, &c.crowd_context, reason);
+    if (rc == 0) {
+        rc = conform_run(&c, reason);
+        plugin->close(c.crowd_context);
+    }
+    cpu_attention_destroy(truth);
+    return rc;
+}
+
 static int check_open(const struct arguments *a, const struct gqa_plugin *plugin,
                       struct gqa_reason *reason)
 {
@@ -207,6 +253,9 @@ static int check_open(const struct arguments *a, const struct gqa_plugin *plugin
         fprintf(out, "interfaces=%s%s\ncaps=%u\n", GQA_ATTENTION_0,
                 program != NULL ? "," GQA_PROGRAM_0 : "", attention->caps);
         rc = run_problems(a, attention, context, reason);
+        if (rc == 0 && !a->report) {
+            rc = run_matrix(a, plugin, attention, context, reason);
+        }
     }
     plugin->close(context);
     return rc;

@@ -123,7 +123,9 @@ static int problem_init(struct problem *p, const struct problem_spec *s)
     fill_random(p->k, kv_floats, 2);
     fill_random(p->v, kv_floats, 3);
     fill_random(p->sinks, s->n_heads, 4);
-    fill_mask(p->mask, s->n_rows);
+    if (!s->blank) {
+        fill_mask(p->mask, s->n_rows);
+    }
     describe_layer(p);
     size_t page_bytes = (size_t)(p->layer.v_offset + s->n_kv_heads * p->layer.v_head_bytes);
     for (uint32_t i = 0; i < p->n_pages; i++) {
@@ -181,8 +183,76 @@ static int run_rows(struct problem *p, const struct gqa_attention *attention, vo
     return rc;
 }
 
-int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
-                void *context, float **ret_out, struct gqa_reason *reason)
+static float *doubled(const float *rows, size_t n)
+{
+    float *both = malloc(2 * n * sizeof(*both));
+    if (both != NULL) {
+        memcpy(both, rows, n * sizeof(*both));
+        memcpy(both + n, rows, n * sizeof(*both));
+    }
+    return both;
+}
+
+/* Attends rows that were appended once more, as the second of two sequences that are alike. */
+static int attend_second(struct problem *p, bool shared, const struct gqa_attention *attention,
+                         void *context, float *out)
+{
+    const struct problem_spec *s = p->spec;
+    size_t q_stride = (size_t)s->n_heads * s->dim, kv_stride = (size_t)s->n_kv_heads * s->dim;
+    const struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
+    const struct gqa_attn_seq seqs[2] = {
+        {.n_rows = s->n_rows, .n_past = s->n_past, .tables = &table},
+        {.first_row = s->n_rows, .n_rows = s->n_rows, .n_past = s->n_past, .tables = &table},
+    };
+    const struct gqa_attn_shared hint = {s->n_past / GQA_KV_BLOCK_TOKENS * GQA_KV_BLOCK_TOKENS, 0,
+                                         1};
+    uint8_t *row_class = calloc(2 * (size_t)s->n_rows, 1);
+    float *q = doubled(p->q + s->n_past * q_stride, s->n_rows * q_stride);
+    float *k = doubled(p->k + s->n_past * kv_stride, s->n_rows * kv_stride);
+    float *v = doubled(p->v + s->n_past * kv_stride, s->n_rows * kv_stride);
+    float *both = calloc(2 * s->n_rows * q_stride, sizeof(*both));
+    int rc = row_class == NULL || q == NULL || k == NULL || v == NULL || both == NULL ? -ENOMEM : 0;
+    if (rc == 0) {
+        const struct gqa_attn_batch batch = {
+            .struct_size = sizeof(batch),
+            .n_rows = 2 * s->n_rows,
+            .n_seqs = 2,
+            .commit = 1,
+            .seqs = seqs,
+            .row_class = row_class,
+            .n_shared = shared && hint.n_tokens > 0,
+            .shared = &hint,
+        };
+        const struct gqa_attn_io io = {q, k, v, both, q_stride, kv_stride, kv_stride, q_stride};
+        rc = attention->attend(context, &p->layer, &batch, &io);
+        memcpy(out, both + s->n_rows * q_stride, s->n_rows * q_stride * sizeof(*out));
+    }
+    free(row_class);
+    free(q);
+    free(k);
+    free(v);
+    free(both);
+    return rc;
+}
+
+/* The rows in question, all at once or in chunks. */
+static int run_in_chunks(struct problem *p, uint32_t chunk, const struct gqa_attention *attention,
+                         void *context)
+{
+    const struct problem_spec *s = p->spec;
+    size_t q_stride = (size_t)s->n_heads * s->dim;
+    uint32_t step = chunk > 0 ? chunk : s->n_rows;
+    int rc = 0;
+    for (uint32_t done = 0; rc == 0 && done < s->n_rows; done += step) {
+        uint32_t n = s->n_rows - done < step ? s->n_rows - done : step;
+        rc = run_rows(p, attention, context, s->n_past + done, n, p->out + done * q_stride);
+    }
+    return rc;
+}
+
+int problem_run_as(const struct problem_spec *spec, const struct problem_way *way,
+                   const struct gqa_attention *attention, void *context, float **ret_out,
+                   struct gqa_reason *reason)
 {
     struct problem p;
     int rc = problem_init(&p, spec);
@@ -191,11 +261,21 @@ int problem_run(const struct problem_spec *spec, const struct gqa_attention *att
     if (rc == 0 && spec->n_past > 0) {
         rc = run_rows(&p, attention, context, 0, spec->n_past, NULL);
     }
-    rc = rc < 0 ? rc : run_rows(&p, attention, context, spec->n_past, spec->n_rows, p.out);
+    rc = rc < 0 ? rc : run_in_chunks(&p, way->chunk, attention, context);
+    if (rc == 0 && way->twice) {
+        rc = attend_second(&p, way->shared, attention, context, p.out);
+    }
     if (rc == 0) {
         *ret_out = p.out;
         p.out = NULL;
     }
     problem_finish(&p);
     return rc;
+}
+
+int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
+                void *context, float **ret_out, struct gqa_reason *reason)
+{
+    const struct problem_way plain = {0};
+    return problem_run_as(spec, &plain, attention, context, ret_out, reason);
 }

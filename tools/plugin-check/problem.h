@@ -3,6 +3,7 @@
 #define TOOLS_PLUGIN_CHECK_PROBLEM_H
 
 #include <gqa/plugin.h>
+#include <stdbool.h>
 
 struct problem_spec {
     const char *name;
@@ -13,6 +14,7 @@ struct problem_spec {
     uint32_t with_sinks;
     uint32_t n_past, n_rows; /* of the one sequence: past is appended first */
     uint32_t caps;           /* enum gqa_attn_caps that it uses: a tree, mutual rows, no commit */
+    bool blank;              /* the tree's rows see nothing at all */
 };
 
 /* The table of the matrix: i-th problem, or NULL past the end. */
@@ -22,5 +24,15 @@ const struct problem_spec *problem_at(uint32_t i);
  * gives the same inputs every time. -ENOTSUP when supports() declines, or caps lacks something. */
 int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
                 void *context, float **ret_out, struct gqa_reason *reason);
+
+/* How the rows are handed over: results must not depend on it. */
+struct problem_way {
+    uint32_t chunk; /* so many rows at a time; 0: all */
+    bool twice;     /* in a batch of two sequences over the same pages */
+    bool shared;    /* and with the hint that they share what lies before */
+};
+int problem_run_as(const struct problem_spec *spec, const struct problem_way *way,
+                   const struct gqa_attention *attention, void *context, float **ret_out,
+                   struct gqa_reason *reason);
 
 #endif

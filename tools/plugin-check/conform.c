@@ -1,0 +1,206 @@
+#include "tools/plugin-check/conform.h"
+
+#include "tools/plugin-check/problem.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct family {
+    const char *name;
+    uint32_t n_run, n_skipped;
+    float worst;
+};
+
+static size_t n_floats(const struct problem_spec *s)
+{
+    return (size_t)s->n_rows * s->n_heads * s->dim;
+}
+
+static int fail(struct gqa_reason *reason, const struct problem_spec *s, const char *what)
+{
+    snprintf(reason->text, sizeof(reason->text),
+             "%s: %u heads over %u groups of %u, KV type %u, window %u, past %u, rows %u: %s",
+             s->name, s->n_heads, s->n_kv_heads, s->dim, s->kv_type, s->window, s->n_past,
+             s->n_rows, what);
+    return -EBADMSG;
+}
+
+static int compare(struct family *f, const struct problem_spec *s, const float *truth,
+                   const float *got, float tolerance, struct gqa_reason *reason)
+{
+    for (size_t i = 0; i < n_floats(s); i++) {
+        float difference = fabsf(truth[i] - got[i]);
+        if (!(difference <= tolerance)) {
+            char what[64];
+            snprintf(what, sizeof(what), "wrong by %g, tolerance %g", (double)difference,
+                     (double)tolerance);
+            return fail(reason, s, what);
+        }
+        f->worst = difference > f->worst ? difference : f->worst;
+    }
+    return 0;
+}
+
+/* One problem against the reference. */
+static int check_case(const struct conform *c, struct family *f, const struct problem_spec *s,
+                      struct gqa_reason *reason)
+{
+    const struct problem_way plain = {0};
+    float *truth = NULL, *got = NULL;
+    int rc = problem_run_as(s, &plain, c->reference, c->reference_context, &truth, reason);
+    rc = rc < 0 ? rc : problem_run_as(s, &plain, c->attention, c->context, &got, reason);
+    if (rc == -ENOTSUP) {
+        f->n_skipped++;
+        rc = 0;
+    } else if (rc < 0) {
+        rc = fail(reason, s, strerror(-rc));
+    } else {
+        f->n_run++;
+        rc = compare(f, s, truth, got, c->tolerance, reason);
+    }
+    free(truth);
+    free(got);
+    return rc;
+}
+
+/* One problem in two ways that must give the same bits. */
+static int check_way(const struct conform *c, struct family *f, const struct problem_spec *s,
+                     const struct problem_way *way, void *context, struct gqa_reason *reason)
+{
+    const struct problem_way plain = {0};
+    float *truth = NULL, *got = NULL;
+    int rc = problem_run_as(s, &plain, c->attention, c->context, &truth, reason);
+    rc = rc < 0 ? rc : problem_run_as(s, way, c->attention, context, &got, reason);
+    if (rc == -ENOTSUP) {
+        f->n_skipped++;
+        rc = 0;
+    } else if (rc < 0) {
+        rc = fail(reason, s, strerror(-rc));
+    } else {
+        f->n_run++;
+        bool same = memcmp(truth, got, n_floats(s) * sizeof(float)) == 0;
+        rc = same ? 0 : fail(reason, s, "other bits than the same rows gave alone");
+    }
+    free(truth);
+    free(got);
+    return rc;
+}
+
+static void tell(const struct conform *c, const struct family *f, int rc)
+{
+    fprintf(c->out, "%-40s %3u run, %3u NOT SUPPORTED  %.3g  %s\n", f->name, f->n_run, f->n_skipped,
+            (double)f->worst, rc < 0 ? "WRONG" : "ok");
+}
+
+/* ---- shapes ------------------------------------------------------------------------------ */
+
+static const uint32_t dims[] = {16, 32, 64, 80, 96, 128, 256};
+static const uint32_t ratios[] = {1, 2, 3, 4, 5, 6, 7, 8, 32};
+static const uint32_t types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0,
+                                 GQA_TYPE_Q4_0};
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+static int check_shapes(const struct conform *c, bool chunk, struct gqa_reason *reason)
+{
+    struct family f = {.name = chunk ? "head dims and groups, a chunk"
+                                     : "head dims and groups, decode"};
+    int rc = 0;
+    for (size_t d = 0; rc == 0 && d < COUNT(dims); d++) {
+        for (size_t r = 0; rc == 0 && r < COUNT(ratios); r++) {
+            const struct problem_spec s = {f.name,
+                                           2 * ratios[r],
+                                           2,
+                                           dims[d],
+                                           d % 2 == 0 ? GQA_TYPE_F16 : GQA_TYPE_F32,
+                                           0,
+                                           0,
+                                           0,
+                                           chunk ? 60 : 130,
+                                           chunk ? 9 : 1,
+                                           0,
+                                           false};
+            rc = check_case(c, &f, &s, reason);
+        }
+    }
+    tell(c, &f, rc);
+    return rc;
+}
+
+static int check_types(const struct conform *c, struct gqa_reason *reason)
+{
+    struct family f = {.name = "KV types, plain, windowed, capped, sinks"};
+    int rc = 0;
+    for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
+        for (uint32_t k = 0; rc == 0 && k < 8; k++) {
+            const struct problem_spec s = {
+                f.name,       8,   2, 64, types[t], k & 1 ? 30 : 0, k & 2 ? 5 : 0,
+                (k & 4) != 0, 290, 5, 0,  false};
+            rc = check_case(c, &f, &s, reason);
+        }
+    }
+    tell(c, &f, rc);
+    return rc;
+}
+
+static int check_masks(const struct conform *c, struct gqa_reason *reason)
+{
+    struct family f = {.name = "trees, no commit, mutual, nothing seen"};
+    const uint32_t caps[] = {GQA_ATTN_CAP_TREE, GQA_ATTN_CAP_NO_COMMIT,
+                             GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT,
+                             GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT};
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < COUNT(caps); i++) {
+        for (uint32_t k = 0; rc == 0 && k < 4; k++) {
+            const struct problem_spec s = {
+                f.name,          8,  2,       32,   GQA_TYPE_F32, k & 1 ? 7 : 0, 0, 0,
+                k & 2 ? 100 : 0, 70, caps[i], false};
+            rc = check_case(c, &f, &s, reason);
+        }
+    }
+    const struct problem_spec blank = {f.name, 4, 2, 32, GQA_TYPE_F32,      0,
+                                       0,      0, 0, 5,  GQA_ATTN_CAP_TREE, true};
+    rc = rc < 0 ? rc : check_case(c, &f, &blank, reason);
+    tell(c, &f, rc);
+    return rc;
+}
+
+/* ---- bits -------------------------------------------------------------------------------- */
+
+static int check_bits(const struct conform *c, const char *name, const struct problem_way *way,
+                      void *context, struct gqa_reason *reason)
+{
+    struct family f = {.name = name};
+    int rc = 0;
+    for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
+        for (uint32_t k = 0; rc == 0 && k < 4; k++) {
+            const struct problem_spec s = {
+                name, 8, 2, 64, types[t], k & 1 ? 50 : 0, 0, 0, k & 2 ? 700 : 30, 70, 0, false};
+            rc = check_way(c, &f, &s, way, context, reason);
+        }
+    }
+    tell(c, &f, rc);
+    return rc;
+}
+
+int conform_run(const struct conform *c, struct gqa_reason *reason)
+{
+    const struct problem_way plain = {0}, one = {.chunk = 1}, some = {.chunk = 13},
+                             twice = {.twice = true}, shared = {.twice = true, .shared = true};
+    int rc = check_shapes(c, false, reason);
+    rc = rc < 0 ? rc : check_shapes(c, true, reason);
+    rc = rc < 0 ? rc : check_types(c, reason);
+    rc = rc < 0 ? rc : check_masks(c, reason);
+    rc = rc < 0 ? rc : check_bits(c, "same bits, row by row", &one, c->context, reason);
+    rc = rc < 0 ? rc : check_bits(c, "same bits, in chunks of 13", &some, c->context, reason);
+    rc = rc < 0 ? rc : check_bits(c, "same bits, in company", &twice, c->context, reason);
+    if (rc == 0 && (c->attention->caps & GQA_ATTN_CAP_SHARED) != 0) {
+        rc = check_bits(c, "same bits, with a shared prefix", &shared, c->context, reason);
+    } else if (rc == 0) {
+        fprintf(c->out, "%-40s NOT SUPPORTED\n", "same bits, with a shared prefix");
+    }
+    return rc < 0 ? rc
+                  : check_bits(c, "same bits, by other workers", &plain, c->crowd_context, reason);
+}
