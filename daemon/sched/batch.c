@@ -1,6 +1,7 @@
 #include "daemon/sched/batch.h"
 
 #include "daemon/sched/embed.h"
+#include "daemon/sched/shared.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -20,8 +21,9 @@ int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs)
     b->row_class = calloc(max_rows, sizeof(*b->row_class));
     b->out_rows = calloc(max_rows, sizeof(*b->out_rows));
     b->seqs = calloc(max_seqs, sizeof(*b->seqs));
+    b->shared = calloc(max_seqs / 2 + 1, sizeof(*b->shared));
     if (b->members == NULL || b->tokens == NULL || b->positions == NULL || b->row_class == NULL ||
-        b->out_rows == NULL || b->seqs == NULL) {
+        b->out_rows == NULL || b->seqs == NULL || b->shared == NULL) {
         batch_finish(b);
         return -ENOMEM;
     }
@@ -36,6 +38,7 @@ void batch_finish(struct batch *b)
     free(b->row_class);
     free(b->out_rows);
     free(b->seqs);
+    free(b->shared);
     memset(b, 0, sizeof(*b));
 }
 
@@ -175,7 +178,12 @@ void batch_run(struct batch *b, struct plan *plan, struct batch_result *ret)
         .commit = !model_is_encoder(b->model),
         .seqs = b->seqs,
         .row_class = b->row_class,
+        .shared = b->shared,
     };
+    if (backend_attention(plan_attention(plan))->caps & GQA_ATTN_CAP_SHARED) {
+        attention.n_shared =
+            shared_find(b->seqs, b->n_seqs, model_kv_layout(b->model)->n_classes, b->shared);
+    }
     struct model_batch step = {
         .n_rows = b->n_rows,
         .n_out = b->n_outs,

@@ -20,6 +20,7 @@ struct batch {
     uint8_t *row_class;
     uint32_t *out_rows;
     struct gqa_attn_seq *seqs;
+    struct gqa_attn_shared *shared; /* (max_seqs / 2) */
 };
 
 int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs);

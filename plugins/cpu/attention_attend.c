@@ -11,7 +11,6 @@
 struct span {
     const struct cpu_attn_job *job;
     const struct cpu_attn_piece *piece;
-    const struct gqa_attn_seq *seq;
     uint32_t n_queries;
     size_t part_floats;
     struct cpu_attn_worker w;
@@ -23,7 +22,6 @@ static struct span span_of(const struct cpu_attn_job *job, const struct cpu_attn
     return (struct span){
         .job = job,
         .piece = piece,
-        .seq = &job->batch->seqs[piece->seq],
         .n_queries = piece->n_rows * job->group_size,
         .part_floats = cpu_attn_part_floats(job->layer->v_dim),
         .w = cpu_attn_worker_of(job, worker),
@@ -40,7 +38,7 @@ static void pack_queries(const struct span *span)
 {
     const struct cpu_attn_job *job = span->job;
     uint32_t k_dim = job->layer->k_dim;
-    size_t first_row = (size_t)span->seq->first_row + span->piece->first_row;
+    size_t first_row = span->piece->first_row;
     uint32_t first_head = span->piece->group * job->group_size;
 
     for (uint32_t first = 0, n; first < span->n_queries; first += n) {
@@ -74,14 +72,18 @@ static int look(const struct span *span, uint32_t segment, uint32_t first, struc
                 struct cpu_attn_pack *pack)
 {
     const struct cpu_attn_job *job = span->job;
-    const uint32_t *depths = job->depths != NULL ? job->depths + span->seq->first_row : NULL;
+    const struct gqa_attn_seq *seq = &job->batch->seqs[span->piece->seq];
     struct cpu_attn_sight sight = {0};
     int any = 0;
 
     for (uint32_t i = 0; i < pack->n_queries; i++) {
         if (i == 0 || (first + i) % job->group_size == 0) { /* a row's heads see the same */
             uint32_t row = span->piece->first_row + (first + i) / job->group_size;
-            cpu_attn_sight_of(&sight, job->layer, span->seq, depths, row, segment);
+            while (row >= seq->first_row + seq->n_rows) {
+                seq++;
+            }
+            const uint32_t *depths = job->depths != NULL ? job->depths + seq->first_row : NULL;
+            cpu_attn_sight_of(&sight, job->layer, seq, depths, row - seq->first_row, segment);
         }
         sights->begin[i] = sight.begin;
         sights->end[i] = sight.end;
@@ -90,7 +92,7 @@ static int look(const struct span *span, uint32_t segment, uint32_t first, struc
     }
     pack->begin = sights->begin;
     pack->end = sights->end;
-    /* Rows of one sequence are masked in a segment all or none. */
+    /* Rows of one sequence are masked in a segment all or none, those of several none. */
     pack->seen = sight.masked ? sights->seen : NULL;
     return any;
 }
@@ -140,13 +142,43 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
     }
 }
 
+/* Where a query's state waits between a shared piece and its own sequence's. */
+static float *kept_state(const struct span *span, uint32_t query)
+{
+    const struct cpu_attn_job *job = span->job;
+    size_t row = (size_t)span->piece->first_row + query / job->group_size;
+    uint32_t head = span->piece->group * job->group_size + query % job->group_size;
+
+    return job->a->plan.states + (row * job->layer->n_heads + head) * span->part_floats;
+}
+
+static void start_states(const struct span *span)
+{
+    if (!span->piece->resumes) {
+        set_empty(span->w.states, span->n_queries, span->job->layer->v_dim);
+        return;
+    }
+    for (uint32_t i = 0; i < span->n_queries; i++) {
+        memcpy(span->w.states + i * span->part_floats, kept_state(span, i),
+               span->part_floats * sizeof(float));
+    }
+}
+
+static void keep_states(const struct span *span)
+{
+    for (uint32_t i = 0; i < span->n_queries; i++) {
+        memcpy(kept_state(span, i), span->w.states + i * span->part_floats,
+               span->part_floats * sizeof(float));
+    }
+}
+
 static void write_out(const struct span *span)
 {
     const struct cpu_attn_job *job = span->job;
     const struct gqa_attn_layer *layer = job->layer;
 
     for (uint32_t i = 0; i < span->n_queries; i++) {
-        size_t row = (size_t)span->seq->first_row + span->piece->first_row + i / job->group_size;
+        size_t row = (size_t)span->piece->first_row + i / job->group_size;
         uint32_t head = span->piece->group * job->group_size + i % job->group_size;
 
         float *out = job->io->out + row * job->io->out_stride + (size_t)head * layer->v_dim;
@@ -183,7 +215,7 @@ static void attend_task(void *arg, uint32_t index, uint32_t worker)
     float *parts = NULL;
 
     pack_queries(&span);
-    set_empty(span.w.states, span.n_queries, job->layer->v_dim);
+    start_states(&span);
     if (piece->n_items > 1) {
         parts = job->a->plan.parts + piece->parts +
                 (item->first_segment - piece->first_segment) * segment_floats;
@@ -199,7 +231,18 @@ static void attend_task(void *arg, uint32_t index, uint32_t worker)
         }
         merge_piece(&span);
     }
-    write_out(&span);
+    if (piece->shared) {
+        keep_states(&span);
+    } else {
+        write_out(&span);
+    }
+}
+
+static void attend_own_task(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct cpu_attn_job *job = arg;
+
+    attend_task(arg, job->a->plan.n_shared_items + index, worker);
 }
 
 /* The depths of all rows of sequences with masks. 0 or -ENOMEM. */
@@ -244,10 +287,14 @@ int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *l
     if (rc < 0) {
         return rc;
     }
-    if (a->plan.n_items == 1) {
-        attend_task(&job, 0, 0);
+    uint32_t n_own_items = a->plan.n_items - a->plan.n_shared_items;
+    if (a->plan.n_shared_items > 0) {
+        a->host->parallel(a->host->data, attend_task, &job, a->plan.n_shared_items);
+    }
+    if (n_own_items == 1) {
+        attend_own_task(&job, 0, 0);
     } else {
-        a->host->parallel(a->host->data, attend_task, &job, a->plan.n_items);
+        a->host->parallel(a->host->data, attend_own_task, &job, n_own_items);
     }
     return 0;
 }

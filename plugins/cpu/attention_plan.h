@@ -7,7 +7,12 @@
  * Most pieces are one item, and a worker merges its segments as it goes. Where there is too little
  * to share out (one long sequence, few groups), pieces are cut into several items: these leave one
  * part per segment and query in the plan's memory, and whoever finishes a piece's last item merges
- * all of them, in ascending order: the same operations on the same values as without the cut. */
+ * all of them, in ascending order: the same operations on the same values as without the cut.
+ *
+ * Sequences that begin with the same pages (struct gqa_attn_shared) are attended in two passes.
+ * First the whole segments that they have in common, by pieces that hold the rows of all of them,
+ * so that each K and V is read once; these leave each query's state in the plan's memory. Then
+ * every sequence's own pieces take their states up from there: again the same operations. */
 #ifndef PLUGINS_CPU_ATTENTION_PLAN_H
 #define PLUGINS_CPU_ATTENTION_PLAN_H
 
@@ -22,9 +27,11 @@
 #define CPU_ATTN_ITEMS_PER_WORKER 4u
 
 struct cpu_attn_piece {
-    uint32_t seq, group;
-    uint32_t first_row, n_rows; /* within the sequence */
+    uint32_t seq, group;        /* the first sequence, whose pages are read */
+    uint32_t first_row, n_rows; /* of the batch; of a shared piece, of several sequences */
     uint32_t first_segment, n_segments;
+    int shared;  /* leaves states for its rows instead of outputs */
+    int resumes; /* begins with the states that a shared piece has left */
     uint32_t n_items;
     atomic_uint items_left;
     size_t parts; /* n_items > 1: floats from the plan's parts to (n_segments, n_queries) parts */
@@ -39,11 +46,14 @@ struct cpu_attn_item {
 struct cpu_attn_plan {
     const struct gqa_host *host;
     uint32_t n_pieces, n_items;
+    uint32_t n_shared_pieces, n_shared_items; /* of these, the first ones: before all others */
     size_t n_part_floats;
     struct cpu_attn_piece *pieces;
     struct cpu_attn_item *items;
     float *parts;
-    size_t pieces_bytes, items_bytes, parts_bytes; /* as allocated */
+    float *states;      /* (n_rows, n_heads) parts, where a piece is shared */
+    uint32_t *n_shared; /* (n_seqs) segments that each sequence's own pieces leave out */
+    size_t pieces_bytes, items_bytes, parts_bytes, states_bytes, n_shared_bytes; /* as allocated */
 };
 
 void cpu_attn_plan_init(struct cpu_attn_plan *plan, const struct gqa_host *host);

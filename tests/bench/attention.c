@@ -3,7 +3,7 @@
  * prefill computes. The limit of decode is the lower of both: f16 costs as many flop per byte as a
  * group has queries, more than some processors multiply while they read one.
  *
- *     bench_attention [seconds per line]
+ *     bench_attention [seconds per line [kind]]        kind: decode, shared or prefill
  *
  * Decode runs over the layers of a model one after the other, so that K and V come from memory and
  * not from the last-level cache, as in a real step. */
@@ -205,7 +205,7 @@ static void model_init(struct model *m, uint32_t group_size, uint32_t n_past, ui
 static void model_finish(struct model *m)
 {
     for (uint32_t l = 0; l < m->n_layers; l++) {
-        free(m->layers[l].pages[0]);
+        free(m->layers[l].pages[0]); /* where the copy of all of them begins */
         free((void *)m->layers[l].pages);
     }
     free(m->io.out);
@@ -251,6 +251,21 @@ static void read_layer(struct crew *crew, struct model *m, uint32_t layer, void 
     r->from = m->layers[layer].pages[0];
     r->task_bytes = layer_bytes(m) / READ_TASKS / 64 * 64;
     crew_parallel(crew, read_task, r, READ_TASKS);
+}
+
+/* All sequences of the batch have the layer's pages. */
+static void attend_shared_layer(struct crew *crew, struct model *m, uint32_t layer, void *arg)
+{
+    struct gqa_attn_seq *seqs = (struct gqa_attn_seq *)m->batch.seqs;
+
+    for (uint32_t s = 0; s < m->batch.n_seqs; s++) {
+        seqs[s] = (struct gqa_attn_seq){
+            .first_row = s, .n_rows = 1, .n_past = m->seq.n_past, .tables = &m->layers[layer]};
+    }
+    if (cpu_attention_attend(arg, &m->problem.layer, &m->batch, &m->io) != 0) {
+        fprintf(stderr, "attend failed\n");
+        exit(1);
+    }
 }
 
 static void attend_layer(struct crew *crew, struct model *m, uint32_t layer, void *arg)
@@ -457,25 +472,79 @@ static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows,
     model_finish(&m);
 }
 
+#define SHARED_SEQS 16u
+
+/* Sequences whose past is the same pages, one row of each: what it spares to say so. */
+static void bench_shared(uint32_t group_size, uint32_t depth, double seconds)
+{
+    struct gqa_attn_seq seqs[SHARED_SEQS];
+    struct gqa_attn_shared all = {depth, 0, SHARED_SEQS - 1};
+    struct model m;
+
+    model_init(&m, group_size, depth, 1, GQA_TYPE_F16, KV_BYTES_LEAST);
+    free(m.io.out);
+    m.io.out = calloc((size_t)SHARED_SEQS * m.io.out_stride, sizeof(float));
+    m.io.q = m.problem.seqs[0].q; /* any rows will do */
+    m.batch.n_rows = m.batch.n_seqs = SHARED_SEQS;
+    m.batch.seqs = seqs;
+    m.batch.shared = &all;
+    for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
+        struct crew crew;
+
+        crew_init(&crew, n_threads);
+        for (int i = CPU_ISA_COUNT - 1; i > CPU_ISA_C; i--) {
+            enum cpu_isa isa = (enum cpu_isa)i;
+            struct cpu_attention *a;
+            double took[2];
+
+            if (cpu_attention_create(&crew.host, isa, &a) != 0) {
+                continue;
+            }
+            for (uint32_t shared = 0; shared < 2; shared++) {
+                m.batch.n_shared = shared;
+                took[shared] = pass_seconds(&crew, &m, seconds, attend_shared_layer, a);
+            }
+            cpu_attention_destroy(a);
+            printf("| shared r=%u f16 %u x @%u | %s | %u | %.1f us a layer | alone %.1f us | | x "
+                   "%.2f |\n",
+                   group_size, SHARED_SEQS, depth, cpu_isa_name(isa), n_threads,
+                   took[1] / m.n_layers * 1e6, took[0] / m.n_layers * 1e6, took[0] / took[1]);
+            fflush(stdout);
+        }
+        crew_finish(&crew);
+    }
+    model_finish(&m);
+}
+
 int main(int argc, char **argv)
 {
+    const char *kind = argc > 2 ? argv[2] : "";
     double seconds = argc > 1 ? atof(argv[1]) : 0.5;
 
     printf(
         "| d=64, 4 groups | isa | threads | rate | memory | multiply-adds | share of the lower |\n"
         "|---|---|---|---|---|---|---|\n");
-    bench_decode(8, 4096, GQA_TYPE_F16, seconds);
-    bench_decode(8, 16384, GQA_TYPE_F16, seconds);
-    bench_decode(4, 16384, GQA_TYPE_F16, seconds);
-    bench_decode(1, 4096, GQA_TYPE_F16, seconds);
-    bench_decode(8, 16384, GQA_TYPE_Q8_0, seconds);
-    bench_decode(1, 16384, GQA_TYPE_Q8_0, seconds);
-    bench_decode(8, 16384, GQA_TYPE_Q4_0, seconds);
-    bench_decode(1, 16384, GQA_TYPE_Q4_0, seconds);
-    bench_prefill(8, 0, 512, GQA_TYPE_F16, seconds);
-    bench_prefill(8, 4096, 512, GQA_TYPE_F16, seconds);
-    bench_prefill(1, 4096, 512, GQA_TYPE_F16, seconds);
-    bench_prefill(8, 4096, 512, GQA_TYPE_Q8_0, seconds);
-    bench_prefill(8, 4096, 512, GQA_TYPE_Q4_0, seconds);
+    if (strstr("decode", kind) != NULL) {
+        bench_decode(8, 4096, GQA_TYPE_F16, seconds);
+        bench_decode(8, 16384, GQA_TYPE_F16, seconds);
+        bench_decode(4, 16384, GQA_TYPE_F16, seconds);
+        bench_decode(1, 4096, GQA_TYPE_F16, seconds);
+        bench_decode(32, 4096, GQA_TYPE_F16, seconds);
+        bench_decode(8, 16384, GQA_TYPE_Q8_0, seconds);
+        bench_decode(1, 16384, GQA_TYPE_Q8_0, seconds);
+        bench_decode(8, 16384, GQA_TYPE_Q4_0, seconds);
+        bench_decode(1, 16384, GQA_TYPE_Q4_0, seconds);
+    }
+    if (strstr("shared", kind) != NULL) {
+        bench_shared(8, 2048, seconds);
+        bench_shared(1, 2048, seconds);
+    }
+    if (strstr("prefill", kind) != NULL) {
+        bench_prefill(8, 0, 512, GQA_TYPE_F16, seconds);
+        bench_prefill(8, 4096, 512, GQA_TYPE_F16, seconds);
+        bench_prefill(1, 4096, 512, GQA_TYPE_F16, seconds);
+        bench_prefill(8, 4096, 512, GQA_TYPE_Q8_0, seconds);
+        bench_prefill(8, 4096, 512, GQA_TYPE_Q4_0, seconds);
+    }
     return 0;
 }
