@@ -23,6 +23,7 @@ struct module {
     struct plugin_image image;
     void *handle; /* NULL until the first open; guarded by loading */
     const struct gqa_plugin *plugin;
+    bool stays_mapped; /* its threads outlive close(): unmapping would pull their code away */
     char tested[MODULE_TESTED_MAX][64]; /* options that passed; guarded by the catalogue's lock */
     uint32_t n_tested;
 };

@@ -14,6 +14,13 @@
 
 static void module_destroy(struct module *m)
 {
+    if (m->handle != NULL && m->stays_mapped) {
+        /* The descriptor stays too: under a number used again dlopen would hand out this library.
+         */
+        log_warning("a plugin's threads outlive its contexts: it stays mapped");
+        free(m);
+        return;
+    }
     if (m->handle != NULL) {
         dlclose(m->handle);
     }
@@ -57,6 +64,7 @@ static void examine(struct backend_catalogue *c, const char *path, struct entry 
     ret->module = m;
     rc = plugin_check(c->check_program, m->image.fd, "", c->check_timeout_ms, &ret->report,
                       &ret->reason);
+    m->stays_mapped = ret->report.threads_left > 0;
     ret->usable = rc == 0 && ret->report.probe.usable != 0;
     if (rc == 0 && !ret->usable) {
         bool told = ret->report.probe.reason[0] != '\0';

@@ -153,6 +153,8 @@ static void take_line(struct report *report, const char *key, const char *value)
         r->probe.score = (uint32_t)strtoul(value, NULL, 10);
     } else if (strcmp(key, "caps") == 0) {
         r->caps = (uint32_t)strtoul(value, NULL, 10);
+    } else if (strcmp(key, "threads_left") == 0) {
+        r->threads_left = (uint32_t)strtoul(value, NULL, 10);
     } else if (strcmp(key, "case") == 0) {
         take_case(r, value);
     } else if (strcmp(key, "devices") == 0) {

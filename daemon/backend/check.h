@@ -18,8 +18,9 @@ struct plugin_case { /* one problem of the self-test */
 
 struct plugin_report {
     char name[32], version[32], build[128];
-    char interfaces[128]; /* comma-separated */
-    uint32_t caps;        /* enum gqa_attn_caps */
+    char interfaces[128];  /* comma-separated */
+    uint32_t caps;         /* enum gqa_attn_caps */
+    uint32_t threads_left; /* that outlive close(): it can never be unmapped */
     struct gqa_probe probe;
     struct plugin_case cases[PLUGIN_CASES_MAX];
     uint32_t n_cases;

@@ -158,6 +158,18 @@ class Backends(unittest.TestCase):
             self.use("good", attention_only=True)
         self.check_same(1, expected, self.generate(1, 50))
 
+    def test_a_plugin_whose_threads_stay_is_never_unmapped(self):
+        self.fixture("leaks_thread")
+        self.use("leaks_thread", attention_only=True)
+        expected = self.generate(1, 100)
+        self.use("cpu")
+        self.generate(1, 100)
+        wire.wait_until(lambda: self.entry("leaks_thread")["users"] == 0, "it is closed")
+        os.unlink(os.path.join(self.plugins, "leaks_thread.so"))
+        self.use("cpu")  # looks at the folder: nobody has the file any more
+        wire.wait_until(lambda: "it stays mapped" in self.daemon.log_text(), "the log tells")
+        self.check_same(1, expected, self.generate(1, 100))
+
     def test_a_selftest_tells_every_case(self):
         result = self.client.call("backend.selftest", {"backend": "cpu", "isa": "c"})
         self.assertGreater(len(result["cases"]), 10)

@@ -12,6 +12,7 @@
 #include "tools/plugin-check/problem.h"
 
 #include <argp.h>
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -232,6 +233,20 @@ static int run_matrix(const struct arguments *a, const struct gqa_plugin *plugin
     return rc;
 }
 
+/* Threads of this process; close() must have joined its own. */
+static unsigned count_threads(void)
+{
+    unsigned n = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (const struct dirent *d; tasks != NULL && (d = readdir(tasks)) != NULL;) {
+        n += d->d_name[0] != '.';
+    }
+    if (tasks != NULL) {
+        closedir(tasks);
+    }
+    return n;
+}
+
 static int check_open(const struct arguments *a, const struct gqa_plugin *plugin,
                       struct gqa_reason *reason)
 {
@@ -258,6 +273,8 @@ static int check_open(const struct arguments *a, const struct gqa_plugin *plugin
         }
     }
     plugin->close(context);
+    unsigned left = count_threads();
+    fprintf(out, "threads_left=%u\n", left > 1 ? left - 1 : 0);
     return rc;
 }
 
