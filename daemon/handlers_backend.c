@@ -324,8 +324,12 @@ void handle_backend_use(struct call *call)
         call_fail(call, PROTO_E_BUSY, "another backend is being put in use");
         return;
     }
-    call->model = find_model(call);
-    struct backend_job *job = call->model ? job_create(call) : NULL;
+    struct model *m = find_model(call);
+    if (!m) {
+        return; /* the call has failed, and is gone */
+    }
+    call->model = m;
+    struct backend_job *job = job_create(call);
     if (!job) {
         return;
     }
