@@ -16,8 +16,6 @@
 #define TASK_BYTES_MANY_ROWS 131072u
 /* Tasks per worker to aim at, so that a late worker leaves little behind. */
 #define TASKS_PER_WORKER 4u
-/* Rows from which quantising them is worth the workers. */
-#define PARALLEL_ROWS 4u
 
 void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret)
 {
@@ -236,9 +234,8 @@ static uint32_t group_of_row(const struct job *job, uint32_t row)
     return low;
 }
 
-static void quantise_row(void *arg, uint32_t index, uint32_t worker)
+static void quantise_row(const struct job *job, uint32_t index)
 {
-    const struct job *job = arg;
     uint32_t group = group_of_row(job, index);
     const struct cpu_acts acts = group_acts(job, group);
     uint32_t row = index - group_first(job, group);
@@ -254,6 +251,20 @@ static void quantise_row(void *arg, uint32_t index, uint32_t worker)
     };
 
     job->lin->kernels.quantise(job->x + index * job->x_stride, &place);
+}
+
+/* As many rows as a tile has: a tile's rows share cache lines, which two workers would take from
+ * each other with every block. */
+static void quantise_rows(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct job *job = arg;
+    uint32_t first = index * CPU_TILE_ROWS;
+    uint32_t left = job->first_rows[job->n_groups] - job->first_rows[0] - first;
+    uint32_t n = left < CPU_TILE_ROWS ? left : CPU_TILE_ROWS;
+
+    for (uint32_t r = 0; r < n; r++) {
+        quantise_row(job, first + r);
+    }
 }
 
 /* Writes a kernel's outputs to their places. out (n_rows, 16) */
@@ -422,13 +433,8 @@ void cpu_linear_run_groups(struct cpu_linear *lin, const float *x, size_t x_stri
     if (quantised) {
         lin->acts.n_rows = n_rows;
         lin->acts.n_blocks = products[0].matrix->k / CPU_BLOCK;
-        if (n_rows >= PARALLEL_ROWS) {
-            host->parallel(host->data, quantise_row, &job, n_rows);
-        } else {
-            for (uint32_t row = 0; row < n_rows; row++) {
-                quantise_row(&job, row, 0);
-            }
-        }
+        host->parallel(host->data, quantise_rows, &job,
+                       (n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS);
     }
     uint32_t n_tasks = plan_tasks(&job, products, host->n_threads);
     share_out(lin, n_tasks);
