@@ -276,7 +276,7 @@ class Server(Case):
         self.assertEqual(self.gqa("ping", "-c", 3, "--json").json["n"], 3)
         self.assertIn("3 pings", self.gqa("ping", "-c", 3).text)
         info = self.gqa("info", "--json").json
-        self.assertEqual(set(info), {"hello", "stats", "backends"})
+        self.assertEqual(set(info), {"hello", "stats", "backends", "shadows"})
         self.assertEqual(info["hello"]["uid"], os.getuid())
         self.assertIn("frame_bytes", self.gqa("info").text)
         backends = {b["name"]: b for b in self.gqa("backend", "list", "--json").json["backends"]}
@@ -370,7 +370,11 @@ class Bench(Case):
         self.assertEqual(set(row), BENCH_KEYS)
 
     def test_time_of_each_op(self):
-        rows = self.bench("-o", "json", "-d", "0,128", "-npl", "1,2", "--ops").json
+        # A daemon of its own: the context of the others' model is as short as their tests.
+        own = Tool(self.folder.path, "--spawn", "-t", 1)
+        model = os.path.join(self.folder.path, "models", "q8.gguf")
+        rows = own("bench", "-m", model, "-p", 32, "-n", 8, "-r", 1, "-o", "json", "-d", "0,128", "-npl", "1,2",
+                   "--ops").json
         self.assertEqual(len(rows), 8)
         for r in rows:
             self.assertEqual(set(r), BENCH_KEYS | {"ops"})
