@@ -38,9 +38,18 @@ struct ck_tensor {
     uint64_t bytes;
 };
 
+/* Which dimensions of a head RoPE turns together. */
+enum ck_pairs {
+    CK_PAIRS_UNKNOWN,
+    CK_PAIRS_NEIGHBOURS, /* 2i and 2i + 1 */
+    CK_PAIRS_HALVES,     /* i and i + n_rot / 2 */
+};
+
 struct ck_shape {
     char architecture[64];
     uint32_t n_layers, n_heads, n_kv_heads, k_dim, v_dim;
+    uint32_t n_rot; /* dimensions that RoPE turns, the first of a head */
+    enum ck_pairs rope_pairs;
 };
 
 /* What becomes of a tensor: the rest stays as it is. */

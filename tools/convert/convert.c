@@ -12,7 +12,8 @@
 struct conversion {
     const struct checkpoint *c;
     const struct convert_options *options;
-    struct head_groups *groups; /* (n_layers) */
+    struct head_groups *groups;   /* (n_layers) */
+    struct alignment *alignments; /* (n_layers), zeroed without calibration */
     struct ck_outcome *outcomes;
     struct convert_layer *layers;
     struct ck_output *out;
@@ -60,15 +61,28 @@ static uint32_t sections_of(const struct ck_shape *s, const struct ck_tensor *t,
 
 static bool is_pooled(const struct conversion *v, const struct ck_tensor *t)
 {
-    return (t->role == CK_K || t->role == CK_V || t->role == CK_QKV) &&
+    return (t->role == CK_K || t->role == CK_V || t->role == CK_QKV) && !v->options->keep_heads &&
            v->options->n_kv_heads != v->c->shape.n_kv_heads;
 }
 
+/* Whether its heads change places; those of K and V do so when they are pooled anyway. */
 static bool is_moved(const struct conversion *v, const struct ck_tensor *t)
 {
-    bool of_heads = t->role == CK_Q || t->role == CK_QKV || t->role == CK_SINKS ||
-                    (t->role == CK_OUT && t->is_matrix);
+    bool of_heads = t->role != CK_OTHER && t->role != CK_K_NORM;
     return of_heads && !head_groups_in_order(&v->groups[t->layer]);
+}
+
+static bool is_turned(const struct conversion *v, const struct ck_tensor *t)
+{
+    const unsigned by_k = t->role == CK_Q || t->role == CK_K || t->role == CK_QKV ? ALIGN_K : 0;
+    const unsigned by_v = t->role == CK_V || t->role == CK_OUT || t->role == CK_QKV ? ALIGN_V : 0;
+    return v->options->calibration != NULL && (v->options->align & (by_k | by_v)) != 0 &&
+           v->groups[t->layer].size > 1;
+}
+
+static bool is_rewritten(const struct conversion *v, const struct ck_tensor *t)
+{
+    return is_pooled(v, t) || is_moved(v, t) || is_turned(v, t);
 }
 
 static struct ck_outcome outcome_of(const struct conversion *v, const struct ck_tensor *t)
@@ -87,7 +101,7 @@ static struct ck_outcome outcome_of(const struct conversion *v, const struct ck_
     const struct fmt_type_info *wanted = v->options->type;
     if (t->is_matrix && t->type != NULL && wanted != NULL && t->row_values % wanted->n_block == 0) {
         to.type = wanted;
-    } else if ((is_pooled(v, t) || is_moved(v, t)) && !v->c->container->can_write(t->type)) {
+    } else if (is_rewritten(v, t) && !v->c->container->can_write(t->type)) {
         to.type = fmt_type_info(FMT_TYPE_F16);
     }
     return to;
@@ -145,9 +159,14 @@ static int choose_groups(struct conversion *v)
             continue;
         }
         double *gram = calloc((size_t)n * n, sizeof(*gram));
-        int rc = gram == NULL ? fmt_fail(v->err, -ENOMEM, "out of memory")
-                              : add_gram(v, layer, CK_K, gram);
-        rc = rc < 0 ? rc : add_gram(v, layer, CK_V, gram);
+        int rc = gram == NULL ? fmt_fail(v->err, -ENOMEM, "out of memory") : 0;
+        if (rc == 0 && v->options->calibration != NULL) {
+            rc = alignment_gram(v->options->calibration, &v->c->shape, layer, v->options->align,
+                                gram, v->err);
+        } else if (rc == 0) {
+            rc = add_gram(v, layer, CK_K, gram);
+            rc = rc < 0 ? rc : add_gram(v, layer, CK_V, gram);
+        }
         if (rc == 0) {
             head_groups_similar(g, n, v->options->n_kv_heads, gram);
         }
@@ -157,6 +176,23 @@ static int choose_groups(struct conversion *v)
         }
     }
     return 0;
+}
+
+static int find_alignments(struct conversion *v)
+{
+    const struct convert_options *o = v->options;
+    int rc = o->calibration != NULL ? alignment_check(v->c, o->align, v->err) : 0;
+    for (uint32_t layer = 0; rc == 0 && o->calibration != NULL && layer < v->c->shape.n_layers;
+         layer++) {
+        struct alignment *a = &v->alignments[layer];
+        rc = alignment_init(a, o->calibration, &v->c->shape, layer, o->align, &v->groups[layer],
+                            v->err);
+        if (rc == 0) {
+            v->layers[layer] =
+                (struct convert_layer){a->k_loss, a->v_loss, a->k_loss_before, a->v_loss_before};
+        }
+    }
+    return rc;
 }
 
 /* ---- writing ----------------------------------------------------------------------------- */
@@ -209,7 +245,8 @@ static int put_pooled(struct conversion *v, const struct ck_tensor *t, const str
     struct pool_loss no_loss = {0, 0};
     struct convert_layer *layer = &v->layers[t->layer];
     /* Biases are pooled, and not counted: they are no part of the matrices' variance. */
-    struct pool_loss *loss = !t->is_matrix ? &no_loss : of->role == CK_K ? &layer->k : &layer->v;
+    bool counts = t->is_matrix && v->options->calibration == NULL;
+    struct pool_loss *loss = !counts ? &no_loss : of->role == CK_K ? &layer->k : &layer->v;
     const float *members[CK_MAX_HEADS];
     int rc = 0;
     for (uint32_t group = 0; group < g->n_groups; group++) {
@@ -274,7 +311,7 @@ static int put_rows(struct conversion *v, const struct ck_tensor *t, const struc
     return rc;
 }
 
-static int put_tensor(struct conversion *v, const struct ck_tensor *t, const struct ck_outcome *to)
+static int put_heads(struct conversion *v, const struct ck_tensor *t, const struct ck_outcome *to)
 {
     struct section sections[3];
     int rc = 0;
@@ -286,9 +323,35 @@ static int put_tensor(struct conversion *v, const struct ck_tensor *t, const str
     }
     uint32_t n = sections_of(&v->c->shape, t, sections);
     for (uint32_t i = 0; rc == 0 && i < n; i++) {
-        rc = sections[i].role == CK_Q ? put_moved(v, t, to, &sections[i])
-                                      : put_pooled(v, t, to, &sections[i]);
+        bool moved = sections[i].role == CK_Q || !is_pooled(v, t);
+        rc = moved ? put_moved(v, t, to, &sections[i]) : put_pooled(v, t, to, &sections[i]);
     }
+    return rc;
+}
+
+/* Turned tensors are turned as a whole, in float32, and stand for the file's from then on. */
+static int put_tensor(struct conversion *v, const struct ck_tensor *t, const struct ck_outcome *to)
+{
+    if (!is_turned(v, t)) {
+        return put_heads(v, t, to);
+    }
+    struct ck_tensor turned = *t;
+    float *values = NULL;
+    if (t->n_rows <= SIZE_MAX / sizeof(float) / t->row_values) {
+        values = malloc((size_t)(t->n_rows * t->row_values) * sizeof(float));
+    }
+    if (values == NULL) {
+        return fmt_fail(v->err, -ENOMEM, "tensor %s: no memory to turn it", t->name);
+    }
+    for (uint64_t row = 0; row < t->n_rows; row++) {
+        ck_row(t, row, values + row * t->row_values);
+    }
+    turned.type = fmt_type_info(FMT_TYPE_F32);
+    turned.data = (const uint8_t *)values;
+    turned.bytes = t->n_rows * t->row_values * sizeof(float);
+    int rc = alignment_apply(&v->alignments[t->layer], t, values, v->err);
+    rc = rc < 0 ? rc : put_heads(v, &turned, to);
+    free(values);
     return rc;
 }
 
@@ -327,12 +390,13 @@ static int allocate(struct conversion *v)
         return fmt_fail(v->err, -EFBIG, "rows of %" PRIu64 " values are too wide", widest);
     }
     v->groups = calloc(c->shape.n_layers, sizeof(*v->groups));
+    v->alignments = calloc(c->shape.n_layers, sizeof(*v->alignments));
     v->outcomes = calloc(c->n_tensors + 1, sizeof(*v->outcomes));
     v->rows = malloc((size_t)widest * c->shape.n_kv_heads * sizeof(float));
     v->row = malloc((size_t)widest * sizeof(float));
     v->packed = malloc((size_t)widest * sizeof(float)); /* no type is wider */
-    return v->groups == NULL || v->outcomes == NULL || v->rows == NULL || v->row == NULL ||
-                   v->packed == NULL
+    return v->groups == NULL || v->alignments == NULL || v->outcomes == NULL || v->rows == NULL ||
+                   v->row == NULL || v->packed == NULL
                ? fmt_fail(v->err, -ENOMEM, "out of memory")
                : 0;
 }
@@ -341,12 +405,15 @@ static int write_all(struct conversion *v, const char *path)
 {
     static const char *const pool_names[] = {"mean", "first", "random"};
     const struct checkpoint *c = v->c;
+    const struct convert_options *o = v->options;
+    const bool same = o->keep_heads || c->shape.n_kv_heads == o->n_kv_heads;
     char how[160];
     snprintf(how, sizeof(how), "%u KV heads made %u by gqa-convert, --pool %s --group %s: %s",
-             c->shape.n_kv_heads, v->options->n_kv_heads, pool_names[v->options->pool],
-             v->options->group == GROUP_SIMILAR ? "similar" : "neighbour",
-             c->shape.n_kv_heads == v->options->n_kv_heads ? "unchanged" : "needs uptraining");
-    struct ck_facts facts = {v->options->n_kv_heads, v->options->type, how};
+             c->shape.n_kv_heads, same ? c->shape.n_kv_heads : o->n_kv_heads,
+             o->calibration != NULL ? "aligned" : pool_names[o->pool],
+             o->group == GROUP_SIMILAR ? "similar" : "neighbour",
+             same ? "computes what it did" : "needs uptraining");
+    struct ck_facts facts = {same ? c->shape.n_kv_heads : o->n_kv_heads, o->type, how};
     for (size_t i = 0; i < c->n_tensors; i++) {
         v->outcomes[i] = outcome_of(v, &c->tensors[i]);
     }
@@ -372,8 +439,13 @@ int convert_checkpoint(const struct checkpoint *c, const char *path,
     rc = rc < 0 ? rc : checkpoint_check(c, err);
     rc = rc < 0 ? rc : allocate(&v);
     rc = rc < 0 ? rc : choose_groups(&v);
+    rc = rc < 0 ? rc : find_alignments(&v);
     rc = rc < 0 ? rc : write_all(&v, path);
     c->container->destroy(v.out);
+    for (uint32_t layer = 0; v.alignments != NULL && layer < c->shape.n_layers; layer++) {
+        alignment_finish(&v.alignments[layer]);
+    }
+    free(v.alignments);
     free(v.groups);
     free(v.outcomes);
     free(v.rows);

@@ -13,18 +13,26 @@
 
 const char *argp_program_version = "gqa-convert " GQAD_VERSION;
 
-enum { OPTION_JSON = 256 };
+enum { OPTION_JSON = 256, OPTION_CALIBRATION, OPTION_ALIGN, OPTION_KEEP_HEADS };
 
 struct arguments {
     struct convert_options options;
     const char *pool, *group; /* as written */
-    const char *in, *out;
-    bool json, quiet, has_kv_heads;
+    const char *in, *out, *calibration;
+    bool json, quiet, has_kv_heads, aligned;
 };
 
 static const struct argp_option option_table[] = {
     {"kv-heads", 'g', "N", 0, "KV heads to be left; 1: multi-query", 0},
-    {"pool", 'p', "KIND", 0, "mean (default), first or random: what stands for a group", 0},
+    {"pool", 'p', "KIND", 0,
+     "mean (default), first, random, or aligned: what stands for a group; aligned is the mean of "
+     "heads that are turned towards each other first",
+     0},
+    {"calibration", OPTION_CALIBRATION, "FILE", 0,
+     "For aligned: what `gqa kv export` wrote of a text, from a cache of float32", 0},
+    {"align", OPTION_ALIGN, "PARTS", 0, "For aligned: kv (default), k or v", 0},
+    {"keep-heads", OPTION_KEEP_HEADS, NULL, 0,
+     "For aligned: only turn the heads, pool nothing: the model computes what it did", 0},
     {"group", 'G', "KIND", 0,
      "neighbour (default) or similar: which heads become one. With similar, query heads move to "
      "where their group is",
@@ -66,7 +74,8 @@ static uint64_t number(struct argp_state *state, const char *what, const char *t
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
-    static const char *const pools[] = {"mean", "first", "random", NULL};
+    static const char *const pools[] = {"mean", "first", "random", "aligned", NULL};
+    static const char *const parts[] = {"", "k", "v", "kv", NULL}; /* by enum align_parts */
     static const char *const groups[] = {"neighbour", "similar", NULL};
     struct arguments *a = state->input;
     switch (key) {
@@ -75,8 +84,22 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         a->has_kv_heads = true;
         return 0;
     case 'p':
-        a->options.pool = (enum pool_kind)choice(state, "pool", arg, pools);
+        a->aligned = strcmp(arg, "aligned") == 0;
+        a->options.pool =
+            a->aligned ? POOL_MEAN : (enum pool_kind)choice(state, "pool", arg, pools);
         a->pool = arg;
+        return 0;
+    case OPTION_CALIBRATION:
+        a->calibration = arg;
+        return 0;
+    case OPTION_ALIGN:
+        a->options.align = (unsigned)choice(state, "align", arg, parts);
+        if (a->options.align == 0) {
+            argp_error(state, "align: kv, k or v");
+        }
+        return 0;
+    case OPTION_KEEP_HEADS:
+        a->options.keep_heads = true;
         return 0;
     case 'G':
         a->options.group = (enum group_kind)choice(state, "group", arg, groups);
@@ -107,6 +130,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         if (!a->has_kv_heads || a->out == NULL) {
             argp_error(state, "--kv-heads, IN and OUT are needed");
         }
+        if (a->aligned != (a->calibration != NULL) || (a->options.keep_heads && !a->aligned)) {
+            argp_error(state, "--pool aligned and --calibration go together, --keep-heads with "
+                              "them");
+        }
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -136,47 +163,97 @@ static void show_progress(void *arg, uint64_t done, uint64_t total)
     }
 }
 
+static bool needs_uptraining(const struct arguments *a, const struct ck_shape *s)
+{
+    return s->n_kv_heads != a->options.n_kv_heads && !a->options.keep_heads;
+}
+
 static void report_json(const struct arguments *a, const struct ck_shape *s,
                         const struct convert_layer *layers)
 {
     json_t *list = json_array();
     for (uint32_t i = 0; i < s->n_layers; i++) {
-        json_array_append_new(list, json_pack("{s:f, s:f}", "k_lost", pool_loss_share(&layers[i].k),
-                                              "v_lost", pool_loss_share(&layers[i].v)));
+        const struct convert_layer *l = &layers[i];
+        json_t *layer = json_pack("{s:f, s:f}", "k_lost", pool_loss_share(&l->k), "v_lost",
+                                  pool_loss_share(&l->v));
+        if (a->aligned) {
+            json_object_set_new(layer, "k_lost_unaligned",
+                                json_real(pool_loss_share(&l->k_before)));
+            json_object_set_new(layer, "v_lost_unaligned",
+                                json_real(pool_loss_share(&l->v_before)));
+        }
+        json_array_append_new(list, layer);
     }
-    json_t *j = json_pack(
-        "{s:s, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:o}", "output", a->out, "architecture",
-        s->architecture, "n_heads", (int)s->n_heads, "kv_heads_before", (int)s->n_kv_heads,
-        "kv_heads", (int)a->options.n_kv_heads, "pool", a->pool, "group", a->group,
-        "needs_uptraining", s->n_kv_heads != a->options.n_kv_heads, "layers", list);
+    json_t *j =
+        json_pack("{s:s, s:s, s:i, s:i, s:i, s:s, s:s, s:b, s:o}", "output", a->out, "architecture",
+                  s->architecture, "n_heads", (int)s->n_heads, "kv_heads_before",
+                  (int)s->n_kv_heads, "kv_heads", (int)a->options.n_kv_heads, "pool", a->pool,
+                  "group", a->group, "needs_uptraining", needs_uptraining(a, s), "layers", list);
     json_dumpf(j, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(j);
 }
 
+static void add_loss(struct pool_loss *sum, const struct pool_loss *l)
+{
+    sum->total += l->total;
+    sum->lost += l->lost;
+}
+
+static void print_layer(const struct arguments *a, const char *name, const struct convert_layer *l)
+{
+    printf("  %5s  %5.1f %%  %5.1f %%", name, 100 * pool_loss_share(&l->k),
+           100 * pool_loss_share(&l->v));
+    if (a->aligned) {
+        printf("    (unaligned %5.1f %%  %5.1f %%)", 100 * pool_loss_share(&l->k_before),
+               100 * pool_loss_share(&l->v_before));
+    }
+    putchar('\n');
+}
+
 static void report_text(const struct arguments *a, const struct ck_shape *s,
                         const struct convert_layer *layers)
 {
-    struct convert_layer all = {{0, 0}, {0, 0}};
+    struct convert_layer all = {{0, 0}, {0, 0}, {0, 0}, {0, 0}};
     printf("%s: %s, %u layers, %u query heads, %u KV heads made %u (%s of %s heads)\n", a->out,
            s->architecture, s->n_layers, s->n_heads, s->n_kv_heads, a->options.n_kv_heads, a->pool,
            a->group);
-    printf("share of the projections' variance that is lost:\n  layer       K       V\n");
+    printf("share of the %s variance that %s:\n  layer       K       V\n",
+           a->aligned ? "text's K and V" : "projections'",
+           a->options.keep_heads ? "pooling would lose" : "is lost");
     for (uint32_t i = 0; i < s->n_layers; i++) {
-        const struct convert_layer *l = &layers[i];
-        printf("  %5u  %5.1f %%  %5.1f %%\n", i, 100 * pool_loss_share(&l->k),
-               100 * pool_loss_share(&l->v));
-        all.k.total += l->k.total;
-        all.k.lost += l->k.lost;
-        all.v.total += l->v.total;
-        all.v.lost += l->v.lost;
+        char name[16];
+        snprintf(name, sizeof(name), "%u", i);
+        print_layer(a, name, &layers[i]);
+        add_loss(&all.k, &layers[i].k);
+        add_loss(&all.v, &layers[i].v);
+        add_loss(&all.k_before, &layers[i].k_before);
+        add_loss(&all.v_before, &layers[i].v_before);
     }
-    printf("    all  %5.1f %%  %5.1f %%\n", 100 * pool_loss_share(&all.k),
-           100 * pool_loss_share(&all.v));
-    if (s->n_kv_heads != a->options.n_kv_heads) {
+    print_layer(a, "all", &all);
+    if (needs_uptraining(a, s)) {
         printf("This model needs uptraining before it is of use: go on with the original training "
                "for about 5 %% of its steps.\n");
     }
+}
+
+/* Opens what is to be read, and converts. *ret_layers is the caller's. */
+static int run(struct arguments *a, struct checkpoint **c, struct convert_layer **ret_layers,
+               struct fmt_error *err)
+{
+    struct calibration *calibration = NULL;
+    int rc = checkpoint_open(a->in, c, err);
+    if (rc == 0) {
+        *ret_layers = calloc((*c)->shape.n_layers, sizeof(**ret_layers));
+        rc = *ret_layers == NULL ? fmt_fail(err, -ENOMEM, "out of memory") : 0;
+    }
+    if (rc == 0 && a->calibration != NULL) {
+        rc = calibration_open(a->calibration, &(*c)->shape, &calibration, err);
+        a->options.calibration = calibration;
+    }
+    rc = rc < 0 ? rc : convert_checkpoint(*c, a->out, &a->options, *ret_layers, err);
+    calibration_close(calibration);
+    return rc;
 }
 
 static int exit_code(int rc)
@@ -195,9 +272,10 @@ static int exit_code(int rc)
 
 int main(int argc, char **argv)
 {
-    struct arguments a = {.pool = "mean", .group = "neighbour"};
+    struct arguments a = {.pool = "mean", .group = "neighbour", .options.align = ALIGN_K | ALIGN_V};
     struct fmt_error err = {""};
     struct checkpoint *c = NULL;
+    struct convert_layer *layers = NULL;
     int shown = -1;
 
     argp_err_exit_status = EX_USAGE;
@@ -206,12 +284,7 @@ int main(int argc, char **argv)
         a.options.progress = show_progress;
         a.options.progress_arg = &shown;
     }
-    int rc = checkpoint_open(a.in, &c, &err);
-    struct convert_layer *layers = rc == 0 ? calloc(c->shape.n_layers, sizeof(*layers)) : NULL;
-    if (rc == 0 && layers == NULL) {
-        rc = fmt_fail(&err, -ENOMEM, "out of memory");
-    }
-    rc = rc < 0 ? rc : convert_checkpoint(c, a.out, &a.options, layers, &err);
+    int rc = run(&a, &c, &layers, &err);
     if (rc < 0) {
         fprintf(stderr, "gqa-convert: %s\n", err.text);
     } else if (a.json) {
