@@ -116,7 +116,7 @@ static double per_second(uint64_t count, double ms)
 static void pack_timings(struct ipc_buffer *b, const struct request *r)
 {
     const struct request_timings *t = &r->timings;
-    pack_kv_map(b, "timings", 6);
+    pack_kv_map(b, "timings", 12);
     pack_kv_f64(b, "queue_ms", t->queue_ms);
     pack_kv_f64(b, "prompt_ms", t->prompt_ms);
     pack_kv_f64(b, "first_token_ms", t->first_token_ms);
@@ -125,6 +125,12 @@ static void pack_timings(struct ipc_buffer *b, const struct request *r)
     /* predict_ms runs from the first token, which the prompt gave, to the last. */
     pack_kv_f64(b, "predicted_per_second",
                 per_second(r->n_generated > 0 ? r->n_generated - 1 : 0, t->predict_ms));
+    pack_kv_f64(b, "prefill_ms", t->prefill_ms);
+    pack_kv_f64(b, "decode_ms", t->decode_ms);
+    pack_kv_f64(b, "sampling_ms", t->sampling_ms);
+    pack_kv_f64(b, "delivery_ms", r->delivery_ms);
+    pack_kv_u64(b, "steps", r->n_steps);
+    pack_kv_u64(b, "n_preempted", r->n_preempted);
 }
 
 static void pack_collected(struct call *call, struct ipc_buffer *b)
@@ -247,6 +253,7 @@ static void leave_queue(struct call *call)
 bool call_deliver(struct call *call, struct request_event *ev)
 {
     leave_queue(call);
+    call->request->delivery_ms += (double)(clock_now_ns() - ev->made_ns) / 1e6;
     if (ev->kind == REQUEST_DONE) {
         deliver_done(call);
         return false;

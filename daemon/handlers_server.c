@@ -1,4 +1,4 @@
-/* gqa.hello, gqa.ping, gqa.api_info, server.stats, server.drain, server.reload. */
+/* gqa.hello, gqa.ping, gqa.api_info, server.drain, server.reload. */
 #include "daemon/handlers_internal.h"
 
 #include "daemon/log.h"
@@ -67,99 +67,6 @@ void handle_api_info(struct call *call)
 }
 
 /* ---- server.* ---------------------------------------------------------------------------- */
-
-static void pack_models(struct ipc_buffer *b, struct service *s)
-{
-    struct registry_entry *entries = NULL;
-    size_t count = 0;
-    size_t n_loaded = 0;
-    if (registry_list(s->registry, &entries, &count) < 0) {
-        count = 0;
-    }
-    for (size_t i = 0; i < count; i++) {
-        n_loaded += entries[i].model != NULL;
-    }
-    pack_kv_array(b, "models", n_loaded);
-    for (size_t i = 0; i < count; i++) {
-        if (entries[i].model) {
-            ipc_pack_map(b, 2);
-            pack_kv_str(b, "name", entries[i].name);
-            pack_kv_u64(b, "n_running", engine_model_users(s->engine, entries[i].model));
-            model_unref(entries[i].model);
-        }
-    }
-    free(entries);
-}
-
-/* What each user holds, against its quotas; users see their own. */
-static void pack_users(struct ipc_buffer *b, const struct call *call)
-{
-    const struct quota_user *u;
-    size_t count = 0;
-    LIST_FOREACH(u, &call->service->quotas->users, entry)
-    {
-        count += call->caller->admin || u->uid == call->uid;
-    }
-    pack_kv_array(b, "users", count);
-    LIST_FOREACH(u, &call->service->quotas->users, entry)
-    {
-        if (call->caller->admin || u->uid == call->uid) {
-            ipc_pack_map(b, 2 + QUOTA_COUNT);
-            pack_kv_u64(b, "uid", u->uid);
-            for (unsigned k = 0; k < QUOTA_COUNT; k++) {
-                pack_kv_u64(b, quota_name(k), u->used.of[k]);
-            }
-            pack_kv_u64(b, "refused", u->n_refused);
-        }
-    }
-}
-
-static void pack_loop(struct ipc_buffer *b, const struct service_host_facts *facts)
-{
-    pack_kv_map(b, "loop", 3);
-    pack_kv_u64(b, "turns_total", facts->n_turns);
-    pack_kv_f64(b, "turn_ms_mean",
-                facts->n_turns ? (double)facts->turn_ns_busy / 1e6 / (double)facts->n_turns : 0);
-    pack_kv_f64(b, "turn_ms_max", (double)facts->turn_ns_max / 1e6);
-}
-
-void handle_server_stats(struct call *call)
-{
-    struct service *s = call->service;
-    struct engine_stats stats;
-    struct service_host_facts facts = {0};
-    s->host.facts(s->host.data, &facts);
-    engine_stats(s->engine, &stats);
-    double step_ms =
-        stats.n_steps ? (double)stats.step_ns_total / 1e6 / (double)stats.n_steps : 0.0;
-
-    struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 15);
-    pack_kv_f64(b, "uptime_s", (double)(clock_now_ns() - s->started_ns) / 1e9);
-    pack_kv_str(b, "version", GQAD_VERSION);
-    pack_kv_u64(b, "num_requests_running", stats.n_running);
-    pack_kv_u64(b, "num_requests_waiting", stats.n_waiting);
-    pack_kv_u64(b, "requests_total", stats.n_requests);
-    pack_kv_u64(b, "tokens_prompt_total", stats.n_prompt_tokens);
-    pack_kv_u64(b, "tokens_generated_total", stats.n_generated_tokens);
-    pack_kv_u64(b, "steps_total", stats.n_steps);
-    pack_kv_f64(b, "step_ms_mean", step_ms);
-    pack_kv_map(b, "kv", 8);
-    pack_kv_u64(b, "bytes_used", stats.kv_bytes_used);
-    pack_kv_u64(b, "bytes_max", stats.kv_bytes_max);
-    pack_kv_u64(b, "bytes_cached", stats.kv.arena_bytes_cached);
-    pack_kv_u64(b, "blocks_used", stats.kv.blocks_held);
-    pack_kv_u64(b, "store_bytes", stats.kv.store_bytes);
-    pack_kv_str(b, "store_state", stats.kv.store_state);
-    pack_kv_u64(b, "prefix_cache_queries", stats.kv.queries);
-    pack_kv_u64(b, "prefix_cache_hits", stats.kv.hits);
-    pack_kv_u64(b, "connections", facts.n_connections);
-    pack_loop(b, &facts);
-    pack_users(b, call);
-    pack_kv_bool(b, "draining", s->draining);
-    pack_models(b, s);
-    call_end(call);
-}
 
 /* The answer comes when all is done: then the caller knows that the daemon is about to be gone. */
 void handle_server_drain(struct call *call)

@@ -25,6 +25,12 @@ const char *request_finish_name(enum request_finish finish)
     return "unknown";
 }
 
+const char *request_state_name(enum request_state state)
+{
+    static const char *const names[] = {"waiting", "prefill", "decode", "paused", "preempted"};
+    return names[state];
+}
+
 struct request *request_create(enum request_kind kind, struct model *model)
 {
     struct request *r = calloc(1, sizeof(*r));
@@ -36,6 +42,15 @@ struct request *request_create(enum request_kind kind, struct model *model)
     r->sampling = sampler_params_default();
     r->stop_index = -1;
     return r;
+}
+
+/* Far above what a reader that keeps up leaves behind, and little beside the KV that it holds. */
+#define UNDELIVERED_BYTES_MAX (8u << 20)
+
+bool request_is_paused(const struct request *r)
+{
+    return atomic_load_explicit(&r->undelivered_bytes, memory_order_relaxed) >
+           UNDELIVERED_BYTES_MAX;
 }
 
 void request_destroy(struct request *r)

@@ -29,9 +29,27 @@ enum request_finish {
 };
 const char *request_finish_name(enum request_finish finish); /* "stop", "eos", ... */
 
-struct request_timings { /* milliseconds */
+/* Where the time went, in milliseconds. */
+struct request_timings {
+    /* By the clock: from submission to the first place among the running; from there to the end of
+     * the prompt; from submission to the first token; from there to the last. */
     double queue_ms, prompt_ms, first_token_ms, predict_ms;
+    /* At work: steps that computed rows of its prompt; other steps with a row of it; drawing tokens
+     * from logits. */
+    double prefill_ms, decode_ms, sampling_ms;
 };
+
+/* What can be seen of a request while it is open. */
+enum request_state {
+    REQUEST_STATE_WAITING, /* for a place among the running */
+    REQUEST_STATE_PREFILL,
+    REQUEST_STATE_DECODE,
+    REQUEST_STATE_PAUSED,    /* for a slow reader */
+    REQUEST_STATE_PREEMPTED, /* gave its place or memory to others, and waits to go on */
+};
+const char *request_state_name(enum request_state state); /* "waiting", ... */
+
+struct fair_user;
 
 /* One text of an embedding request. */
 struct request_input {
@@ -68,15 +86,20 @@ struct request {
     uint32_t first_row;         /* LOGITS */
     char realm[KV_REALM_BYTES]; /* whose cached blocks it shares; "": it shares nothing */
     int pin;                    /* 1: the prompt's blocks stay until unpinned; -1: no longer */
+    int32_t priority;           /* PRIORITY_MIN to PRIORITY_MAX; higher goes first */
     bool strict;                /* all rows are of class D: no bit depends on who made a block */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
     struct request_embed embed;
-    void *owner; /* the loop's own, never touched by the engine */
+    void *owner;        /* the loop's own, never touched by the engine */
+    double delivery_ms; /* likewise: from the making of events to their packing, all together */
 
     /* Shared. */
     atomic_bool cancelled;           /* set by the loop, read by the engine between steps */
     atomic_size_t undelivered_bytes; /* of events; the engine pauses the sequence above a bound */
+    struct {                         /* written by the engine, for those who look on */
+        atomic_uint state, n_prompt, n_cached, n_generated;
+    } seen;
 
     /* Written by the engine, read by the loop with the DONE event. */
     enum request_finish finish;
@@ -87,12 +110,15 @@ struct request {
     uint32_t hit_blocks, store_blocks; /* adopted; of these from the store */
     enum kv_miss miss;                 /* why no more of them */
     uint32_t n_pinned;                 /* tokens, of whole blocks */
+    uint32_t n_steps;                  /* that had a row of it */
+    uint32_t n_preempted;              /* so often it gave way */
     struct request_timings timings;
     uint64_t submitted_ns;
 
     /* The engine's queue and sequences. An EMBED may wait there for its next input while sequences
      * of others of its inputs run. */
     struct request *next;
+    struct fair_user *user; /* while it is open */
     bool is_queued;
     size_t next_input;                /* EMBED: the first that was not begun */
     uint32_t n_sequences;             /* that run */
@@ -103,6 +129,9 @@ struct request {
 struct request *request_create(enum request_kind kind, struct model *model);
 void request_destroy(struct request *r); /* NULL is legal */
 
+/* Whether more of its events wait for delivery than may: it rests until its reader catches up. */
+bool request_is_paused(const struct request *r);
+
 /* An event, allocated by the engine in one piece with its arrays; the loop frees it with free(). */
 enum request_event_kind { REQUEST_TOKENS, REQUEST_ROWS, REQUEST_DONE };
 
@@ -111,6 +140,7 @@ struct request_event {
     struct request *request;
     enum request_event_kind kind;
     size_t bytes; /* counted in undelivered_bytes; the loop subtracts it when delivered */
+    uint64_t made_ns;
     /* TOKENS: tokens generated since the last event, and the text that may be shown now. */
     uint32_t n_tokens;
     const struct sampled_token *tokens; /* with logprobs when n_probs was asked for */

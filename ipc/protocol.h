@@ -241,6 +241,8 @@ enum proto_field_type {
     F(BOOL, shadow, OPTIONAL, 0, 1, 0, "only compares; the backend 'off' ends it")              \
     F(U32, every, OPTIONAL, 1, 1u << 20, 16, "shadow: so many steps of which one is compared")
 
+#define GQA_FIELDS_REQUESTS(F) F(BOOL, all, OPTIONAL, 0, 1, 0, "every user's: administrators")
+
 #define GQA_FIELDS_DRAIN(F) \
     F(U32, timeout_ms, OPTIONAL, 0, 1u << 30, 30000, "running requests are cut after this")
 
@@ -293,6 +295,8 @@ enum proto_field_type {
       GQA_FIELDS_BACKEND_SELFTEST, "compares a backend with the reference, in a child")      \
     M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \
       "counters, queues, memory and step times")                                             \
+    M(SERVER_REQUESTS, server_requests, "server.requests", PROTO_OWN, GQA_FIELDS_REQUESTS,   \
+      "the open requests, and how far they are")                                             \
     M(SERVER_DRAIN, server_drain, "server.drain", PROTO_ADMIN, GQA_FIELDS_DRAIN,             \
       "refuses new work, ends the running, then exits")                                      \
     M(SERVER_RELOAD, server_reload, "server.reload", PROTO_ADMIN, GQA_FIELDS_NONE,           \

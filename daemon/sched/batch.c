@@ -7,9 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A request whose events the loop could not deliver yet stops here until its reader catches up. */
-#define UNDELIVERED_BYTES_MAX (8u << 20)
-
 int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs)
 {
     memset(b, 0, sizeof(*b));
@@ -40,12 +37,6 @@ void batch_finish(struct batch *b)
     free(b->seqs);
     free(b->shared);
     memset(b, 0, sizeof(*b));
-}
-
-bool sequence_is_paused(const struct sequence *s)
-{
-    return atomic_load_explicit(&s->request->undelivered_bytes, memory_order_relaxed) >
-           UNDELIVERED_BYTES_MAX;
 }
 
 /* Whether outputs of the sequence's token at that index are wanted. */
@@ -127,7 +118,7 @@ static bool follows_another(const struct sequence *s, const struct sequence *run
     for (const struct sequence *other = running; other != s; other = other->next) {
         const struct kv_text others = sequence_text(other);
         if (other->hold != SEQUENCE_STARVED && sequence_is_prefilling(other) &&
-            !sequence_is_paused(other) &&
+            !request_is_paused(other->request) &&
             kv_sequence_follows(&s->kv, &text, sequence_adopt_limit(s), &other->kv, &others,
                                 (uint32_t)other->n_prompt)) {
             return true;
@@ -158,7 +149,7 @@ uint32_t batch_form(struct batch *b, struct model *model, struct sequence *runni
             next = s->next;
             bool fits = b->n_rows < b->max_rows && b->n_seqs < b->max_seqs;
             if (s->request->model != model || sequence_is_prefilling(s) != (prefill == 1) ||
-                sequence_is_paused(s) || !fits) {
+                request_is_paused(s->request) || !fits) {
                 continue;
             }
             if (!prefill || adopt(s, running, alone)) {

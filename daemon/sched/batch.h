@@ -44,7 +44,4 @@ void batch_run(struct batch *b, struct plan *plan, struct batch_result *ret);
 /* The step's results are good: the members' KV counts from now on, and others may adopt it. */
 void batch_commit(struct batch *b);
 
-/* Whether a sequence may run, or waits for its reader. */
-bool sequence_is_paused(const struct sequence *s);
-
 #endif

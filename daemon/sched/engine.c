@@ -15,6 +15,7 @@ static void emit(void *arg, struct request_event *event)
 {
     struct engine *e = arg;
     event->next = NULL;
+    event->made_ns = engine_now_ns();
     pthread_mutex_lock(&e->lock);
     *e->events_end = event;
     e->events_end = &event->next;
@@ -135,6 +136,7 @@ int engine_create(const struct engine_options *options, struct engine **ret)
     e->queue_end = &e->queue;
     e->events_end = &e->events;
     e->kv_calls_end = &e->kv_calls;
+    fair_init(&e->fair);
     pthread_mutex_init(&e->lock, NULL);
     init_wake(&e->wake);
     struct kv_cache_options kv = options->kv;
@@ -174,6 +176,7 @@ void engine_destroy(struct engine *e)
     }
     batch_finish(&e->batch);
     kv_cache_destroy(e->cache);
+    fair_finish(&e->fair);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
     free(e);
@@ -191,7 +194,8 @@ int engine_submit(struct engine *e, struct request *r)
         rc = -ESHUTDOWN;
     } else if (e->n_waiting >= e->options.n_queue) {
         rc = -EAGAIN;
-    } else {
+    } else if ((rc = fair_come(&e->fair, r->uid, &r->user)) == 0) {
+        r->user->n_waiting++;
         r->done_event = done;
         r->submitted_ns = engine_now_ns();
         r->next = NULL;
@@ -235,39 +239,4 @@ void engine_drain(struct engine *e)
 uint64_t engine_step_started_ns(struct engine *e)
 {
     return atomic_load(&e->step_started_ns);
-}
-
-void engine_stats(struct engine *e, struct engine_stats *ret)
-{
-    pthread_mutex_lock(&e->lock);
-    uint32_t n_running = e->n_running;
-    uint32_t n_waiting = e->n_waiting;
-    pthread_mutex_unlock(&e->lock);
-    *ret = (struct engine_stats){
-        .n_running = n_running,
-        .n_waiting = n_waiting,
-        .n_requests = atomic_load(&e->n_requests),
-        .n_steps = atomic_load(&e->n_steps),
-        .n_prompt_tokens = atomic_load(&e->n_prompt_tokens),
-        .n_generated_tokens = atomic_load(&e->n_generated_tokens),
-        .step_ns_total = atomic_load(&e->step_ns_total),
-        .kv_bytes_used = kv_arena_bytes_used(kv_cache_arena(e->cache)),
-        .kv_bytes_max = kv_arena_bytes_max(kv_cache_arena(e->cache)),
-        .kv_blocks_used = kv_arena_blocks_used(kv_cache_arena(e->cache)),
-    };
-    kv_cache_stats(e->cache, &ret->kv);
-}
-
-uint32_t engine_model_users(struct engine *e, const struct model *m)
-{
-    uint32_t users = 0;
-    pthread_mutex_lock(&e->lock);
-    for (const struct request *r = e->queue; r != NULL; r = r->next) {
-        users += r->model == m;
-    }
-    for (const struct sequence *s = e->running; s != NULL; s = s->next) {
-        users += s->request->model == m;
-    }
-    pthread_mutex_unlock(&e->lock);
-    return users;
 }

@@ -13,6 +13,8 @@
 #include "daemon/kv/export.h"
 #include "daemon/kv/import.h"
 #include "daemon/request.h"
+#include "daemon/sched/fair.h"
+#include "daemon/sched/histogram.h"
 
 struct engine;
 
@@ -51,14 +53,36 @@ struct request_event *engine_take_events(struct engine *e);
 /* No new requests from now on. */
 void engine_drain(struct engine *e);
 
+/* How long what took, since the start. */
+struct engine_latency {
+    struct histogram first_token; /* from submission to the first generated token */
+    struct histogram inter_token; /* from one token of a sequence to the next */
+    struct histogram queue;       /* from submission to a place among the running */
+    struct histogram whole;       /* from submission to the end, of what was not cancelled */
+    struct histogram step;        /* of the engine */
+};
+
 struct engine_stats {
     uint32_t n_running, n_waiting;
     uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens;
     uint64_t step_ns_total;
+    uint64_t n_preemptions;
+    uint32_t step_rows; /* of the last step */
+    struct engine_latency latency;
     uint64_t kv_bytes_used, kv_bytes_max, kv_blocks_used;
     struct kv_cache_stats kv;
 };
 void engine_stats(struct engine *e, struct engine_stats *ret);
+
+/* The users that are known, in no order: up to max of them. Returns how many there are. Their next
+ * is not to be followed. */
+size_t engine_users(struct engine *e, struct fair_user *ret, size_t max);
+/* Weights of users' shares; others have 1. -ENOMEM. */
+int engine_set_weights(struct engine *e, const struct fair_weight *weights, size_t n);
+
+/* The open requests, waiting ones last: up to max of them. Returns how many there are. They stay
+ * until their DONE events are taken; what others than the loop write of them is in seen. */
+size_t engine_requests(struct engine *e, const struct request **ret, size_t max);
 
 /* ---- the cache --------------------------------------------------------------------------- */
 

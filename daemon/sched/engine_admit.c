@@ -38,6 +38,13 @@ static void request_settle(struct engine *e, struct request *r)
     if (r->finish == FINISH_NONE) {
         r->finish = FINISH_LENGTH; /* all inputs of an EMBED are done */
     }
+    if (r->finish != FINISH_CANCELLED) {
+        engine_note_latency(e, &e->latency.whole, r->submitted_ns, engine_now_ns());
+    }
+    pthread_mutex_lock(&e->lock);
+    fair_leave(&e->fair, r->user);
+    r->user = NULL;
+    pthread_mutex_unlock(&e->lock);
     struct request_event *done = r->done_event;
     r->done_event = NULL;
     publish_done(&e->publisher, r, done);
@@ -47,12 +54,11 @@ static void fill_timings(struct sequence *s)
 {
     struct request *r = s->request;
     uint64_t computed_ns = s->prompt_done_ns != 0 ? s->prompt_done_ns : engine_now_ns();
-    r->timings = (struct request_timings){
-        .queue_ms = ms_between(r->submitted_ns, s->started_ns),
-        .prompt_ms = ms_between(s->started_ns, computed_ns),
-        .first_token_ms = r->n_generated > 0 ? ms_between(r->submitted_ns, s->prompt_done_ns) : 0,
-        .predict_ms = ms_between(s->prompt_done_ns, s->last_token_ns),
-    };
+    struct request_timings *t = &r->timings;
+    t->queue_ms = ms_between(r->submitted_ns, s->started_ns);
+    t->prompt_ms = ms_between(s->started_ns, computed_ns);
+    t->first_token_ms = r->n_generated > 0 ? ms_between(r->submitted_ns, s->prompt_done_ns) : 0;
+    t->predict_ms = ms_between(s->prompt_done_ns, s->last_token_ns);
 }
 
 /* Takes a sequence out, releases its KV, and gives its request back to the loop. */
@@ -71,6 +77,7 @@ static void retire(struct engine *e, struct sequence *s)
     }
     *link = s->next;
     e->n_running--;
+    r->user->n_running--;
     pthread_mutex_unlock(&e->lock);
     e->bytes_committed -= s->bytes_committed;
     kv_sequence_checkpoint(&s->kv);
@@ -105,6 +112,9 @@ static int start_sequence(struct engine *e, struct request *r, struct kv_space *
     s->bytes_committed = bytes;
     s->last_turn = e->turn;
     s->started_ns = engine_now_ns();
+    if (r->n_prompt == 0) {
+        engine_note_latency(e, &e->latency.queue, r->submitted_ns, s->started_ns);
+    }
     r->n_prompt += (uint32_t)s->n_prompt;
     r->next_input++;
     r->n_sequences++;
@@ -116,7 +126,9 @@ static int start_sequence(struct engine *e, struct request *r, struct kv_space *
     }
     *end = s;
     e->n_running++;
+    r->user->n_running++;
     pthread_mutex_unlock(&e->lock);
+    engine_note_state(s);
     return 0;
 }
 
@@ -143,6 +155,7 @@ static void take_first(struct engine *e, bool ended)
         e->queue_end = &r->next;
     } else {
         e->n_waiting--;
+        r->user->n_waiting--;
     }
 }
 
@@ -220,6 +233,7 @@ void engine_drop_cancelled(struct engine *e)
             r->next = dropped;
             dropped = r;
             e->n_waiting--;
+            r->user->n_waiting--;
         } else {
             link = &r->next;
         }

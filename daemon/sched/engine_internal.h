@@ -28,6 +28,8 @@ struct engine {
     struct request *queue, **queue_end;
     uint32_t n_waiting, n_running;
     struct sequence *running; /* oldest first */
+    struct fair fair;
+    struct engine_latency latency;
     struct request_event *events, **events_end;
     struct engine_kv_call *kv_calls, **kv_calls_end;
     struct engine_swap *swaps;
@@ -45,10 +47,21 @@ struct engine {
 
     /* Written by the engine thread, read by the loop. */
     _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;
-    _Atomic uint64_t step_started_ns;
+    _Atomic uint64_t step_started_ns, n_preemptions;
+    atomic_uint step_rows;
 };
 
 uint64_t engine_now_ns(void);
+
+/* ---- what others can see (engine_watch.c) ---- */
+
+void engine_note_latency(struct engine *e, struct histogram *h, uint64_t from_ns, uint64_t to_ns);
+/* After a step that is committed: its time and rows, for the members and in all. */
+void engine_note_step(struct engine *e, uint64_t step_ns);
+/* The request's state as its sequence has it now. */
+void engine_note_state(const struct sequence *s);
+
+/* ---- beginnings and ends (engine_admit.c) ---- */
 
 /* Ends a request with an error, unless something has ended it already. */
 #define GRAMMAR_PLACES_MESSAGE "the grammar is too ambiguous: the text may be in too many places"

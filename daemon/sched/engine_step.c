@@ -11,7 +11,7 @@ static struct sequence *choose_sequence(struct engine *e)
 {
     struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        bool can_run = s->hold == SEQUENCE_READY && !sequence_is_paused(s);
+        bool can_run = s->hold == SEQUENCE_READY && !request_is_paused(s->request);
         if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
             chosen = s;
         }
@@ -102,6 +102,7 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
     bool prompt_ended = s->prompt_done_ns == 0 && s->kv.n_tokens >= s->n_prompt;
     const float *rows =
         out->logits != NULL ? out->logits + (size_t)s->step_first_out * n_vocab : NULL;
+    uint64_t token_before_ns = s->last_token_ns;
     int rc = 0;
     if (prompt_ended) {
         s->prompt_done_ns = now;
@@ -123,7 +124,11 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
     } else if (s->step_outs > 0) {
         rc = publish_token(&e->publisher, s, rows, now);
         atomic_fetch_add(&e->n_generated_tokens, rc == 0);
+        engine_note_latency(
+            e, token_before_ns == 0 ? &e->latency.first_token : &e->latency.inter_token,
+            token_before_ns == 0 ? r->submitted_ns : token_before_ns, now);
     }
+    engine_note_state(s);
     if (rc == -ENODATA) {
         engine_request_fail(r, PROTO_E_INVALID_PARAMS,
                             "the grammar allows no token of the model's that is not forbidden");
@@ -166,6 +171,7 @@ bool engine_step(struct engine *e)
     if (rc == 0) {
         engine_shadow_step(e, &out, end - start);
         batch_commit(b);
+        engine_note_step(e, end - start);
     }
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->members[i];

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define ROWS_EVENT_BYTES_MAX (4u << 20) /* far below the largest message */
 
@@ -57,13 +58,22 @@ static void check_limits(struct sequence *s, uint64_t now_ns)
     }
 }
 
+static uint64_t clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 int publish_token(const struct publisher *p, struct sequence *s, const float *logits,
                   uint64_t now_ns)
 {
     struct request *r = s->request;
     struct sampled_token token;
+    uint64_t start_ns = clock_ns();
     int rc = sampler_sample(s->sampler, logits, &token);
     rc = rc < 0 ? rc : sampler_accept(s->sampler, token.token);
+    r->timings.sampling_ms += (double)(clock_ns() - start_ns) / 1e6;
     rc = rc < 0 ? rc : sequence_append(s, token.token);
     if (rc < 0) {
         return rc;

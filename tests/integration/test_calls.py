@@ -65,6 +65,33 @@ class Basics(DaemonCase):
         self.assertEqual(after["tokens_generated_total"], before["tokens_generated_total"] + 5)
         self.assertGreaterEqual(after["connections"], 1)
         self.assertEqual([m["name"] for m in after["models"]], ["tiny"])
+        for name, more in {"time_to_first_token_seconds": 1, "inter_token_latency_seconds": 4,
+                           "request_queue_time_seconds": 1, "e2e_request_latency_seconds": 1}.items():
+            latency = after["latency"][name]
+            self.assertEqual(latency["count"], before["latency"][name]["count"] + more, name)
+            self.assertGreater(latency["p50"], 0)
+            self.assertLessEqual(latency["p50"], latency["p99"])
+        self.assertLessEqual(after["step"]["p50_ms"], after["step"]["p99_ms"])
+        self.assertEqual(after["step"]["rows"], 1)
+        self.assertEqual(after["preemptions_total"], 0)
+        (user,) = after["users"]
+        self.assertEqual((user["uid"], user["weight"], user["n_running"], user["n_waiting"]),
+                         (os.getuid(), 1, 0, 0))
+        self.assertEqual(user["tokens_prompt_total"], after["tokens_prompt_total"])
+
+    def test_open_requests_are_listed(self):
+        self.assertEqual(self.client.call("server.requests"), {"requests": []})
+        with self.daemon.connect() as other:
+            call = other.send("text.generate", {"model": "tiny", "tokens": [9, 8, 7], "n_predict": 400,
+                                                 "temperature": 0, "ignore_eos": True})
+            other.wait_events(call, 1)
+            (r,) = self.client.call("server.requests", {"all": True})["requests"]
+            self.assertEqual((r["uid"], r["model"], r["kind"], r["n_prompt"]),
+                             (os.getuid(), "tiny", "generate", 3))
+            self.assertIn(r["state"], ("decode", "paused"))
+            self.assertGreaterEqual(r["n_generated"], 1)
+            self.assertGreater(r["age_ms"], 0)
+        wire.wait_until(lambda: self.client.call("server.requests") == {"requests": []}, "it is gone")
 
     def test_reload_is_answered(self):
         self.assertEqual(self.client.call("server.reload"), {})
@@ -226,7 +253,10 @@ class Generate(DaemonCase):
         self.assertEqual((streamed["n_generated"], streamed["finish"], streamed["seed"]), (40, "length", 7))
         self.assertEqual(len(streamed["tokens"]), 40)
         self.assertEqual(set(streamed["timings"]), {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms",
-                                                    "prompt_per_second", "predicted_per_second"})
+                                                    "prompt_per_second", "predicted_per_second", "prefill_ms",
+                                                    "decode_ms", "sampling_ms", "delivery_ms", "steps",
+                                                    "n_preempted"})
+        self.assertEqual(streamed["timings"]["steps"], 40)
         self.assertIn(streamed["cache"]["source"], ("none", "memory"))
 
     def test_the_same_seed_gives_the_same_text_and_another_does_not(self):

@@ -10,7 +10,8 @@ from harness import Daemon, Folder, main, synth
 
 RUN_KEYS = {"text", "tokens", "finish", "n_prompt", "n_cached", "n_generated", "seed", "timings", "cache"}
 TIMING_KEYS = {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms", "prompt_per_second",
-               "predicted_per_second"}
+               "predicted_per_second", "prefill_ms", "decode_ms", "sampling_ms", "delivery_ms", "steps",
+               "n_preempted"}
 CACHE_KEYS = {"hit_blocks", "source", "miss_reason"}
 BENCH_KEYS = {"model", "backend", "isa", "threads", "test", "depth", "streams", "tps_mean", "tps_sd",
               "bytes_per_token", "flops_per_token", "roofline"}

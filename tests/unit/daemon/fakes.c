@@ -45,6 +45,19 @@ void engine_stats(struct engine *e, struct engine_stats *ret)
     *ret = (struct engine_stats){.n_running = fakes.n_submitted};
 }
 
+size_t engine_users(struct engine *e, struct fair_user *ret, size_t max)
+{
+    return 0;
+}
+
+size_t engine_requests(struct engine *e, const struct request **ret, size_t max)
+{
+    for (unsigned i = 0; i < fakes.n_submitted && i < max; i++) {
+        ret[i] = fakes.submitted[i];
+    }
+    return fakes.n_submitted;
+}
+
 uint32_t engine_model_users(struct engine *e, const struct model *m)
 {
     return fakes.n_submitted;

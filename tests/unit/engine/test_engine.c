@@ -82,13 +82,18 @@ Test(engine, models_take_turns)
     others[1] = parts_load(&parts, &t, "three");
     start(8, 8, MANY);
     for (uint32_t i = 0; i < 6; i++) {
-        struct result *r = make(REQUEST_GENERATE, i, 10, 100);
+        struct result *r = make(REQUEST_GENERATE, i, 10, 400);
+        atomic_store(&r->request->undelivered_bytes, 1u << 30); /* until all are there */
         if (i % 3 > 0) {
             model_unref(r->request->model);
             r->request->model = model_ref(others[i % 3 - 1]);
         }
         submit(r);
     }
+    for (uint32_t i = 0; i < 6; i++) {
+        atomic_fetch_sub(&results[i].request->undelivered_bytes, 1u << 30);
+    }
+    engine_kick(engine);
     wait_done(&results[0]);
     /* With turns, nobody is far behind when the first has ended. */
     for (uint32_t i = 0; i < 6; i++) {
