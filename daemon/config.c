@@ -331,6 +331,11 @@ int config_create(const struct config_source *source, struct config **ret, struc
     if (rc == 0) {
         rc = config_decide_places(c, source->wants_socket, err);
     }
+    struct config_weight *weights = NULL;
+    if (rc == 0) {
+        rc = config_weights(c, &weights, err);
+        free(weights);
+    }
     if (rc == 0 && config_decide_machine(c) < 0) {
         rc = config_fail(err, -EIO, "the machine's cores and memory cannot be read");
     }

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct config_list {
     char **items; /* each owned */
@@ -41,6 +42,9 @@ struct config_list {
     S(U32, batch_size, 'b', RESTART, 1, 65536, "512", "most rows of one step")                 \
     S(U32, parallel, 0, RESTART, 1, 4096, "8", "most sequences that run at once (-np)")        \
     S(U32, queue_size, 0, RESTART, 1, 1048576, "256", "most requests that wait")               \
+    S(U32, step_ms_target, 0, RESTART, 0, 60000, "0",                                          \
+      "time of a step that prompts may use up beside generations; 0: little")                  \
+    S(LIST, user_weight, 0, LIVE, 3, 255, "", "NAME=WEIGHT: a user's share; others have 1")    \
     S(U32, threads, 't', RESTART, 0, 1024, "0", "threads that compute; 0: a core each")        \
     S(CACHE, cache_type_k, 0, RESTART, 0, 0, "f16", "type of K in the cache (-ctk)")           \
     S(CACHE, cache_type_v, 0, RESTART, 0, 0, "f16", "type of V in the cache (-ctv)")           \
@@ -135,6 +139,14 @@ struct config_source {
 int config_create(const struct config_source *source, struct config **ret,
                   struct config_error *err);
 void config_destroy(struct config *c); /* NULL is legal */
+
+#define CONFIG_WEIGHT_MAX 1000u
+struct config_weight {
+    uid_t uid;
+    uint32_t weight; /* 1 to CONFIG_WEIGHT_MAX */
+};
+/* The users' weights, user_weight.count of them; *ret is the caller's, to be freed. */
+int config_weights(const struct config *c, struct config_weight **ret, struct config_error *err);
 
 /* Calls changed for every setting in which the two differ. */
 void config_compare(const struct config *before, const struct config *after,

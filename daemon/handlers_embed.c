@@ -296,7 +296,7 @@ static bool begin_embed(struct call *call, enum pooling pooling, uint32_t width,
         return false;
     }
     r->embed.n_inputs = n_inputs;
-    return true;
+    return call_fill_scheduling(call, p->priority, p->deadline_ms);
 }
 
 static void embed_with_model(struct call *call)

@@ -159,6 +159,8 @@ void unload_detach(struct call *call); /* the call ends; the unload goes on */
 /* A request of the call's model, in call->request, with call->tokens as its prompt. NULL, and the
  * call has failed, without memory. */
 struct request *call_begin_request(struct call *call, enum request_kind kind);
+/* What its parameters say of its turn. False, and the call has failed, where it may not. */
+bool call_fill_scheduling(struct call *call, int32_t priority, uint32_t deadline_ms);
 /* Hands call->request to the engine, or fails the call. */
 void call_submit(struct call *call);
 /* Rows and result of a text.embed. */

@@ -118,6 +118,19 @@ void call_realm(const struct call *call, char realm[KV_REALM_BYTES])
     }
 }
 
+bool call_fill_scheduling(struct call *call, int32_t priority, uint32_t deadline_ms)
+{
+    bool admin = call->caller && call->caller->admin;
+    if (priority > 0 && !admin) {
+        call_fail(call, PROTO_E_ACCESS_DENIED, "'priority' is %d; above 0 is for administrators",
+                  priority);
+        return false;
+    }
+    call->request->priority = priority;
+    call->request->deadline_ms = deadline_ms;
+    return true;
+}
+
 struct request *call_begin_request(struct call *call, enum request_kind kind)
 {
     struct request *r = request_create(kind, call->model);
@@ -168,7 +181,9 @@ void call_submit(struct call *call)
     call->request->submitted_ns = clock_now_ns();
     int rc = engine_submit(call->service->engine, call->request);
     if (rc == -EAGAIN) {
-        call_fail(call, PROTO_E_BUSY, "the queue is full");
+        ipc_error_set(&e, PROTO_E_BUSY, "the queue is full");
+        e.retry_after_ms = engine_retry_ms(call->service->engine);
+        call_fail_error(call, &e);
     } else if (rc == -ESHUTDOWN) {
         call_fail(call, PROTO_E_DRAINING, "the daemon is about to end");
     } else if (rc < 0) {
@@ -252,6 +267,9 @@ static void generate_submit(struct call *call)
     if (!p->cache_prompt) {
         r->realm[0] = '\0';
     }
+    if (!call_fill_scheduling(call, p->priority, p->deadline_ms)) {
+        return;
+    }
     if (call_fill_sampling(call) < 0 || copy_stops(r, p->stop) < 0) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
         return;
@@ -323,7 +341,9 @@ static void logits_submit(struct call *call)
     if (!p->cache_prompt) {
         r->realm[0] = '\0';
     }
-    call_submit(call);
+    if (call_fill_scheduling(call, p->priority, p->deadline_ms)) {
+        call_submit(call);
+    }
 }
 
 static void logits_with_model(struct call *call)

@@ -86,7 +86,8 @@ struct request {
     uint32_t first_row;         /* LOGITS */
     char realm[KV_REALM_BYTES]; /* whose cached blocks it shares; "": it shares nothing */
     int pin;                    /* 1: the prompt's blocks stay until unpinned; -1: no longer */
-    int32_t priority;           /* PRIORITY_MIN to PRIORITY_MAX; higher goes first */
+    int32_t priority;           /* higher goes first (daemon/sched/order.h) */
+    uint32_t deadline_ms;       /* from submission to the end; 0: none */
     bool strict;                /* all rows are of class D: no bit depends on who made a block */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
@@ -119,6 +120,9 @@ struct request {
      * of others of its inputs run. */
     struct request *next;
     struct fair_user *user; /* while it is open */
+    uint64_t turn_ns;       /* its place in its user's line */
+    uint64_t skipped;       /* the round of admission that has passed it by */
+    double needed_ms;       /* at least, for its deadline; below 0: not estimated yet */
     bool is_queued;
     size_t next_input;                /* EMBED: the first that was not begun */
     uint32_t n_sequences;             /* that run */

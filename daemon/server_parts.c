@@ -121,6 +121,7 @@ static int make_engine(struct parts *p, const struct config *c, void (*notify)(v
         .n_batch = c->batch_size,
         .n_parallel = c->parallel,
         .n_queue = c->queue_size,
+        .step_ms_target = c->step_ms_target,
         .kv = {.arena_bytes_max = c->kv_bytes,
                .folder = p->kv_folder,
                .io = p->kv_io,

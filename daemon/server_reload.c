@@ -4,7 +4,27 @@
 #include "daemon/log.h"
 #include "daemon/notify.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
+
+_Static_assert(CONFIG_WEIGHT_MAX == FAIR_WEIGHT_MAX, "what can be configured is what is known");
+
+static int apply_weights(struct server *s)
+{
+    struct config_error err;
+    struct config_weight *weights = NULL;
+    size_t n = s->config->user_weight.count;
+    struct fair_weight *copy = calloc(n + 1, sizeof(*copy));
+    int rc = copy ? config_weights(s->config, &weights, &err) : -ENOMEM;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        copy[i] = (struct fair_weight){weights[i].uid, weights[i].weight};
+    }
+    rc = rc < 0 ? rc : engine_set_weights(s->parts.engine, copy, n);
+    free(weights);
+    free(copy);
+    return rc;
+}
 
 int server_apply_live(struct server *s)
 {
@@ -20,6 +40,7 @@ int server_apply_live(struct server *s)
     s->peers.handshake_ns = (uint64_t)c->handshake_timeout_ms * 1000000u;
     s->peers.reader_timeout_ns = (uint64_t)c->reader_timeout_ms * 1000000u;
     int rc = service_set_limits(s->service, &limits);
+    rc = rc < 0 ? rc : apply_weights(s);
     return rc < 0 ? rc
                   : registry_set_dirs(s->parts.registry, (const char *const *)c->models_dir.items,
                                       c->models_dir.count);

@@ -35,6 +35,7 @@
 #define PROTO_SAMPLERS_MAX       16u
 #define PROTO_BREAKERS_MAX       32u
 #define PROTO_BREAKER_BYTES_MAX  40u
+#define PROTO_PRIORITY_MAX       8
 #define PROTO_INPUTS_MAX         2048u
 #define PROTO_KV_PIECE_BYTES_MAX (4u << 20) /* of a block that is exported or imported */
 
@@ -107,6 +108,12 @@ enum proto_field_type {
 #define GQA_FIELDS_MODEL(F) \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")
 
+#define GQA_FIELDS_SCHEDULING(F)                                           \
+    F(I32, priority, OPTIONAL, -PROTO_PRIORITY_MAX, PROTO_PRIORITY_MAX, 0, \
+      "higher goes first; above 0: administrators")                        \
+    F(U32, deadline_ms, OPTIONAL, 0, 1u << 30, 0,                          \
+      "refused, or ended, where waiting and work together take longer; 0: none")
+
 #define GQA_FIELDS_GENERATE(F)                                                                    \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                     \
     F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")                 \
@@ -155,7 +162,8 @@ enum proto_field_type {
     F(U32, t_max_predict_ms, OPTIONAL, 0, 1u << 30, 0, "stop after so long; 0: no limit")         \
     F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")        \
     F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")     \
-    F(NAME, numerics, OPTIONAL, 1, 16, 0, "strict: prompts are computed as generated tokens are")
+    F(NAME, numerics, OPTIONAL, 1, 16, 0, "strict: prompts are computed as generated tokens are") \
+    GQA_FIELDS_SCHEDULING(F)
 
 #define GQA_FIELDS_TOKENIZE(F)                                                \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model") \
@@ -176,7 +184,8 @@ enum proto_field_type {
     F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")    \
     F(U32, first_row, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "first position reported")             \
     F(BOOL, logprobs, OPTIONAL, 0, 1, 0, "only the log-probability of each next token")        \
-    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")
+    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")     \
+    GQA_FIELDS_SCHEDULING(F)
 
 #define GQA_FIELDS_KV_LIST(F) F(BOOL, all, OPTIONAL, 0, 1, 0, "every realm: administrators")
 
@@ -205,7 +214,8 @@ enum proto_field_type {
       "by which norm: -1 none, 0 largest value to 32760, 1 taxicab, 2 euclidean, p")             \
     F(TEXT, query, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "rank: what the texts are to answer")   \
     F(U32, n_dims, OPTIONAL, 0, 1u << 17, 0, "only the first so many dimensions; 0: all")        \
-    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")
+    F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")       \
+    GQA_FIELDS_SCHEDULING(F)
 
 #define GQA_FIELDS_KV_EXPORT(F)                                                                \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                  \

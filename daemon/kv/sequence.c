@@ -160,6 +160,17 @@ static uint64_t blocks_held(uint32_t window, uint64_t n_tokens, uint32_t step_ro
     return window > 0 && held < all ? held : all;
 }
 
+uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, uint64_t n_tokens,
+                                 uint32_t step_rows)
+{
+    uint64_t bytes = 0;
+    for (uint32_t c = 0; c < layout->n_classes; c++) {
+        const struct kv_class *class = &layout->classes[c];
+        bytes += class->block_bytes * blocks_held(class->desc.window, n_tokens, step_rows);
+    }
+    return bytes;
+}
+
 uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens,
                                uint32_t step_rows)
 {

@@ -45,6 +45,8 @@ struct kv_sequence {
     bool detached;          /* shares nothing any more, until it ends */
     bool sealing_failed;    /* further blocks are not shared: one before them is not in the tree */
 
+    bool took_generated; /* where the prompt is, blocks that a generation made */
+
     /* What adoption gave so far. */
     uint32_t n_adopted_tokens, n_adopted_blocks, n_from_store;
     enum kv_miss miss;
@@ -82,6 +84,10 @@ void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new, const struct kv_t
 int kv_sequence_adopt(struct kv_sequence *s, const struct kv_text *text, uint32_t limit,
                       bool alone);
 
+/* Tokens of the text's beginning whose blocks are known in the space, in memory or on disk. Nothing
+ * is held or checked. */
+uint32_t kv_space_known_tokens(const struct kv_space *s, const struct kv_text *text, bool exact);
+
 /* Whether other is about to compute the very block that s would compute next, so that waiting for
  * it spares the work. The limits are where their adoption or, for other, prompt ends. */
 bool kv_sequence_follows(const struct kv_sequence *s, const struct kv_text *text, uint32_t limit,
@@ -95,6 +101,10 @@ void kv_sequence_checkpoint(struct kv_sequence *s);
 /* Keeps the blocks of the first n_tokens (whole blocks only) until they are unpinned. Returns how
  * many tokens that are: fewer, where half of what may be kept is pinned already. */
 uint32_t kv_sequence_pin(struct kv_sequence *s, uint32_t n_tokens, bool pinned);
+
+/* Bytes of the blocks that a sequence of so many tokens holds, not counting the rest of slabs. */
+uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, uint64_t n_tokens,
+                                 uint32_t step_rows);
 
 /* Bytes of an arena's bound that a sequence of so many tokens can take, computed in steps of at
  * most step_rows; UINT64_MAX where 64 bits do not hold them. */

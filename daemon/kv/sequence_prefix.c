@@ -185,6 +185,27 @@ static struct kv_node *find_block(struct kv_sequence *s, const struct kv_text *t
     return n;
 }
 
+uint32_t kv_space_known_tokens(const struct kv_space *s, const struct kv_text *text, bool exact)
+{
+    const struct kv_tree *t = &s->tree;
+    struct kv_key parent = t->root->key;
+    uint32_t i = 0;
+    for (; ((size_t)i + 1) * BLOCK <= text->n_tokens; i++) {
+        const int32_t *tokens = text->tokens + (size_t)i * BLOCK;
+        uint32_t flags = flags_at(text, i);
+        const struct kv_node *n =
+            kv_tree_find(t, kv_tree_next_key(t, parent, tokens, flags), tokens);
+        if (n == NULL && flags == 0 && t->classes_differ && !exact) {
+            n = kv_tree_find(t, kv_tree_next_key(t, parent, tokens, KV_BLOCK_GENERATED), tokens);
+        }
+        if (n == NULL) {
+            break;
+        }
+        parent = n->key;
+    }
+    return i * BLOCK;
+}
+
 /* How many of the n found nodes, which follow the sequence's blocks, can be adopted: as many as
  * leave every windowed class with all the blocks that the next token sees. */
 static uint32_t trim_to_windows(const struct kv_sequence *s, struct kv_node *const *found,
@@ -252,8 +273,8 @@ static void drop_reserved(struct kv_sequence *s)
     }
 }
 
-static int take_nodes(struct kv_sequence *s, struct kv_node *const *found, uint32_t n,
-                      const uint32_t *first_needed)
+static int take_nodes(struct kv_sequence *s, const struct kv_text *text,
+                      struct kv_node *const *found, uint32_t n, const uint32_t *first_needed)
 {
     drop_reserved(s);
     int rc = grow_for(s, s->n_sealed + n);
@@ -274,6 +295,7 @@ static int take_nodes(struct kv_sequence *s, struct kv_node *const *found, uint3
         kv_space_note_use(s->space, node);
         hold(s, node);
         s->n_from_store += from_store;
+        s->took_generated |= (node->flags & ~flags_at(text, node->position)) & KV_BLOCK_GENERATED;
     }
     s->n_tokens += n * BLOCK;
     s->n_adopted_blocks += n;
@@ -427,7 +449,7 @@ int kv_sequence_adopt(struct kv_sequence *s, const struct kv_text *text, uint32_
         verified++;
     }
     n = verified == n ? n : 0;
-    if (n > 0 && take_nodes(s, found, n, first_needed) < 0) {
+    if (n > 0 && take_nodes(s, text, found, n, first_needed) < 0) {
         n = 0;
     }
     free(found);

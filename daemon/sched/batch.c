@@ -1,6 +1,7 @@
 #include "daemon/sched/batch.h"
 
 #include "daemon/sched/embed.h"
+#include "daemon/sched/order.h"
 #include "daemon/sched/shared.h"
 
 #include <errno.h>
@@ -19,8 +20,11 @@ int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs)
     b->out_rows = calloc(max_rows, sizeof(*b->out_rows));
     b->seqs = calloc(max_seqs, sizeof(*b->seqs));
     b->shared = calloc(max_seqs / 2 + 1, sizeof(*b->shared));
+    b->claims = calloc(max_seqs, sizeof(*b->claims));
+    b->claimants = calloc(max_seqs, sizeof(*b->claimants));
     if (b->members == NULL || b->tokens == NULL || b->positions == NULL || b->row_class == NULL ||
-        b->out_rows == NULL || b->seqs == NULL || b->shared == NULL) {
+        b->out_rows == NULL || b->seqs == NULL || b->shared == NULL || b->claims == NULL ||
+        b->claimants == NULL) {
         batch_finish(b);
         return -ENOMEM;
     }
@@ -36,6 +40,8 @@ void batch_finish(struct batch *b)
     free(b->out_rows);
     free(b->seqs);
     free(b->shared);
+    free(b->claims);
+    free(b->claimants);
     memset(b, 0, sizeof(*b));
 }
 
@@ -117,7 +123,7 @@ static bool follows_another(const struct sequence *s, const struct sequence *run
     const struct kv_text text = sequence_text(s);
     for (const struct sequence *other = running; other != s; other = other->next) {
         const struct kv_text others = sequence_text(other);
-        if (other->hold != SEQUENCE_STARVED && sequence_is_prefilling(other) &&
+        if (other->has_place && other->hold != SEQUENCE_STARVED && sequence_is_prefilling(other) &&
             !request_is_paused(other->request) &&
             kv_sequence_follows(&s->kv, &text, sequence_adopt_limit(s), &other->kv, &others,
                                 (uint32_t)other->n_prompt)) {
@@ -139,24 +145,72 @@ static bool adopt(struct sequence *s, const struct sequence *running, bool alone
     return true;
 }
 
-uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running, bool alone)
+static bool takes_part(const struct sequence *s, const struct model *model, bool prefill)
+{
+    return s->has_place && s->request->model == model && sequence_is_prefilling(s) == prefill &&
+           !request_is_paused(s->request);
+}
+
+/* The prompts that could be computed now. Returns their number. */
+static uint32_t collect_claims(struct batch *b, const struct model *model, struct sequence *running,
+                               const struct batch_rules *rules)
+{
+    uint32_t n = 0;
+    int32_t highest = INT32_MIN;
+    for (struct sequence *s = running; s != NULL && n < b->max_seqs - b->n_seqs; s = s->next) {
+        if (takes_part(s, model, true) && adopt(s, running, rules->alone)) {
+            b->claimants[n++] = s;
+            highest = s->request->priority > highest ? s->request->priority : highest;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const struct request *r = b->claimants[i]->request;
+        b->claims[i] = (struct fair_claim){
+            .user = r->user,
+            .level = order_level(r->priority, r->submitted_ns, highest, rules->now_ns),
+            .whole = model_is_encoder(model),
+            .wanted = (uint32_t)sequence_pending(b->claimants[i]),
+        };
+    }
+    return n;
+}
+
+static void add_prompts(struct batch *b, struct model *model, struct sequence *running,
+                        const struct batch_rules *rules)
+{
+    struct budget budget = rules->budget;
+    uint32_t rows = b->max_rows - b->n_rows;
+    uint32_t n = rows > 0 ? collect_claims(b, model, running, rules) : 0;
+    double depth = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        depth += b->claimants[i]->kv.n_tokens / (double)n;
+    }
+    budget.own_ms = b->n_rows > 0 ? budget.own_ms : 0;
+    if (n > 0 && !model_is_encoder(model)) { /* whose texts cannot be cut */
+        rows = budget_rows(&budget, rules->cost, depth, rows, rules->n_mixed);
+    }
+    fair_share(b->claims, n, rows);
+    for (uint32_t i = 0; i < n; i++) {
+        if (b->claims[i].given > 0) {
+            add_rows(b, b->claimants[i], b->claims[i].given);
+        }
+    }
+}
+
+uint32_t batch_form(struct batch *b, struct model *model, struct sequence *running,
+                    const struct batch_rules *rules)
 {
     b->model = model;
     b->max_outs = model_max_out_rows(model);
     b->n_rows = b->n_outs = b->n_seqs = b->wants = 0;
-    for (int prefill = 0; prefill < 2; prefill++) {
-        for (struct sequence *s = running, *next; s != NULL; s = next) {
-            next = s->next;
-            bool fits = b->n_rows < b->max_rows && b->n_seqs < b->max_seqs;
-            if (s->request->model != model || sequence_is_prefilling(s) != (prefill == 1) ||
-                request_is_paused(s->request) || !fits) {
-                continue;
-            }
-            if (!prefill || adopt(s, running, alone)) {
-                add_rows(b, s, prefill ? SIZE_MAX : 1);
-            }
+    for (struct sequence *s = running; s != NULL; s = s->next) {
+        bool room = b->n_rows < b->max_rows && b->n_seqs < b->max_seqs;
+        if (takes_part(s, model, false) && room) {
+            add_rows(b, s, 1);
         }
     }
+    b->n_decoding = b->n_seqs;
+    add_prompts(b, model, running, rules);
     return b->n_rows;
 }
 

@@ -34,12 +34,15 @@ struct request_event *engine_take_events(struct engine *e)
 
 /* ---- the thread -------------------------------------------------------------------------- */
 
-/* Until the cache or an import has something to be done without news, or -1. */
+/* Until the cache, an import or a deadline has something to be done without news, or -1. Under the
+ * lock. */
 static int next_timeout_ms(const struct engine *e)
 {
     int cache_ms = kv_cache_timeout_ms(e->cache);
     int import_ms = engine_transfer_timeout_ms(e);
-    return cache_ms < 0 || (import_ms >= 0 && import_ms < cache_ms) ? import_ms : cache_ms;
+    int deadline_ms = engine_deadline_timeout_ms(e);
+    int ms = cache_ms < 0 || (import_ms >= 0 && import_ms < cache_ms) ? import_ms : cache_ms;
+    return ms < 0 || (deadline_ms >= 0 && deadline_ms < ms) ? deadline_ms : ms;
 }
 
 /* Sleeps until somebody kicks, or the cache has something to try again. Under the lock. */
@@ -76,6 +79,10 @@ static bool wait_for_work(struct engine *e, bool busy)
     pthread_mutex_lock(&e->lock);
     wait_for_kick(e, busy);
     e->kicked = false;
+    if (e->weights_changed) {
+        fair_apply_weights(&e->fair);
+        e->weights_changed = false;
+    }
     bool ended = e->stop && e->running == NULL && e->queue == NULL;
     for (struct sequence *s = e->running; e->stop && s != NULL; s = s->next) {
         atomic_store(&s->request->cancelled, true);
@@ -95,7 +102,7 @@ static void *engine_main(void *arg)
             continue;
         }
         engine_run_swaps(e);
-        engine_drop_cancelled(e);
+        engine_drop_ended(e);
         engine_retire_finished(e);
         engine_admit(e);
         busy = engine_step(e);
@@ -197,7 +204,9 @@ int engine_submit(struct engine *e, struct request *r)
     } else if ((rc = fair_come(&e->fair, r->uid, &r->user)) == 0) {
         r->user->n_waiting++;
         r->done_event = done;
-        r->submitted_ns = engine_now_ns();
+        r->submitted_ns = r->turn_ns = engine_now_ns();
+        r->needed_ms = -1;
+        e->n_new_deadlines += r->deadline_ms > 0;
         r->next = NULL;
         r->is_queued = true;
         *e->queue_end = r;

@@ -26,6 +26,9 @@ struct engine_options {
     uint32_t n_batch;    /* most rows of a step */
     uint32_t n_parallel; /* most sequences that run at once */
     uint32_t n_queue;    /* most requests that wait */
+    /* Milliseconds that steps with generations may take for the prompts beside them, also where
+     * that stretches the generations' time by more than budget.h allows; 0: none. */
+    uint32_t step_ms_target;
     /* The KV cache. options.kv.wake and wake_arg are the engine's own. */
     struct kv_cache_options kv;
     /* Called on the engine thread when events are ready to be taken; must only wake the loop. */
@@ -40,6 +43,9 @@ void engine_destroy(struct engine *e);
 /* Hands over a request. -EAGAIN: the queue is full (BUSY); -ESHUTDOWN: draining. On failure the
  * caller keeps the request. */
 int engine_submit(struct engine *e, struct request *r);
+
+/* Milliseconds after which a queue that is full should have room. */
+uint32_t engine_retry_ms(struct engine *e);
 
 /* Asks for the end of a request: a DONE event with FINISH_CANCELLED follows within a step. */
 void engine_cancel(struct engine *e, struct request *r);
@@ -77,7 +83,7 @@ void engine_stats(struct engine *e, struct engine_stats *ret);
 /* The users that are known, in no order: up to max of them. Returns how many there are. Their next
  * is not to be followed. */
 size_t engine_users(struct engine *e, struct fair_user *ret, size_t max);
-/* Weights of users' shares; others have 1. -ENOMEM. */
+/* Weights of users' shares, from the next step on; others have 1. -ENOMEM. */
 int engine_set_weights(struct engine *e, const struct fair_weight *weights, size_t n);
 
 /* The open requests, waiting ones last: up to max of them. Returns how many there are. They stay

@@ -1,10 +1,17 @@
-/* daemon/sched/engine_admit.c - how requests begin and end. */
+/* daemon/sched/engine_admit.c - who gets a place among the running, and who has to leave one.
+ *
+ * Requests of the queue and sequences that gave way compete in one order (order.h). Whoever is
+ * first gets a place when there is one and memory for what it needs soon: its tokens so far and
+ * ADMIT_AHEAD more. What it needs later is found when it comes to that (engine_preempt.c). Nobody
+ * is passed by for want of room, or large requests would starve; but for one whose store is still
+ * being read. */
 #include "daemon/sched/engine_internal.h"
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
+
+#define ADMIT_AHEAD 256u /* tokens */
 
 uint64_t engine_now_ns(void)
 {
@@ -13,127 +20,128 @@ uint64_t engine_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static double ms_between(uint64_t from_ns, uint64_t to_ns)
+uint64_t engine_bytes_free(const struct engine *e)
 {
-    return from_ns == 0 || to_ns < from_ns ? 0 : (double)(to_ns - from_ns) / 1e6;
+    uint64_t max = e->options.kv.arena_bytes_max;
+    return max > e->bytes_committed ? max - e->bytes_committed : 0;
 }
 
-/* ---- the end of requests ----------------------------------------------------------------- */
+/* ---- places ------------------------------------------------------------------------------ */
 
-void engine_request_fail(struct request *r, enum proto_error_code code, const char *message)
+/* Bytes of blocks that a sequence needs soon. */
+static uint64_t bytes_soon(const struct engine *e, const struct request *r,
+                           const struct sequence *s)
 {
-    if (r->finish == FINISH_NONE) {
-        r->finish = FINISH_ERROR;
-        r->error = code;
-        snprintf(r->error_message, sizeof(r->error_message), "%s", message);
-    }
+    uint64_t total = sequence_tokens_most(r);
+    uint64_t soon = (s != NULL ? s->n_tokens : sequence_tokens_first(r)) + ADMIT_AHEAD;
+    return kv_sequence_block_bytes(model_kv_layout(r->model), soon < total ? soon : total,
+                                   e->options.n_batch);
 }
 
-/* Gives a request back to the loop when nothing of it waits or runs. */
-static void request_settle(struct engine *e, struct request *r)
+static void take_place(struct engine *e, struct sequence *s, int32_t level)
 {
-    if (r->is_queued || r->n_sequences > 0) {
-        return;
-    }
-    if (r->finish == FINISH_NONE) {
-        r->finish = FINISH_LENGTH; /* all inputs of an EMBED are done */
-    }
-    if (r->finish != FINISH_CANCELLED) {
-        engine_note_latency(e, &e->latency.whole, r->submitted_ns, engine_now_ns());
-    }
-    pthread_mutex_lock(&e->lock);
-    fair_leave(&e->fair, r->user);
-    r->user = NULL;
-    pthread_mutex_unlock(&e->lock);
-    struct request_event *done = r->done_event;
-    r->done_event = NULL;
-    publish_done(&e->publisher, r, done);
-}
-
-static void fill_timings(struct sequence *s)
-{
-    struct request *r = s->request;
-    uint64_t computed_ns = s->prompt_done_ns != 0 ? s->prompt_done_ns : engine_now_ns();
-    struct request_timings *t = &r->timings;
-    t->queue_ms = ms_between(r->submitted_ns, s->started_ns);
-    t->prompt_ms = ms_between(s->started_ns, computed_ns);
-    t->first_token_ms = r->n_generated > 0 ? ms_between(r->submitted_ns, s->prompt_done_ns) : 0;
-    t->predict_ms = ms_between(s->prompt_done_ns, s->last_token_ns);
-}
-
-/* Takes a sequence out, releases its KV, and gives its request back to the loop. */
-static void retire(struct engine *e, struct sequence *s)
-{
-    struct request *r = s->request;
-    if (publish_rest(&e->publisher, s) < 0) {
-        r->finish = FINISH_NONE; /* its text is not whole: whatever ended it, this is an error */
-        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
-    }
-    fill_timings(s);
-    pthread_mutex_lock(&e->lock);
-    struct sequence **link = &e->running;
-    while (*link != s) {
-        link = &(*link)->next;
-    }
-    *link = s->next;
-    e->n_running--;
-    r->user->n_running--;
-    pthread_mutex_unlock(&e->lock);
-    e->bytes_committed -= s->bytes_committed;
-    kv_sequence_checkpoint(&s->kv);
-    sequence_destroy(s);
-    r->n_sequences--;
-    request_settle(e, r);
-}
-
-void engine_retire_finished(struct engine *e)
-{
-    for (struct sequence *s = e->running, *next; s != NULL; s = next) {
-        next = s->next;
-        if (atomic_load(&s->request->cancelled) && s->request->finish == FINISH_NONE) {
-            s->request->finish = FINISH_CANCELLED;
-        }
-        if (s->finished || s->request->finish != FINISH_NONE) {
-            retire(e, s);
-        }
-    }
-}
-
-/* ---- admission --------------------------------------------------------------------------- */
-
-static int start_sequence(struct engine *e, struct request *r, struct kv_space *space,
-                          uint64_t bytes)
-{
-    struct sequence *s;
-    int rc = sequence_create(r, e->cache, space, &s);
-    if (rc < 0) {
-        return rc;
-    }
-    s->bytes_committed = bytes;
+    s->level = s->has_had_place && s->level > level ? s->level : level;
+    s->has_place = s->has_had_place = true;
+    s->bytes_committed = bytes_soon(e, s->request, s);
+    s->covered_tokens = s->n_tokens + ADMIT_AHEAD;
+    e->bytes_committed += s->bytes_committed;
     s->last_turn = e->turn;
-    s->started_ns = engine_now_ns();
-    if (r->n_prompt == 0) {
-        engine_note_latency(e, &e->latency.queue, r->submitted_ns, s->started_ns);
-    }
-    r->n_prompt += (uint32_t)s->n_prompt;
-    r->next_input++;
-    r->n_sequences++;
-    e->bytes_committed += bytes;
+    s->n_starved = 0;
     pthread_mutex_lock(&e->lock);
-    struct sequence **end = &e->running;
-    while (*end != NULL) {
-        end = &(*end)->next;
-    }
-    *end = s;
     e->n_running++;
-    r->user->n_running++;
+    s->request->user->n_running++;
     pthread_mutex_unlock(&e->lock);
     engine_note_state(s);
-    return 0;
 }
 
-/* Whose blocks the request shares, or NULL. False: what its store holds is not known yet. */
-static bool find_space(struct engine *e, const struct request *r, struct kv_space **ret)
+void engine_leave_place(struct engine *e, struct sequence *s)
+{
+    if (!s->has_place) {
+        return;
+    }
+    s->has_place = false;
+    e->bytes_committed -= s->bytes_committed;
+    s->bytes_committed = 0;
+    pthread_mutex_lock(&e->lock);
+    e->n_running--;
+    s->request->user->n_running--;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_commit_growth(struct engine *e)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        if (s->has_place && s->n_tokens >= s->covered_tokens) {
+            e->bytes_committed -= s->bytes_committed;
+            s->bytes_committed = bytes_soon(e, s->request, s);
+            s->covered_tokens = s->n_tokens + ADMIT_AHEAD;
+            e->bytes_committed += s->bytes_committed;
+        }
+    }
+}
+
+/* ---- the order --------------------------------------------------------------------------- */
+
+/* A request of the queue, or a sequence (and its request) that gave way. */
+struct candidate {
+    struct request *request;
+    struct sequence *sequence;
+    int32_t level;
+};
+
+static struct order_key key_of(const struct request *r)
+{
+    return (struct order_key){r->priority, r->submitted_ns, r->user->served, r->turn_ns};
+}
+
+static bool can_resume(const struct engine *e, const struct sequence *s)
+{
+    return !s->has_place && s->request->finish == FINISH_NONE && !request_is_paused(s->request) &&
+           s->request->skipped != e->round;
+}
+
+static void consider(struct candidate *best, struct request *r, struct sequence *s, int32_t highest,
+                     uint64_t now_ns)
+{
+    const struct order_key key = key_of(r);
+    if (best->request != NULL) {
+        const struct order_key others = key_of(best->request);
+        if (!order_before(&key, &others, highest, now_ns)) {
+            return;
+        }
+    }
+    *best = (struct candidate){r, s, order_level(r->priority, r->submitted_ns, highest, now_ns)};
+}
+
+/* The first of those that this round has not passed by; its request is NULL where there is none.
+ * Under the lock. */
+static struct candidate pick(const struct engine *e, uint64_t now_ns)
+{
+    struct candidate best = {NULL};
+    int32_t highest = INT32_MIN;
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        highest =
+            can_resume(e, s) && s->request->priority > highest ? s->request->priority : highest;
+    }
+    for (struct request *r = e->queue; r != NULL; r = r->next) {
+        highest = r->skipped != e->round && r->priority > highest ? r->priority : highest;
+    }
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        if (can_resume(e, s)) {
+            consider(&best, s->request, s, highest, now_ns);
+        }
+    }
+    for (struct request *r = e->queue; r != NULL; r = r->next) {
+        if (r->skipped != e->round) {
+            consider(&best, r, NULL, highest, now_ns);
+        }
+    }
+    return best;
+}
+
+/* ---- beginning --------------------------------------------------------------------------- */
+
+bool engine_find_space(struct engine *e, const struct request *r, struct kv_space **ret)
 {
     *ret = r->realm[0] == '\0' ? NULL
                                : kv_cache_space(e->cache, r->realm, model_kv_identity(r->model),
@@ -141,109 +149,128 @@ static bool find_space(struct engine *e, const struct request *r, struct kv_spac
     return *ret == NULL || kv_space_is_ready(*ret);
 }
 
-/* Takes the first request off the queue; at its end it comes back when more inputs are to be begun
- * than the next, so that a request of many does not hold up the others. Under the lock. */
-static void take_first(struct engine *e, bool ended)
+/* Takes a request off the queue, unless more sequences of it are to begin: then it goes to the end
+ * of its user's line, so that a request of many does not hold up the others. */
+static void take_off(struct engine *e, struct request *r, bool ended)
 {
-    struct request *r = e->queue;
-    e->queue = r->next;
-    e->queue_end = e->queue == NULL ? &e->queue : e->queue_end;
-    r->is_queued = !ended && r->kind == REQUEST_EMBED && r->next_input + 1 < r->embed.n_inputs;
-    if (r->is_queued) {
-        r->next = NULL;
-        *e->queue_end = r;
-        e->queue_end = &r->next;
+    pthread_mutex_lock(&e->lock);
+    if (!ended && r->next_input < sequence_count_of(r)) {
+        r->turn_ns = engine_now_ns();
     } else {
+        struct request **link = &e->queue;
+        while (*link != r) {
+            link = &(*link)->next;
+        }
+        *link = r->next;
+        e->queue_end = r->next == NULL ? link : e->queue_end;
+        r->is_queued = false;
         e->n_waiting--;
         r->user->n_waiting--;
+        order_pace_note(&e->pace, engine_now_ns());
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+static int start_sequence(struct engine *e, struct request *r, struct kv_space *space,
+                          int32_t level)
+{
+    struct sequence *s;
+    int rc = sequence_create(r, e->cache, space, &s);
+    if (rc < 0) {
+        return rc;
+    }
+    s->number = ++e->n_started;
+    s->started_ns = engine_now_ns();
+    if (r->n_prompt == 0) {
+        engine_note_latency(e, &e->latency.queue, r->submitted_ns, s->started_ns);
+    }
+    r->n_prompt += (uint32_t)s->n_prompt;
+    r->next_input++;
+    r->n_sequences++;
+    pthread_mutex_lock(&e->lock);
+    struct sequence **end = &e->running;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = s;
+    pthread_mutex_unlock(&e->lock);
+    take_place(e, s, level);
+    return 0;
+}
+
+static void begin(struct engine *e, struct request *r, struct kv_space *space, int32_t level)
+{
+    int rc = start_sequence(e, r, space, level);
+    if (rc == -EINVAL) {
+        engine_request_fail(r, PROTO_E_INVALID_PARAMS, "sampling parameters do not fit together");
+    } else if (rc == -E2BIG) {
+        engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
+    } else if (rc < 0) {
+        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for the sequence");
+    }
+    take_off(e, r, rc < 0);
+    if (rc < 0) {
+        engine_settle(e, r);
     }
 }
 
-/* Takes the oldest request off the queue if it may start, or has ended while it waited. Sequences
- * are admitted with all the KV that they can come to need, so that none starves half-way. */
-static struct request *take_admissible(struct engine *e, struct kv_space **ret_space,
-                                       uint64_t *ret_bytes)
+/* False, and the request has ended: it would not fit even if it were alone. */
+static bool can_ever_fit(struct engine *e, struct request *r)
 {
+    uint64_t bytes = kv_sequence_bytes_for(model_kv_layout(r->model), sequence_tokens_most(r),
+                                           e->options.n_batch);
+    if (bytes <= e->options.kv.arena_bytes_max) {
+        return true;
+    }
+    char message[160];
+    snprintf(message, sizeof(message),
+             "the request can need %llu bytes of KV cache, the bound is %llu",
+             (unsigned long long)bytes, (unsigned long long)e->options.kv.arena_bytes_max);
+    engine_request_fail(r, PROTO_E_NO_MEMORY, message);
+    take_off(e, r, true);
+    engine_settle(e, r);
+    return false;
+}
+
+static bool fits(const struct engine *e, const struct candidate *c)
+{
+    return e->n_running < e->options.n_parallel &&
+           bytes_soon(e, c->request, c->sequence) <= engine_bytes_free(e);
+}
+
+/* Tries to give a place to the first in the order. False: nobody can get one now. */
+static bool admit_one(struct engine *e)
+{
+    struct kv_space *space = NULL;
     pthread_mutex_lock(&e->lock);
-    struct request *r = e->queue; /* only this thread takes requests off */
+    struct candidate c = pick(e, engine_now_ns());
     pthread_mutex_unlock(&e->lock);
-    bool ready = r != NULL && find_space(e, r, ret_space);
-    pthread_mutex_lock(&e->lock);
-    if (r != NULL) {
-        uint64_t bytes = sequence_bytes_needed(r, e->options.n_batch);
-        uint64_t bytes_max = e->options.kv.arena_bytes_max;
-        bool ended =
-            e->stop || atomic_load(&r->cancelled) || r->finish != FINISH_NONE || bytes > bytes_max;
-        bool fits = ready && e->n_running < e->options.n_parallel && bytes <= bytes_max &&
-                    e->bytes_committed <= bytes_max - bytes;
-        if (ended || fits) {
-            take_first(e, ended);
-            *ret_bytes = bytes;
-        } else {
-            r = NULL;
+    if (c.request == NULL) {
+        return false;
+    }
+    if (c.sequence == NULL && !can_ever_fit(e, c.request)) {
+        return true;
+    }
+    if (c.sequence == NULL && !engine_find_space(e, c.request, &space)) {
+        c.request->skipped = e->round;
+        return true;
+    }
+    while (!fits(e, &c)) {
+        if (!engine_make_room(e, c.request, c.level)) {
+            return false;
         }
     }
-    pthread_mutex_unlock(&e->lock);
-    return r;
+    if (c.sequence != NULL) {
+        take_place(e, c.sequence, c.level);
+    } else {
+        begin(e, c.request, space, c.level);
+    }
+    return true;
 }
 
 void engine_admit(struct engine *e)
 {
-    struct request *r;
-    struct kv_space *space = NULL;
-    uint64_t bytes = 0;
-    while ((r = take_admissible(e, &space, &bytes)) != NULL) {
-        if (r->finish != FINISH_NONE) {
-            /* one of its inputs failed */
-        } else if (atomic_load(&r->cancelled) || e->stop) {
-            r->finish = FINISH_CANCELLED;
-        } else if (bytes > e->options.kv.arena_bytes_max) {
-            char message[160];
-            snprintf(message, sizeof(message),
-                     "the request can need %llu bytes of KV cache, the bound is %llu",
-                     (unsigned long long)bytes, (unsigned long long)e->options.kv.arena_bytes_max);
-            engine_request_fail(r, PROTO_E_NO_MEMORY, message);
-        } else {
-            int rc = start_sequence(e, r, space, bytes);
-            if (rc == -EINVAL) {
-                engine_request_fail(r, PROTO_E_INVALID_PARAMS,
-                                    "sampling parameters do not fit together");
-            } else if (rc == -E2BIG) {
-                engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
-            } else if (rc < 0) {
-                engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for the sequence");
-            }
-        }
-        if (r->finish != FINISH_NONE) {
-            request_settle(e, r);
-        }
-    }
-}
-
-void engine_drop_cancelled(struct engine *e)
-{
-    struct request *dropped = NULL;
-    pthread_mutex_lock(&e->lock);
-    struct request **link = &e->queue;
-    while (*link != NULL) {
-        struct request *r = *link;
-        if (atomic_load(&r->cancelled) || r->finish != FINISH_NONE) {
-            *link = r->next;
-            r->is_queued = false;
-            r->next = dropped;
-            dropped = r;
-            e->n_waiting--;
-            r->user->n_waiting--;
-        } else {
-            link = &r->next;
-        }
-    }
-    e->queue_end = link;
-    pthread_mutex_unlock(&e->lock);
-    while (dropped != NULL) {
-        struct request *r = dropped;
-        dropped = r->next;
-        r->finish = r->finish == FINISH_NONE ? FINISH_CANCELLED : r->finish;
-        request_settle(e, r);
+    e->round++;
+    while (!atomic_load(&e->stop) && admit_one(e)) {
     }
 }

@@ -5,7 +5,10 @@
 
 #include "daemon/model/plan.h"
 #include "daemon/sched/batch.h"
+#include "daemon/sched/deadline.h"
 #include "daemon/sched/engine.h"
+#include "daemon/sched/order.h"
+#include "daemon/sched/preempt.h"
 #include "daemon/sched/publish.h"
 
 #include <pthread.h>
@@ -13,6 +16,14 @@
 /* The lock guards the queue of waiting requests, the list of running sequences (written by the
  * engine thread only, so that it reads it without), the events not yet taken, and the flags. */
 #define ENGINE_RETIRED_MAX 32u
+#define ENGINE_COSTS_MAX   16u /* models whose steps' cost is remembered */
+
+struct engine_cost {
+    const struct model *model; /* only compared: it may be gone */
+    uint64_t used;             /* turn */
+    uint32_t n_mixed;          /* budget_rows() */
+    struct cost cost;
+};
 
 struct engine {
     struct engine_options options;
@@ -24,12 +35,14 @@ struct engine {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     atomic_bool stop; /* written under the lock */
-    bool draining, kicked;
+    bool draining, kicked, weights_changed;
     struct request *queue, **queue_end;
     uint32_t n_waiting, n_running;
-    struct sequence *running; /* oldest first */
+    struct sequence *running; /* in the order of their starts; those without a place too */
     struct fair fair;
     struct engine_latency latency;
+    struct order_pace pace;   /* of the queue */
+    uint32_t n_new_deadlines; /* in the queue, without an estimate */
     struct request_event *events, **events_end;
     struct engine_kv_call *kv_calls, **kv_calls_end;
     struct engine_swap *swaps;
@@ -42,8 +55,11 @@ struct engine {
     struct kv_export *exports;
     struct engine_import *imports;
     uint64_t n_imports;       /* so far: the last one's number */
-    uint64_t bytes_committed; /* of the arena's bound, by admitted sequences */
+    uint64_t bytes_committed; /* of the arena's bound, by those with a place and by transfers */
     uint64_t turn;            /* counts steps, for the order of models */
+    uint64_t round;           /* counts admissions */
+    uint64_t n_started;       /* sequences so far */
+    struct engine_cost costs[ENGINE_COSTS_MAX];
 
     /* Written by the engine thread, read by the loop. */
     _Atomic uint64_t n_requests, n_steps, n_prompt_tokens, n_generated_tokens, step_ns_total;
@@ -61,19 +77,56 @@ void engine_note_step(struct engine *e, uint64_t step_ns);
 /* The request's state as its sequence has it now. */
 void engine_note_state(const struct sequence *s);
 
-/* ---- beginnings and ends (engine_admit.c) ---- */
+/* ---- what steps take (engine_cost.c) ---- */
+
+const struct cost *engine_cost(struct engine *e, const struct model *m);
+void engine_learn_cost(struct engine *e, uint64_t step_ns);
+/* What the next batch of that model goes by. */
+void engine_fill_rules(struct engine *e, const struct model *m, struct batch_rules *ret);
+
+/* ---- beginnings (engine_admit.c) ---- */
+
+/* Gives places to those that wait. */
+void engine_admit(struct engine *e);
+/* Of the arena's bound, what nobody is promised. */
+uint64_t engine_bytes_free(const struct engine *e);
+/* Sequences have grown, and will need more. */
+void engine_commit_growth(struct engine *e);
+void engine_leave_place(struct engine *e, struct sequence *s);
+/* Whose blocks the request shares, or NULL. False: what its store holds is not known yet. */
+bool engine_find_space(struct engine *e, const struct request *r, struct kv_space **ret);
+
+/* ---- giving way (engine_preempt.c) ---- */
+
+void engine_preempt(struct engine *e, struct sequence *s);
+/* Makes a sequence give way to the request, which is on that level, if there is one that should. */
+bool engine_make_room(struct engine *e, const struct request *r, int32_t level);
+
+enum engine_relief {
+    ENGINE_RELIEF_NONE,   /* nobody is short of memory, or it will come */
+    ENGINE_RELIEF_AGAIN,  /* somebody gave way: form the batch again */
+    ENGINE_RELIEF_FAILED, /* a request that is alone has none, and ends */
+};
+/* After a batch was formed, or not: sees to those for whom there was no memory. */
+enum engine_relief engine_relieve(struct engine *e, bool formed);
+
+/* ---- ends (engine_end.c) ---- */
 
 /* Ends a request with an error, unless something has ended it already. */
 #define GRAMMAR_PLACES_MESSAGE "the grammar is too ambiguous: the text may be in too many places"
 
 void engine_request_fail(struct request *r, enum proto_error_code code, const char *message);
 
-/* Starts what waits and fits, and answers what has ended while it waited. */
-void engine_admit(struct engine *e);
-/* Requests that were cancelled while others are before them in the queue. */
-void engine_drop_cancelled(struct engine *e);
-/* Takes out sequences that have ended, or whose requests were cancelled. */
+/* Gives a request back to the loop when nothing of it waits or runs. */
+void engine_settle(struct engine *e, struct request *r);
+/* Ends requests of the queue that were cancelled, failed, or can't end in time. */
+void engine_drop_ended(struct engine *e);
+/* Takes out sequences that have ended, or whose requests were cancelled or are late. */
 void engine_retire_finished(struct engine *e);
+/* Milliseconds until the first deadline of all, or -1. Under the lock. */
+int engine_deadline_timeout_ms(const struct engine *e);
+
+/* ---- the cache, backends, steps ---- */
 
 /* Does what was asked of the cache. False: a drop or purge waits for what is being saved, and no
  * sequence may step before. */

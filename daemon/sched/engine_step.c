@@ -11,7 +11,7 @@ static struct sequence *choose_sequence(struct engine *e)
 {
     struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        bool can_run = s->hold == SEQUENCE_READY && !request_is_paused(s->request);
+        bool can_run = s->has_place && s->hold == SEQUENCE_READY && !request_is_paused(s->request);
         if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
             chosen = s;
         }
@@ -19,35 +19,42 @@ static struct sequence *choose_sequence(struct engine *e)
     return chosen;
 }
 
-/* Forms the next batch. False when nothing can run; where that is for want of memory alone, the
- * youngest gives way, so that the others get on. Admission counts what every sequence can come to
- * need, but a slab that holds blocks of several can be reused for its own size only. */
-static bool form(struct engine *e, bool *ret_failed_one)
+static bool is_alone(const struct engine *e)
 {
-    bool alone = e->running != NULL && e->running->next == NULL;
+    return e->running != NULL && e->running->next == NULL;
+}
+
+/* A batch of the model that has waited longest and can run. */
+static bool form_some(struct engine *e)
+{
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
         s->hold = SEQUENCE_READY;
     }
     for (struct sequence *s; (s = choose_sequence(e)) != NULL;) {
-        if (batch_form(&e->batch, s->request->model, e->running, alone) > 0) {
+        struct batch_rules rules;
+        engine_fill_rules(e, s->request->model, &rules);
+        rules.alone = is_alone(e);
+        if (batch_form(&e->batch, s->request->model, e->running, &rules) > 0) {
             return true;
         }
         s->hold = s->hold == SEQUENCE_READY ? SEQUENCE_WAITING : s->hold;
     }
-    struct sequence *youngest = NULL;
-    bool waiting = kv_cache_is_busy(e->cache); /* it will give memory back, or blocks */
-    for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        youngest = s->hold == SEQUENCE_STARVED ? s : youngest;
-    }
-    if (waiting) {
-        return false;
-    }
-    if (youngest != NULL) {
-        engine_request_fail(youngest->request, PROTO_E_NO_MEMORY,
-                            "no memory for a block of the KV cache");
-    }
-    *ret_failed_one = youngest != NULL;
     return false;
+}
+
+/* Forms the next batch. False when nothing can run; *ret_changed: somebody gave way or failed.
+ * Where memory is short, others give way, so that the highest always gets on. */
+static bool form(struct engine *e, bool *ret_changed)
+{
+    enum engine_relief relief;
+    bool formed;
+    engine_commit_growth(e);
+    do {
+        formed = form_some(e);
+        relief = engine_relieve(e, formed);
+        *ret_changed |= relief != ENGINE_RELIEF_NONE;
+    } while (relief == ENGINE_RELIEF_AGAIN);
+    return formed;
 }
 
 /* The model's next turn comes after every other's. */
@@ -60,14 +67,15 @@ static void count_turn(struct engine *e, const struct model *model)
 }
 
 /* What the cache has spared the prompt. */
-static void count_cached(struct engine *e, const struct sequence *s)
+static void count_cached(struct engine *e, struct sequence *s)
 {
     struct request *r = s->request;
-    r->n_cached += s->kv.n_adopted_tokens; /* an EMBED has many prompts */
-    r->hit_blocks += s->kv.n_adopted_blocks;
-    r->store_blocks += s->kv.n_from_store;
+    sequence_note_spared(s);
+    r->n_cached += s->spared.n_tokens; /* an EMBED has many prompts */
+    r->hit_blocks += s->spared.n_blocks;
+    r->store_blocks += s->spared.n_from_store;
     r->miss = s->kv.miss;
-    kv_cache_count(e->cache, (uint32_t)s->n_prompt, s->kv.n_adopted_tokens);
+    kv_cache_count(e->cache, (uint32_t)s->n_prompt, s->spared.n_tokens);
 }
 
 /* A mapped file could not be read, and zeros may have stood in for its bytes: what was computed
@@ -143,9 +151,9 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
 
 bool engine_step(struct engine *e)
 {
-    bool failed_one = false;
-    if (!form(e, &failed_one)) {
-        return failed_one; /* it is retired, and its blocks may do for another */
+    bool changed = false;
+    if (!form(e, &changed)) {
+        return changed; /* blocks have come free, which may do for another */
     }
     struct batch *b = &e->batch;
     count_turn(e, b->model);
@@ -171,6 +179,7 @@ bool engine_step(struct engine *e)
     if (rc == 0) {
         engine_shadow_step(e, &out, end - start);
         batch_commit(b);
+        engine_learn_cost(e, end - start);
         engine_note_step(e, end - start);
     }
     for (uint32_t i = 0; i < b->n_seqs; i++) {

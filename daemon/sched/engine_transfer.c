@@ -86,7 +86,7 @@ static int run_export(struct engine *e, struct engine_kv_call *call)
                             call->n_tokens, GQA_KV_BLOCK_TOKENS)
                  : fmt_fail(&call->err, -ENOENT, "nothing of this prompt is cached: %s", why);
     }
-    if (rc == 0 && call->export->arena_bytes > e->options.kv.arena_bytes_max - e->bytes_committed) {
+    if (rc == 0 && call->export->arena_bytes > engine_bytes_free(e)) {
         rc = fmt_fail(&call->err, -EBUSY, memory_is_taken);
     }
     if (rc == 0) {
@@ -178,7 +178,8 @@ static int reserve(struct engine *e, struct engine_import *im, struct engine_kv_
                         "of the KV cache",
                         bytes_max / 2);
     }
-    if (bytes > bytes_max / 2 - others || bytes - im->bytes > bytes_max - e->bytes_committed) {
+    if (bytes > bytes_max / 2 - others ||
+        (bytes > im->bytes && bytes - im->bytes > engine_bytes_free(e))) {
         return fmt_fail(&call->err, -EBUSY, memory_is_taken);
     }
     e->bytes_committed += bytes - im->bytes;

@@ -78,10 +78,19 @@ size_t engine_users(struct engine *e, struct fair_user *ret, size_t max)
     return n;
 }
 
+uint32_t engine_retry_ms(struct engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    uint32_t ms = order_retry_ms(&e->pace, engine_now_ns());
+    pthread_mutex_unlock(&e->lock);
+    return ms;
+}
+
 int engine_set_weights(struct engine *e, const struct fair_weight *weights, size_t n)
 {
     pthread_mutex_lock(&e->lock);
     int rc = fair_set_weights(&e->fair, weights, n);
+    e->weights_changed = true;
     pthread_mutex_unlock(&e->lock);
     return rc;
 }

@@ -41,10 +41,14 @@ int fair_set_weights(struct fair *f, const struct fair_weight *weights, size_t n
     free(f->weights);
     f->weights = copy;
     f->n_weights = n;
+    return 0;
+}
+
+void fair_apply_weights(struct fair *f)
+{
     for (struct fair_user *u = f->users; u != NULL; u = u->next) {
         u->weight = weight_of(f, u->uid);
     }
-    return 0;
 }
 
 /* The virtual time of those who are here never goes back. */
@@ -115,4 +119,39 @@ void fair_charge(struct fair *f, struct fair_user *u, uint64_t n_tokens)
 {
     u->served += (double)n_tokens / (double)u->weight;
     advance(f);
+}
+
+static bool is_served_before(const struct fair_claim *a, const struct fair_claim *b)
+{
+    return a->level != b->level ? a->level > b->level : a->served < b->served;
+}
+
+void fair_share(struct fair_claim *claims, size_t n, uint32_t rows)
+{
+    for (size_t i = 0; i < n; i++) {
+        claims[i].given = 0;
+        claims[i].served = claims[i].user->served;
+    }
+    while (rows > 0) {
+        struct fair_claim *next = NULL;
+        for (size_t i = 0; i < n; i++) {
+            struct fair_claim *c = &claims[i];
+            bool open = c->given < c->wanted && (!c->whole || c->wanted <= rows);
+            if (open && (next == NULL || is_served_before(c, next))) {
+                next = c;
+            }
+        }
+        if (next == NULL) {
+            return;
+        }
+        uint32_t some = next->wanted - next->given;
+        some = next->whole || some < FAIR_QUANTUM ? some : FAIR_QUANTUM;
+        some = some < rows ? some : rows;
+        next->given += some;
+        rows -= some;
+        for (size_t i = 0; i < n; i++) {
+            bool same_user = claims[i].user == next->user;
+            claims[i].served += same_user ? (double)some / (double)next->user->weight : 0;
+        }
+    }
 }

@@ -10,6 +10,7 @@
 #ifndef DAEMON_SCHED_FAIR_H
 #define DAEMON_SCHED_FAIR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -46,8 +47,10 @@ struct fair {
 /* No users; no weights but 1. */
 void fair_init(struct fair *f);
 void fair_finish(struct fair *f);
-/* Copies; acts at once, also on those who are here. -ENOMEM. */
+/* Copies; for those who come from now on. -ENOMEM. */
 int fair_set_weights(struct fair *f, const struct fair_weight *weights, size_t n);
+/* For those who are here. */
+void fair_apply_weights(struct fair *f);
 
 /* A request of that user comes, *ret stays until it leaves. -ENOMEM. */
 int fair_come(struct fair *f, uid_t uid, struct fair_user **ret);
@@ -55,5 +58,21 @@ void fair_leave(struct fair *f, struct fair_user *u);
 
 /* Tokens were computed for the user. */
 void fair_charge(struct fair *f, struct fair_user *u, uint64_t n_tokens);
+
+/* ---- a step's rows ---- */
+
+#define FAIR_QUANTUM 64u /* rows given at once: a block of the KV cache */
+
+struct fair_claim {
+    struct fair_user *user;
+    int32_t level;   /* order_level() */
+    bool whole;      /* all or nothing */
+    uint32_t wanted; /* rows */
+    uint32_t given;  /* result */
+    double served;   /* fair_share()'s own: the user's, with what is given here */
+};
+/* Gives rows to claims, the highest level first, within it to the user that is behind, counting
+ * what it is given here; of a user's claims the first goes first. */
+void fair_share(struct fair_claim *claims, size_t n, uint32_t rows);
 
 #endif

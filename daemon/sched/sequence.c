@@ -13,15 +13,43 @@ static struct request_input next_prompt(const struct request *r)
                                     : (struct request_input){r->tokens, r->n_tokens};
 }
 
-uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows)
+size_t sequence_count_of(const struct request *r)
+{
+    return r->kind == REQUEST_EMBED ? r->embed.n_inputs : 1;
+}
+
+uint64_t sequence_tokens_first(const struct request *r)
+{
+    return next_prompt(r).n_tokens;
+}
+
+uint64_t sequence_tokens_most(const struct request *r)
 {
     uint32_t n_ctx = model_n_ctx(r->model);
     uint64_t n_tokens = next_prompt(r).n_tokens;
     if (r->kind == REQUEST_GENERATE) {
         n_tokens += r->n_predict;
     }
-    n_tokens = n_tokens < n_ctx ? n_tokens : n_ctx;
-    return kv_sequence_bytes_for(model_kv_layout(r->model), n_tokens, step_rows);
+    return n_tokens < n_ctx ? n_tokens : n_ctx;
+}
+
+void sequence_note_spared(struct sequence *s)
+{
+    if (!s->spared.known) {
+        s->spared.known = true;
+        s->spared.n_tokens = s->kv.n_adopted_tokens;
+        s->spared.n_blocks = s->kv.n_adopted_blocks;
+        s->spared.n_from_store = s->kv.n_from_store;
+    }
+}
+
+/* A prompt's blocks that it computed itself may be gone by then, and others' generations have left
+ * some with the same tokens: these will not do, unless it had such before. */
+void sequence_yield(struct sequence *s)
+{
+    sequence_note_spared(s);
+    s->kv.exact = s->kv.exact || !s->kv.took_generated;
+    kv_sequence_reset(&s->kv);
 }
 
 uint32_t sequence_adopt_limit(const struct sequence *s)

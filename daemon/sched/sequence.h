@@ -17,12 +17,22 @@ struct sequence {
     struct text_stream *text; /* the same */
     int32_t *tokens;
     size_t n_tokens, capacity;
-    size_t n_prompt;          /* the first of tokens; the rest was generated */
-    size_t input;             /* of a REQUEST_EMBED: which one */
-    double *sums;             /* (n_embd) of rows so far, for POOLING_MEAN; else NULL */
-    size_t n_taken;           /* LOGITS, EMBED: rows before it are published, or in sums */
-    bool finished;            /* EMBED: its vector is complete. Others end with their request. */
+    size_t n_prompt; /* the first of tokens; the rest was generated */
+    size_t input;    /* of a REQUEST_EMBED: which one */
+    double *sums;    /* (n_embd) of rows so far, for POOLING_MEAN; else NULL */
+    size_t n_taken;  /* LOGITS, EMBED: rows before it are published, or in sums */
+    bool finished;   /* EMBED: its vector is complete. Others end with their request. */
+    bool has_place;  /* among the running; else it gave way, and holds no block */
+    bool has_had_place;
+    struct {
+        bool known;
+        uint32_t n_tokens, n_blocks, n_from_store;
+    } spared;        /* of the prompt, by the cache: before it gave way for the first time */
+    int32_t level;   /* at which it was given its place: order_level() */
+    uint64_t number; /* of its start */
     uint64_t bytes_committed; /* of the arena's bound */
+    size_t covered_tokens;    /* that these are for */
+    uint32_t n_starved;       /* steps in a row for which it found no memory */
     uint64_t last_turn;       /* the step in which its model ran last */
     enum sequence_hold {
         SEQUENCE_READY,
@@ -43,9 +53,18 @@ int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *
                     struct sequence **ret);
 void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
 
-/* Bytes of the arena's bound that the request, or its next input, can come to need, in steps of so
- * many rows. */
-uint64_t sequence_bytes_needed(const struct request *r, uint32_t step_rows);
+/* How many sequences a request has in the end. */
+size_t sequence_count_of(const struct request *r);
+/* Tokens of the request's next sequence: at its start, and at most. */
+uint64_t sequence_tokens_first(const struct request *r);
+uint64_t sequence_tokens_most(const struct request *r);
+
+/* What the cache has spared it: of its prompt's end, or of the first time that it gave way. */
+void sequence_note_spared(struct sequence *s);
+
+/* Lets go of its blocks. What they held is computed again later, or adopted, so that no bit of what
+ * follows differs. */
+void sequence_yield(struct sequence *s);
 
 /* Its tokens, as the cache wants them. A strict one has no blocks of class P. */
 static inline struct kv_text sequence_text(const struct sequence *s)

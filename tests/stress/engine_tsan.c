@@ -1,6 +1,7 @@
 /* engine_tsan - one thread submits, cancels, takes events, lists, loads and unloads, asks the
- * cache, as the loop does, while the engine, its pool, the loader and the io thread work; for
- * -Db_sanitize=thread.
+ * cache, as the loop does, another looks on and changes weights, while the engine, its pool, the
+ * loader and the io thread work; in an arena and a number of places so small that sequences give
+ * way all the time. For -Db_sanitize=thread.
  *
  *   engine_tsan [REQUESTS]      default 300 */
 #include "daemon/model/registry.h"
@@ -9,6 +10,7 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +27,9 @@ struct rig {
     struct engine *engine;
     struct request *live[N_LIVE];
     uint64_t x;
-    unsigned long n_done, n_cancelled, n_errors;
+    unsigned long n_done, n_cancelled, n_late, n_errors;
+    uint64_t n_seen;
+    atomic_bool ended;
     atomic_uint n_loads, n_loaded; /* asked for, and answered on the loader thread */
     atomic_uint n_notified;
 };
@@ -75,6 +79,9 @@ static struct request *make(struct rig *g, struct model *m)
     snprintf(r->realm, sizeof(r->realm), "%s", share == 0 ? "" : share == 1 ? "one" : "two");
     r->n_predict = next(g) % 40;
     r->logprobs = next(g) % 2;
+    r->uid = next(g) % 3;
+    r->priority = (int32_t)(next(g) % 5) - 2;
+    r->deadline_ms = next(g) % 8 == 0 ? 1 + next(g) % 50 : 0;
     return r;
 }
 
@@ -90,7 +97,8 @@ static void take_events(struct rig *g)
                 g->live[i] = NULL;
                 g->n_done++;
                 g->n_cancelled += r->finish == FINISH_CANCELLED;
-                g->n_errors += r->finish == FINISH_ERROR;
+                g->n_errors += r->finish == FINISH_ERROR && r->error != PROTO_E_DEADLINE;
+                g->n_late += r->finish == FINISH_TIME || r->error == PROTO_E_DEADLINE;
                 request_destroy(r);
                 break;
             }
@@ -117,13 +125,36 @@ static void submit_one(struct rig *g, unsigned slot)
     }
 }
 
+static void *onlooker(void *arg)
+{
+    struct rig *g = arg;
+    const struct timespec moment = {.tv_nsec = 500000};
+    for (uint32_t i = 0; !atomic_load(&g->ended); i++) {
+        const struct fair_weight weights[] = {{i % 3, 1 + i % 7}};
+        struct fair_user users[8];
+        static struct engine_stats stats;
+        engine_stats(g->engine, &stats);
+        engine_users(g->engine, users, 8);
+        engine_retry_ms(g->engine);
+        engine_set_weights(g->engine, weights, i % 2);
+        engine_kick(g->engine);
+        nanosleep(&moment, NULL);
+    }
+    return NULL;
+}
+
 static void look_around(struct rig *g)
 {
-    struct engine_stats stats;
+    static struct engine_stats stats;
     struct registry_entry *list;
     size_t n;
+    const struct request *requests[32];
     engine_stats(g->engine, &stats);
     engine_step_started_ns(g->engine);
+    size_t n_open = engine_requests(g->engine, requests, 32);
+    for (size_t i = 0; i < n_open && i < 32; i++) {
+        g->n_seen += atomic_load(&requests[i]->seen.n_generated);
+    }
     if (registry_list(g->registry, &list, &n) == 0) {
         for (size_t i = 0; i < n; i++) {
             model_unref(list[i].model);
@@ -223,9 +254,17 @@ int main(int argc, char **argv)
     if (rig_init(&g) < 0) {
         return EXIT_FAILURE;
     }
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, onlooker, &g) != 0) {
+        return EXIT_FAILURE;
+    }
     while (g.n_done < wanted) {
         one_turn(&g);
     }
+    atomic_store(&g.ended, true);
+    pthread_join(thread, NULL);
+    static struct engine_stats stats;
+    engine_stats(g.engine, &stats);
     load(&g, "a"); /* ends in the middle of whatever is under way */
     engine_destroy(g.engine);
     registry_destroy(g.registry);
@@ -237,8 +276,11 @@ int main(int argc, char **argv)
     struct backend_info info[1];
     backend_catalogue_list(g.parts.catalogue, info, 1);
     parts_finish(&g.parts);
-    printf("engine_tsan: %lu requests, %lu cancelled, %lu errors, %u loads, %u notices\n", g.n_done,
-           g.n_cancelled, g.n_errors, atomic_load(&g.n_loads), atomic_load(&g.n_notified));
+    printf(
+        "engine_tsan: %lu requests, %lu cancelled, %lu late, %lu errors, %llu gave way, %u loads, "
+        "%u notices\n",
+        g.n_done, g.n_cancelled, g.n_late, g.n_errors, (unsigned long long)stats.n_preemptions,
+        atomic_load(&g.n_loads), atomic_load(&g.n_notified));
     bool answered = atomic_load(&g.n_loads) == atomic_load(&g.n_loaded);
     if (g.n_errors > 0 || info[0].users > 0 || !answered) {
         fprintf(stderr, "engine_tsan: %u contexts left, %u of %u loads answered\n", info[0].users,

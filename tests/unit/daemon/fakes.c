@@ -45,6 +45,11 @@ void engine_stats(struct engine *e, struct engine_stats *ret)
     *ret = (struct engine_stats){.n_running = fakes.n_submitted};
 }
 
+uint32_t engine_retry_ms(struct engine *e)
+{
+    return 1234;
+}
+
 size_t engine_users(struct engine *e, struct fair_user *ret, size_t max)
 {
     return 0;

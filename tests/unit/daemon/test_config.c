@@ -185,3 +185,26 @@ Test(config, a_comparison_finds_what_changed_and_a_move_takes_it)
     config_destroy(a);
     config_destroy(b);
 }
+
+Test(config, weights_name_users_and_are_checked)
+{
+    struct config_error err = {""};
+    struct config *c = make("user_weight = {\"root=3\", \"1234=1000\"}\n", NULL, 0);
+    struct config_weight *weights = NULL;
+    cr_assert_eq(config_weights(c, &weights, &err), 0, "%s", err.text);
+    cr_expect_eq(weights[0].uid, 0);
+    cr_expect_eq(weights[0].weight, 3);
+    cr_expect_eq(weights[1].uid, 1234);
+    cr_expect_eq(weights[1].weight, 1000);
+    free(weights);
+    config_destroy(c);
+    static const char *const bad[] = {
+        "root=0",       "root=1001", "root3", "=33", "root=3x", "root=-1", "nobody-of-that-name=2",
+        "99999999999=1"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        char text[80];
+        snprintf(text, sizeof(text), "user_weight = {\"%s\"}\n", bad[i]);
+        const char *told = refusal(text);
+        cr_expect_not_null(strstr(told, bad[i]), "%s", told);
+    }
+}

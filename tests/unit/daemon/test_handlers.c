@@ -408,12 +408,58 @@ Test(handlers, answers_that_nobody_reads_shut_the_door)
     quota_finish(&fakes.quotas);
 }
 
+static void send_urgent(struct client *c, uint32_t id, const char *method, int64_t priority)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, method);
+    ipc_pack_map(&b, 4);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "fake");
+    ipc_pack_str(&b, "prompt");
+    ipc_pack_str(&b, "abc");
+    ipc_pack_str(&b, "priority");
+    ipc_pack_i64(&b, priority);
+    ipc_pack_str(&b, "deadline_ms");
+    ipc_pack_u64(&b, 500);
+    hand_in(c, &b);
+}
+
+Test(handlers, only_administrators_raise_a_priority)
+{
+    struct client *user = client_create(7), *admin = client_create(0);
+    static const char *const methods[] = {"text.generate", "text.logits", "text.embed"};
+    for (uint32_t i = 0; i < 3; i++) {
+        send_urgent(user, 1, methods[i], 1);
+        cr_assert_eq(error_code(next(user)), PROTO_E_ACCESS_DENIED, "%s", methods[i]);
+        cr_assert_eq(fakes.n_submitted, 0);
+        send_urgent(user, 1, methods[i], 9);
+        cr_assert_eq(error_code(next(user)), PROTO_E_INVALID_PARAMS, "%s", methods[i]);
+    }
+    send_urgent(user, 2, "text.generate", -8);
+    send_urgent(admin, 3, "text.generate", 8);
+    fake_run_tasks();
+    cr_assert_eq(fakes.n_submitted, 2);
+    cr_assert_eq(fakes.submitted[0]->priority, -8);
+    cr_assert_eq(fakes.submitted[1]->priority, 8);
+    cr_assert_eq(fakes.submitted[1]->deadline_ms, 500);
+    fake_done(fakes.submitted[1], FINISH_LENGTH);
+    fake_done(fakes.submitted[0], FINISH_LENGTH);
+    service_pump(service);
+    client_destroy(user);
+    client_destroy(admin);
+}
+
 Test(handlers, a_full_queue_and_a_drain_are_told)
 {
     struct client *c = client_create(0);
     fakes.submit_result = -EAGAIN;
     send_generate(c, 1, "fake", "abc", 3);
-    cr_assert_eq(error_code(next(c)), PROTO_E_BUSY);
+    const struct ipc_message *m = next(c);
+    uint64_t retry_ms = 0;
+    cr_assert_eq(error_code(m), PROTO_E_BUSY);
+    cr_assert_eq(ipc_value_u64(ipc_value_get(m->error, "retry_after_ms"), &retry_ms), 0);
+    cr_assert_eq(retry_ms, 1234); /* the engine's word */
     fakes.submit_result = 0;
     service_drain(service);
     send_generate(c, 2, "fake", "abc", 3);

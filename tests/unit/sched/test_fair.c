@@ -54,14 +54,16 @@ Test(fair, who_was_away_gets_no_credit_and_no_penalty)
     fair_finish(&f);
 }
 
-Test(fair, weights_act_at_once_and_can_be_taken_back)
+Test(fair, weights_can_be_changed_and_taken_back)
 {
     const struct fair_weight weights[] = {{1, 5}};
     fair_init(&f);
     struct fair_user *a = come(1);
     cr_assert(eq(int, fair_set_weights(&f, weights, 1), 0));
+    fair_apply_weights(&f);
     cr_expect(eq(u32, a->weight, 5));
     cr_assert(eq(int, fair_set_weights(&f, NULL, 0), 0));
+    fair_apply_weights(&f);
     cr_expect(eq(u32, a->weight, 1));
     fair_finish(&f);
 }
