@@ -80,6 +80,8 @@ struct config_list {
     S(U32, handshake_timeout_ms, 0, LIVE, 1, 3600000, "5000", "for a client's first message")  \
     S(U32, reader_timeout_ms, 0, LIVE, 1, 3600000, "30000",                                    \
       "a client that takes none of its answers for so long is cut off")                        \
+    S(U32, paused_timeout_ms, 0, LIVE, 1, 3600000, "10000",                                    \
+      "a request that waits so long for its client to read is ended")                          \
     S(U32, drain_timeout_ms, 0, LIVE, 0, 3600000, "30000", "for requests that run at the end") \
     S(LEVEL, log_level, 0, LIVE, 0, 0, "info", "error, warning, info or debug")
 

@@ -177,6 +177,23 @@ void caller_cut(struct caller *c)
     }
 }
 
+unsigned caller_end_paused(struct caller *c, uint32_t timeout_ms)
+{
+    struct call *next;
+    unsigned n_ended = 0;
+    for (struct call *call = LIST_FIRST(&c->calls); call; call = next) {
+        next = LIST_NEXT(call, of_caller);
+        bool is_paused = (call->wait == CALL_WAIT_ENGINE && call->held_bytes > 0) ||
+                         call->wait == CALL_WAIT_READER;
+        if (is_paused && call->paused_ms == 0) {
+            call->paused_ms = timeout_ms;
+            n_ended++;
+            call_stop(call);
+        }
+    }
+    return n_ended;
+}
+
 void caller_uncongested(struct caller *c)
 {
     struct call *next;

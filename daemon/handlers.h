@@ -127,6 +127,10 @@ void caller_message(struct caller *c, uint8_t *frame, size_t bytes);
 /* Cancels all calls of the caller, as if it had asked for it; used when a drain's time is up. */
 void caller_cut(struct caller *c);
 
+/* Ends the calls that have waited timeout_ms for the client to read, with DEADLINE. Returns how
+ * many they are. */
+unsigned caller_end_paused(struct caller *c, uint32_t timeout_ms);
+
 /* out has become short again: what was held back counts as delivered. */
 void caller_uncongested(struct caller *c);
 

@@ -159,6 +159,11 @@ void call_fail_cancelled(struct call *call)
 {
     if (call->cut && !call->cancelled) {
         call_fail(call, PROTO_E_DRAINING, "the daemon ended before the call did");
+    } else if (call->paused_ms > 0 && !call->cancelled) {
+        call_fail(call, PROTO_E_DEADLINE,
+                  "the call was ended: its answers were not read fast enough for %u ms "
+                  "(paused_timeout_ms)",
+                  call->paused_ms);
     } else if (call->method == PROTO_TEXT_GENERATE) {
         call_finish_cancelled_generate(call);
     } else {

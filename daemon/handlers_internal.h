@@ -56,6 +56,7 @@ struct call {
     enum call_wait wait;
     bool cancelled;            /* by the caller: $cancel */
     bool cut;                  /* by the daemon's end */
+    uint32_t paused_ms;        /* ended since its client did not read for so long; 0: it was not */
     struct quota_amounts held; /* of its uid's quotas */
 
     struct task task;
@@ -129,7 +130,7 @@ void call_fail_error(struct call *call, const struct ipc_error *e);
 void call_fail_cancelled(struct call *call);
 static inline bool call_is_stopped(const struct call *call)
 {
-    return call->cancelled || call->cut || !call->caller;
+    return call->cancelled || call->cut || call->paused_ms > 0 || !call->caller;
 }
 
 /* Stops the call as soon as may be; it may be destroyed on return. */

@@ -34,8 +34,9 @@ struct peer {
     size_t out_sent;
     struct quota_amounts held; /* of the uid's quotas, for this connection */
     uint64_t opened_ns;
-    uint64_t stalled_ns; /* since when the client takes nothing; 0: it takes */
-    uint64_t frame_ns;   /* when the last bytes of an unfinished message came */
+    uint64_t stalled_ns;   /* since when the client takes nothing; 0: it takes */
+    uint64_t congested_ns; /* since when its requests are paused; 0: they are not */
+    uint64_t frame_ns;     /* when the last bytes of an unfinished message came */
     bool greeted, ending, closed, dirty;
 };
 
@@ -255,12 +256,20 @@ static void on_readable(struct peer *p)
 
 /* ---- output ------------------------------------------------------------------------------ */
 
-static void update_congestion(struct peer *p)
+static void note_congestion(struct peer *p)
 {
     if (!p->caller.congested && queued(p) > PEER_CONGESTED_BYTES) {
         p->caller.congested = true;
-    } else if (p->caller.congested && queued(p) < PEER_RELIEVED_BYTES) {
+        p->congested_ns = now_ns();
+    }
+}
+
+static void update_congestion(struct peer *p)
+{
+    note_congestion(p);
+    if (p->caller.congested && queued(p) < PEER_RELIEVED_BYTES) {
         p->caller.congested = false;
+        p->congested_ns = 0;
         caller_uncongested(&p->caller);
         feed_rest(p);
     }
@@ -349,9 +358,7 @@ static void sink_written(struct caller *c)
 {
     struct peer *p = peer_of(c);
     count_output(p);
-    if (queued(p) > PEER_CONGESTED_BYTES) {
-        c->congested = true;
-    }
+    note_congestion(p);
     mark_dirty(p);
 }
 
@@ -418,6 +425,19 @@ static bool is_late(const struct peer *p, uint64_t now)
     return false;
 }
 
+/* Requests that are paused hold blocks of the KV cache and places among the running: not for as
+ * long as the client likes. That it reads a little makes no difference. */
+static void end_paused(struct peer *p, uint64_t now)
+{
+    uint64_t limit = p->host->paused_timeout_ns;
+    if (p->congested_ns && now > p->congested_ns && now - p->congested_ns > limit) {
+        unsigned ended = caller_end_paused(&p->caller, (uint32_t)(limit / 1000000u));
+        if (ended > 0) {
+            log_info("uid %u: did not read for %u requests, which were ended", p->uid, ended);
+        }
+    }
+}
+
 void peers_check_deadlines(struct peer_host *host, uint64_t now)
 {
     struct peer *next;
@@ -425,6 +445,8 @@ void peers_check_deadlines(struct peer_host *host, uint64_t now)
         next = LIST_NEXT(p, entry);
         if (is_late(p, now)) {
             peer_close(p);
+        } else {
+            end_paused(p, now);
         }
     }
 }

@@ -28,6 +28,7 @@ struct peer_host {
     uint32_t n_peers;
     uint64_t handshake_ns;      /* a connection without a whole message is closed after it */
     uint64_t reader_timeout_ns; /* one that does not take its output, too */
+    uint64_t paused_timeout_ns; /* its requests are ended when they wait so long for it */
     struct quota_table *quotas;
     void (*on_closed)(struct peer_host *host);
 };

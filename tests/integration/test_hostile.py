@@ -8,7 +8,7 @@ import traceback
 import unittest
 
 import wire
-from harness import DaemonCase, main
+from harness import DaemonCase, main, synth
 
 PROMPT = [1, 40, 41, 42, 43, 44]
 STRANGER = 65533  # a uid without a name
@@ -144,6 +144,27 @@ class Slow(DaemonCase):
             id = c.send("text.logits", {"model": "tiny", "tokens": [5] * 2000})
             c.wait(id)
             self.assertEqual(sum(e["logits"]["shape"][0] for e in c.events[id]), 2000)
+
+
+class Paused(DaemonCase):
+    flags = ("--parallel", "4", "--model", "tiny")
+    config = "paused_timeout_ms = 50\n"
+
+    def test_a_paused_request_gives_its_place_and_blocks_back(self):
+        # 32 MB of logits each: the engine pauses them long before their end.
+        synth(os.path.join(self.folder.path, "models", "wide.gguf"), "tiny,n_vocab=4096")
+        with self.daemon.connect() as slow:
+            slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            ids = [slow.send("text.logits", {"model": "wide", "tokens": [5] * 2000}) for _ in range(4)]
+            other = self.client.generate(model="tiny", tokens=PROMPT, n_predict=20, ignore_eos=True)
+            self.assertEqual(other["n_generated"], 20)
+            self.wait_idle()  # while the slow reader is still connected
+            for id in ids:
+                with self.assertRaises(wire.Refused) as caught:
+                    slow.wait(id)
+                self.assertEqual(caught.exception.name, "DEADLINE")
+                self.assertIn("paused_timeout_ms", caught.exception.message)
+            self.assertEqual(slow.call("gqa.ping"), {})
 
 
 class Limits(DaemonCase):

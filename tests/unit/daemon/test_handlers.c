@@ -393,6 +393,29 @@ Test(handlers, a_client_that_went_away_holds_its_quotas_until_the_engine_lets_go
     cr_assert_null(quota_user(&fakes.quotas, 7));
 }
 
+Test(handlers, a_request_that_waits_too_long_for_its_reader_is_ended)
+{
+    struct client *c = client_create(7);
+    send_generate(c, 1, "fake", "abc", 3);
+    send_generate(c, 2, "fake", "abc", 3);
+    struct request *paused = fakes.submitted[0];
+    struct request *other = fakes.submitted[1];
+    c->caller.congested = true;
+    fake_tokens(paused, "x", 5, 100);
+    service_pump(service);
+    cr_assert_not_null(next(c)); /* the event */
+    cr_assert_eq(caller_end_paused(&c->caller, 250), 1);
+    cr_assert_eq(caller_end_paused(&c->caller, 250), 0);
+    cr_assert_eq(fakes.n_cancelled, 1);
+    fake_done(paused, FINISH_CANCELLED);
+    fake_done(other, FINISH_EOS);
+    service_pump(service);
+    cr_assert_eq(error_code(next(c)), PROTO_E_DEADLINE);
+    cr_assert(finish_is(next(c), "eos"));
+    cr_assert_null(quota_user(&fakes.quotas, 7));
+    client_destroy(c);
+}
+
 Test(handlers, answers_that_nobody_reads_shut_the_door)
 {
     struct quota_amounts connection = {.of = {[QUOTA_CONNECTIONS] = 1}};
