@@ -1,6 +1,7 @@
 """Ctrl-C, deaths on either side, and what --spawn leaves behind: nothing but packed weights."""
 import json
 import os
+import re
 import signal
 import subprocess
 import unittest
@@ -114,10 +115,58 @@ class WithDaemon(Case):
         done = run("generate", "absent", "x")
         self.assertEqual(done.returncode, 1)
         self.assertIn(b"'absent'", done.stderr)
-        done = run("async_poll", "slow")
-        self.assertEqual((done.returncode, done.stderr), (0, b""))
-        self.assertIn(b"[dragon] ended after", done.stdout)
-        self.assertRegex(done.stdout, rb"\[robot\] ended after \d+ steps: (cancelled|eos)\n")
+
+    def example(self, name, *arguments):
+        """An example that goes on; what it prints comes as lines."""
+        env = {**environment(self.folder.path), "GQA_SOCKET": self.daemon.socket}
+        process = subprocess.Popen([os.path.join(EXAMPLES, "example-" + name), *arguments], env=env,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(self.put_away, process)
+        return process
+
+    def test_the_examples_with_a_loop_of_their_own(self):
+        for name in ("async_poll", "async_epoll", "async_uv"):
+            with self.subTest(name):
+                process = self.example(name, "slow", "Once upon a time", "60000")
+                self.assertTrue(process.stdout.read(1), "the generation streams")
+                process.stdin.write(b"a second call, meanwhile\n")
+                process.stdin.flush()
+                read_until(process.stdout, rb"\n\[that line is \d+ tokens\]\n")
+                process.send_signal(signal.SIGINT)
+                done = self.end(process)
+                self.assertEqual((done.status, done.err), (0, ""), str(done))
+                self.assertRegex(done.out, rb"\n\[ended: cancelled\]\n$")
+
+    def test_the_examples_with_a_loop_tell_that_the_daemon_is_lost(self):
+        for name in ("async_poll", "async_epoll", "async_uv"):
+            with self.subTest(name):
+                process = self.example(name, "slow", "Once upon a time", "60000")
+                self.assertTrue(process.stdout.read(1))
+                self.daemon.kill()
+                done = self.end(process)
+                self.assertEqual(done.status, 1, str(done))
+                self.assertIn("text.generate: connection lost", done.err)
+                self.daemon = Daemon(self.folder.path)
+
+    def test_the_example_that_comes_back(self):
+        process = self.example("reconnect")
+        self.assertEqual(process.stdout.readline(), b"0 tokens\n")
+        self.daemon.kill()
+        self.assertIn(b"connection lost", process.stderr.readline())
+        self.daemon = Daemon(self.folder.path)
+        self.assertEqual(process.stderr.readline(), b"reconnect: connected again\n")
+        read_until(process.stdout, rb"0 tokens\n")
+
+
+def read_until(stream, pattern):
+    """Reads what comes until it holds the pattern; the harness ends a test that waits for ever."""
+    text = b""
+    while not re.search(pattern, text):
+        more = stream.read1(4096)
+        if not more:
+            raise AssertionError(f"no {pattern!r} in {text!r}")
+        text += more
+    return text
 
 
 def children(pid):

@@ -42,7 +42,7 @@ OUTER_COMMON = ["daemon/config", "daemon/options", "daemon/quota", "daemon/stats
 
 # Library header -> the only places that may include it.
 LIBRARIES = {
-    "uv.h": ["daemon/main", "daemon/server", "daemon/peer", "tests/"],
+    "uv.h": ["daemon/main", "daemon/server", "daemon/peer", "examples/async_uv", "tests/"],
     "liburing.h": ["daemon/io/"],
     "msgpack": ["ipc/codec", "tests/"],
     "confuse.h": ["daemon/config"],
