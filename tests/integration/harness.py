@@ -12,6 +12,7 @@ import wire
 GQAD = os.environ["GQAD_TEST_GQAD"]
 SYNTH = os.environ["GQAD_TEST_SYNTH"]
 READY_S = 60
+SLOW = "n_layers=4,n_embd=512,n_ff=1024,n_ctx=65536"  # the shape of a model that is slow enough to be interrupted
 
 
 def synth(path, shape="tiny", type="f32"):

@@ -8,11 +8,10 @@ import unittest
 
 import wire
 from cli import TIMEOUT_S, Outcome, Tool, assert_one_line, environment
-from harness import Daemon, Folder, main, synth
+from harness import SLOW, Daemon, Folder, main, synth
 
 EXAMPLES = os.environ["GQAD_TEST_EXAMPLES"]
-# A model that is slow enough to be interrupted, and a generation that would take minutes.
-SLOW = "n_layers=4,n_embd=512,n_ff=1024,n_ctx=65536"
+# With SLOW, a generation that would take minutes.
 LONG = ("run", "-n", 60000, "--temperature", 0, "--ignore-eos", "--stream", "json", "Once upon a time")
 
 
