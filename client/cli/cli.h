@@ -58,6 +58,7 @@ int cli_verb_call(struct cli *c, int argc, char **argv);
 int cli_verb_bench(struct cli *c, int argc, char **argv);
 int cli_bench_ipc(struct cli *c, int argc, char **argv);
 int cli_bench_kv(struct cli *c, int argc, char **argv);
+int cli_bench_serve(struct cli *c, int argc, char **argv);
 int cli_bench_start(struct cli *c, int argc, char **argv);
 
 /* ---- options.c ------------------------------------------------------------------------------- */

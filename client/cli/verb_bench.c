@@ -260,10 +260,10 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
     static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {.options = options,
                                      .parser = parse,
-                                     .doc =
-                                         "Measures a model's speed, beside the machine's own "
-                                         "limits. 'gqa bench ipc' measures calls, "
-                                         "'gqa bench kv' the KV cache, 'gqa bench start' starts.",
+                                     .doc = "Measures a model's speed, beside the machine's own "
+                                            "limits. 'gqa bench ipc' measures calls, "
+                                            "'gqa bench kv' the KV cache, 'gqa bench serve' many "
+                                            "users at once, 'gqa bench start' starts.",
                                      .children = children};
     if (argc > 1 && strcmp(argv[1], "ipc") == 0) {
         argv[1] = argv[0];
@@ -272,6 +272,10 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "kv") == 0) {
         argv[1] = argv[0];
         return cli_bench_kv(c, argc - 1, argv + 1);
+    }
+    if (argc > 1 && strcmp(argv[1], "serve") == 0) {
+        argv[1] = argv[0];
+        return cli_bench_serve(c, argc - 1, argv + 1);
     }
     if (argc > 1 && strcmp(argv[1], "start") == 0) {
         argv[1] = argv[0];

@@ -390,6 +390,26 @@ class Bench(Case):
         self.assertIn("of bandwidth", text)
         self.assertRegex(text, r"\| tg8 +\| +calls")
 
+    def test_many_users_at_once(self):
+        load = ("bench", "serve", "-m", "q8", "-p", "8-16", "-n", "4-6", "--duration", 1, "--seed", 3)
+        r = self.gqa(*load, "--processes", 2, "--concurrency", 3, "--prefix", 8, "--json").json
+        self.assertGreater(r["requests"], 1)
+        self.assertEqual((r["failed"], r["ttft_ms"]["count"]), (0, r["requests"]))
+        self.assertTrue(0 < r["ttft_ms"]["p50"] <= r["ttft_ms"]["p90"] <= r["ttft_ms"]["p99"])
+        self.assertGreaterEqual(r["inter_token_ms"]["count"], 3 * r["requests"])
+        self.assertEqual(([u["uid"] for u in r["users"]], r["jain"]), ([os.getuid()], 1))
+        r = self.gqa(*load, "--rate", 50, "--json").json
+        self.assertEqual(r["failed"], 0)
+        self.assertGreater(r["generated_tokens_per_second"], 0)
+        self.gqa(*load, "--processes", 0, status=64)
+        self.refused("bench", "serve", "-m", "q8", "--concurrency", 1000, words=["--concurrency", "256"], status=64)
+        own = Tool(self.folder.path, "--spawn", "-t", 1)
+        model = os.path.join(self.folder.path, "models", "q8.gguf")
+        r = own("bench", "serve", "-m", model, "--streams", 2, "--long", 64, "--json").json
+        self.assertEqual((r["n_streams"], r["one"]["whole_ratio"]), (2, 1))
+        self.assertTrue(all(r[k]["whole_tps"] > 0 for k in ("one", "streams", "streams_shared")))
+        self.assertGreater(r["long_prompt"]["worst_gap_ms"], 0)
+
     def test_time_against_the_number_of_groups(self):
         home = os.path.join(self.folder.path, "groups")
         os.mkdir(home)
