@@ -153,11 +153,14 @@ class Paused(DaemonCase):
     def test_a_paused_request_gives_its_place_and_blocks_back(self):
         # 32 MB of logits each: the engine pauses them long before their end.
         synth(os.path.join(self.folder.path, "models", "wide.gguf"), "tiny,n_vocab=4096")
+        self.client.call("model.load", {"model": "wide"})
+        before = self.client.call("server.stats")["requests_total"]
         with self.daemon.connect() as slow:
             slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             ids = [slow.send("text.logits", {"model": "wide", "tokens": [5] * 2000}) for _ in range(4)]
             other = self.client.generate(model="tiny", tokens=PROMPT, n_predict=20, ignore_eos=True)
             self.assertEqual(other["n_generated"], 20)
+            wire.wait_until(lambda: self.client.call("server.stats")["requests_total"] == before + 5, "all have begun")
             self.wait_idle()  # while the slow reader is still connected
             for id in ids:
                 with self.assertRaises(wire.Refused) as caught:
