@@ -32,7 +32,7 @@ uint64_t engine_bytes_free(const struct engine *e)
 static uint64_t bytes_soon(const struct engine *e, const struct request *r,
                            const struct sequence *s)
 {
-    uint64_t total = sequence_tokens_most(r);
+    uint64_t total = sequence_tokens_most(r, s);
     uint64_t soon = (s != NULL ? s->n_tokens : sequence_tokens_first(r)) + ADMIT_AHEAD;
     return kv_sequence_block_bytes(model_kv_layout(r->model), soon < total ? soon : total,
                                    e->options.n_batch);
@@ -217,7 +217,7 @@ static void begin(struct engine *e, struct request *r, struct kv_space *space, i
 /* False, and the request has ended: it would not fit even if it were alone. */
 static bool can_ever_fit(struct engine *e, struct request *r)
 {
-    uint64_t bytes = kv_sequence_bytes_for(model_kv_layout(r->model), sequence_tokens_most(r),
+    uint64_t bytes = kv_sequence_bytes_for(model_kv_layout(r->model), sequence_tokens_most(r, NULL),
                                            e->options.n_batch);
     if (bytes <= e->options.kv.arena_bytes_max) {
         return true;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the next sequence of a request begins with. */
+/* What the next sequence of a request begins with: one that is still to come. */
 static struct request_input next_prompt(const struct request *r)
 {
     return r->kind == REQUEST_EMBED ? r->embed.inputs[r->next_input]
@@ -23,10 +23,10 @@ uint64_t sequence_tokens_first(const struct request *r)
     return next_prompt(r).n_tokens;
 }
 
-uint64_t sequence_tokens_most(const struct request *r)
+uint64_t sequence_tokens_most(const struct request *r, const struct sequence *s)
 {
     uint32_t n_ctx = model_n_ctx(r->model);
-    uint64_t n_tokens = next_prompt(r).n_tokens;
+    uint64_t n_tokens = s != NULL ? s->n_prompt : next_prompt(r).n_tokens;
     if (r->kind == REQUEST_GENERATE) {
         n_tokens += r->n_predict;
     }

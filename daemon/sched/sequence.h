@@ -55,9 +55,10 @@ void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
 
 /* How many sequences a request has in the end. */
 size_t sequence_count_of(const struct request *r);
-/* Tokens of the request's next sequence: at its start, and at most. */
+/* Tokens of the request's next sequence at its start. There must be one. */
 uint64_t sequence_tokens_first(const struct request *r);
-uint64_t sequence_tokens_most(const struct request *r);
+/* Tokens that a sequence of the request can come to have; s NULL: the next one, likewise. */
+uint64_t sequence_tokens_most(const struct request *r, const struct sequence *s);
 
 /* What the cache has spared it: of its prompt's end, or of the first time that it gave way. */
 void sequence_note_spared(struct sequence *s);
