@@ -148,8 +148,7 @@ class Passed(Case):
             self.skipTest("no systemd-socket-activate here: socket activation was NOT tested")
         d = self.start(prefix=[tool, "-l", os.path.join(self.folder.path, "activated")], ready=False)
         path = os.path.join(self.folder.path, "activated")
-        wire.wait_until(lambda: os.path.exists(path), "the socket is there before the daemon")
-        with wire.Client(path) as c:
+        with wire.connect_when_listening(path) as c:
             self.assertEqual(c.call("gqa.ping"), {})
             self.assertFalse(os.path.exists(d.socket))
             d.signal(signal.SIGTERM)

@@ -207,3 +207,15 @@ def wait_until(condition, what, timeout_s=TIMEOUT_S):
         if time.monotonic() > end:
             raise AssertionError(f"still not after {timeout_s} s: {what}")
         time.sleep(0.01)
+
+
+def connect_when_listening(path):
+    """A client of a socket whose listener is about to come: a socket's file is there before it listens."""
+    end = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return Client(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
