@@ -59,6 +59,8 @@ struct config_list {
       "keep packed weights in files of cache_dir, which later starts map")                     \
     S(BYTES, weights_cache_bytes, 0, RESTART, 0, 1125899906842624, "0",                        \
       "most disk space of packed weights; 0: a quarter of what is free")                       \
+    S(BOOL, plugin_verdicts, 0, RESTART, 0, 1, "true",                                         \
+      "remember in cache_dir which backends have passed their self-test here")                 \
     S(STRING, kv_realm, 0, RESTART, 0, 40, "",                                                 \
       "all users share cached prompts under this name; empty: each has only its own")          \
     S(STRING, backend, 0, RESTART, 0, 63, "", "backend of models, NAME or NAME:options")       \

@@ -40,7 +40,7 @@ static void pack_backend(struct ipc_buffer *b, const struct backend_info *info)
 {
     char abi[16];
     snprintf(abi, sizeof(abi), "%u.%u", info->abi_major, info->abi_minor);
-    ipc_pack_map(b, info->reason[0] ? 16 : 15);
+    ipc_pack_map(b, info->reason[0] ? 19 : 18);
     pack_kv_str(b, "name", info->name);
     pack_kv_str(b, "version", info->version);
     pack_kv_str(b, "build", info->build);
@@ -52,6 +52,9 @@ static void pack_backend(struct ipc_buffer *b, const struct backend_info *info)
     pack_kv_str(b, "isa", info->isa);
     pack_kv_list(b, "isas", info->isas);
     pack_kv_str(b, "device", info->device);
+    pack_kv_u64(b, "devices", info->n_devices);
+    pack_kv_u64(b, "score", info->score);
+    pack_kv_bool(b, "remembered", info->remembered);
     pack_kv_str(b, "abi", abi);
     pack_kv_list(b, "interfaces", info->interfaces);
     pack_kv_u64(b, "users", info->users);

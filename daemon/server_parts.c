@@ -20,13 +20,31 @@ static int explain(int rc, const char *what)
     return rc;
 }
 
+/* Scans the folders. What is remembered lies in the user's own cache even where the rest is
+ * temporary: nothing of it is about prompts. */
+static int open_catalogue(struct parts *p, const struct config *c)
+{
+    char *verdicts = NULL;
+    if (c->plugin_verdicts && asprintf(&verdicts, "%s/verdicts", c->cache_dir) < 0) {
+        return -ENOMEM;
+    }
+    if (verdicts) {
+        places_make_private(c->cache_dir); /* where that fails nothing is remembered */
+    }
+    const struct backend_catalogue_options options = {
+        .dirs = (const char *const *)c->plugin_dir.items,
+        .n_dirs = c->plugin_dir.count,
+        .check_timeout_ms = CHECK_TIMEOUT_MS,
+        .verdicts = verdicts,
+    };
+    int rc = backend_catalogue_create(&options, &p->catalogue);
+    free(verdicts);
+    return rc;
+}
+
 static int make_catalogue(struct parts *p, const struct config *c)
 {
-    const struct backend_catalogue_options options = {.dirs =
-                                                          (const char *const *)c->plugin_dir.items,
-                                                      .n_dirs = c->plugin_dir.count,
-                                                      .check_timeout_ms = CHECK_TIMEOUT_MS};
-    int rc = backend_catalogue_create(&options, &p->catalogue);
+    int rc = open_catalogue(p, c);
     if (rc < 0) {
         return rc;
     }

@@ -2,8 +2,9 @@
  *
  * The catalogue lists the plugins of the configured folders. Loading one: owner and mode are
  * checked, the file is copied to a sealed memfd, its ELF note is read and a foreign ABI refused
- * before any code runs, probe and self-test run in a child (gqa-plugin-check) under a deadline, and
- * only then is it opened with dlopen through /proc/self/fd, which stays open until after dlclose.
+ * before any code runs, probe and self-test run in a child (gqa-plugin-check) under a deadline
+ * unless these bytes have passed here before, and only then is it opened with dlopen through
+ * /proc/self/fd, which stays open until after dlclose.
  *
  * A backend is one opened context (plugin + options) over one pool; it is reference counted, and
  * its plugin stays mapped while any context lives. Catalogue functions are safe from any thread;
@@ -26,6 +27,8 @@ struct backend_catalogue_options {
     size_t n_dirs;
     const char *check_program; /* gqa-plugin-check, or NULL: beside the daemon's own binary */
     unsigned check_timeout_ms; /* of one child */
+    /* Folder of checks that were passed (verdict.h), or NULL: each start checks everything. */
+    const char *verdicts;
 };
 
 /* Scans the folders; a bad plugin is listed as unusable with its reason, never an error. */
@@ -42,8 +45,9 @@ struct backend_info {
     char interfaces[128]; /* comma-separated */
     uint16_t abi_major, abi_minor;
     bool usable, is_default;
-    unsigned users; /* open contexts */
-    uint32_t score;
+    bool remembered; /* its check was passed before this start */
+    unsigned users;  /* open contexts */
+    uint32_t score, n_devices;
     uint32_t caps;     /* enum gqa_attn_caps of its attention */
     uint64_t n_faults; /* steps that it failed */
     char last_fault[128];

@@ -46,7 +46,8 @@ struct backend_catalogue {
     char **dirs;
     size_t n_dirs;
     char check_program[PATH_MAX];
-    unsigned check_timeout_ms;
+    char *verdicts;
+    struct plugin_checker checker; /* with the two above */
     struct entry entries[MAX_PLUGINS];
     size_t n_entries;
 };

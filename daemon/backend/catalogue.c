@@ -43,7 +43,7 @@ void catalogue_module_unref(struct backend_catalogue *c, struct module *m)
 
 /* ---- scanning ---------------------------------------------------------------------------- */
 
-/* Checks one file and makes its entry, usable or not. Takes long: a child runs. */
+/* Checks one file and makes its entry, usable or not. Takes long where a child must run. */
 static void examine(struct backend_catalogue *c, const char *path, struct entry *ret)
 {
     memset(ret, 0, sizeof(*ret));
@@ -62,8 +62,7 @@ static void examine(struct backend_catalogue *c, const char *path, struct entry 
         return;
     }
     ret->module = m;
-    rc = plugin_check(c->check_program, m->image.fd, "", c->check_timeout_ms, &ret->report,
-                      &ret->reason);
+    rc = plugin_check_once(&c->checker, m->image.fd, "", &ret->report, &ret->reason);
     m->stays_mapped = ret->report.threads_left > 0;
     ret->usable = rc == 0 && ret->report.probe.usable != 0;
     if (rc == 0 && !ret->usable) {
@@ -242,15 +241,24 @@ int backend_catalogue_create(const struct backend_catalogue_options *options,
     pthread_mutex_init(&c->scanning, NULL);
     pthread_mutex_init(&c->lock, NULL);
     pthread_mutex_init(&c->loading, NULL);
-    c->check_timeout_ms =
-        options->check_timeout_ms > 0 ? options->check_timeout_ms : DEFAULT_TIMEOUT_MS;
     if (options->check_program != NULL) {
         snprintf(c->check_program, sizeof(c->check_program), "%s", options->check_program);
     } else {
         find_check_program(c->check_program, sizeof(c->check_program));
     }
+    int rc = 0;
+    if (options->verdicts != NULL) {
+        c->verdicts = strdup(options->verdicts);
+        rc = c->verdicts == NULL ? -ENOMEM : 0;
+    }
+    c->checker = (struct plugin_checker){
+        .program = c->check_program,
+        .timeout_ms =
+            options->check_timeout_ms > 0 ? options->check_timeout_ms : DEFAULT_TIMEOUT_MS,
+        .verdicts = c->verdicts,
+    };
     c->dirs = calloc(options->n_dirs + 1, sizeof(*c->dirs));
-    int rc = c->dirs == NULL ? -ENOMEM : 0;
+    rc = c->dirs == NULL ? -ENOMEM : rc;
     for (size_t i = 0; rc == 0 && i < options->n_dirs; i++) {
         c->dirs[i] = strdup(options->dirs[i]);
         rc = c->dirs[i] == NULL ? -ENOMEM : 0;
@@ -277,6 +285,7 @@ void backend_catalogue_destroy(struct backend_catalogue *c)
         free(c->dirs[i]);
     }
     free(c->dirs);
+    free(c->verdicts);
     pthread_mutex_destroy(&c->scanning);
     pthread_mutex_destroy(&c->lock);
     pthread_mutex_destroy(&c->loading);
@@ -342,8 +351,10 @@ size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *
         info->abi_minor = e->module != NULL ? e->module->image.note.abi_minor : 0;
         info->usable = e->usable;
         info->is_default = e == best;
+        info->remembered = e->report.remembered;
         info->users = e->users;
         info->score = e->report.probe.score;
+        info->n_devices = e->report.probe.n_devices;
         info->caps = e->report.caps;
         info->n_faults = e->n_faults;
         snprintf(info->last_fault, sizeof(info->last_fault), "%s", e->last_fault);

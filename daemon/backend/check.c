@@ -1,6 +1,7 @@
 #include "daemon/backend/check.h"
 
 #include "daemon/backend/image.h"
+#include "daemon/backend/verdict.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,8 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define REPORT_BYTES_MAX 8192
-#define CHILD_IMAGE_FD   3
+#define CHILD_IMAGE_FD 3
 
 extern char **environ;
 
@@ -77,7 +77,7 @@ static int wait_child(pid_t child, uint64_t deadline_ms, int *ret_status)
 }
 
 /* Reads all output until its end or the deadline. -ETIMEDOUT. */
-static int read_report(int fd, uint64_t deadline_ms, char *text)
+static int read_report(int fd, uint64_t deadline_ms, char *text, size_t *ret_bytes)
 {
     size_t used = 0;
     for (;;) {
@@ -90,101 +90,23 @@ static int read_report(int fd, uint64_t deadline_ms, char *text)
         if (n <= 0) {
             return n < 0 ? -errno : -ETIMEDOUT;
         }
-        ssize_t bytes = read(fd, text + used, REPORT_BYTES_MAX - 1 - used);
+        ssize_t bytes = read(fd, text + used, PLUGIN_REPORT_BYTES_MAX - used);
         if (bytes < 0 && errno == EINTR) {
             continue;
         }
         if (bytes <= 0) {
-            text[used] = '\0';
+            *ret_bytes = used;
             return bytes < 0 ? -errno : 0;
         }
         used += (size_t)bytes;
-        if (used == REPORT_BYTES_MAX - 1) {
+        if (used == PLUGIN_REPORT_BYTES_MAX) {
             return -EMSGSIZE;
         }
     }
 }
 
-static void copy_text(char *dst, size_t bytes, const char *src)
-{
-    snprintf(dst, bytes, "%s", src);
-}
-
-struct report {
-    struct plugin_report plugin;
-    bool complete; /* the last line came: nothing in the plugin ended the process early */
-};
-
-/* "VERDICT,ERROR,NAME" */
-static void take_case(struct plugin_report *r, const char *value)
-{
-    struct plugin_case c = {""};
-    if (r->n_cases < PLUGIN_CASES_MAX &&
-        sscanf(value, "%23[^,],%f,%63[^\n]", c.verdict, &c.error, c.name) == 3) {
-        r->cases[r->n_cases++] = c;
-    }
-}
-
-static void take_line(struct report *report, const char *key, const char *value)
-{
-    struct plugin_report *r = &report->plugin;
-    const struct {
-        const char *key;
-        char *dst;
-        size_t bytes;
-    } texts[] = {
-        {"name", r->name, sizeof(r->name)},
-        {"version", r->version, sizeof(r->version)},
-        {"build", r->build, sizeof(r->build)},
-        {"interfaces", r->interfaces, sizeof(r->interfaces)},
-        {"isa", r->probe.isa, sizeof(r->probe.isa)},
-        {"isas", r->probe.isas, sizeof(r->probe.isas)},
-        {"device", r->probe.device, sizeof(r->probe.device)},
-        {"reason", r->probe.reason, sizeof(r->probe.reason)},
-    };
-    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
-        if (strcmp(key, texts[i].key) == 0) {
-            copy_text(texts[i].dst, texts[i].bytes, value);
-        }
-    }
-    if (strcmp(key, "usable") == 0) {
-        r->probe.usable = strcmp(value, "1") == 0;
-    } else if (strcmp(key, "score") == 0) {
-        r->probe.score = (uint32_t)strtoul(value, NULL, 10);
-    } else if (strcmp(key, "caps") == 0) {
-        r->caps = (uint32_t)strtoul(value, NULL, 10);
-    } else if (strcmp(key, "threads_left") == 0) {
-        r->threads_left = (uint32_t)strtoul(value, NULL, 10);
-    } else if (strcmp(key, "case") == 0) {
-        take_case(r, value);
-    } else if (strcmp(key, "devices") == 0) {
-        r->probe.n_devices = (uint32_t)strtoul(value, NULL, 10);
-    } else if (strcmp(key, "verdict") == 0) {
-        report->complete = true;
-    }
-}
-
-static void parse_report(char *text, struct report *ret)
-{
-    char *rest = text;
-    for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
-        char *equals = strchr(line, '=');
-        if (equals != NULL) {
-            *equals = '\0';
-            take_line(ret, line, equals + 1);
-        }
-    }
-}
-
-/* Names stand in specs, logs and lists. */
-static bool is_name(const char *name)
-{
-    size_t bytes = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_-");
-    return bytes > 0 && name[bytes] == '\0';
-}
-
 /* What became of the child, in words. */
-static int judge(int status, int rc, const struct report *report, unsigned timeout_ms,
+static int judge(int status, int rc, const struct plugin_report *r, unsigned timeout_ms,
                  struct gqa_reason *reason)
 {
     if (rc == -ETIMEDOUT) {
@@ -197,47 +119,73 @@ static int judge(int status, int rc, const struct report *report, unsigned timeo
         return reason_fail(reason, -EFAULT, "crashed with signal %d in probe or self-test",
                            WTERMSIG(status));
     }
-    if (!report->complete) {
+    if (!r->complete) {
         return reason_fail(reason, -EBADMSG, "its check ended early, with status %d",
                            WEXITSTATUS(status));
     }
     if (WEXITSTATUS(status) != 0) {
         return reason_fail(reason, -EBADMSG, "%s",
-                           report->plugin.probe.reason[0] != '\0'
-                               ? report->plugin.probe.reason
-                               : "its check failed without a word");
+                           r->probe.reason[0] != '\0' ? r->probe.reason
+                                                      : "its check failed without a word");
     }
-    if (!is_name(report->plugin.name)) {
+    if (!plugin_report_has_name(r)) {
         return reason_fail(reason, -EINVAL, "its name is not made of a-z, 0-9, '_' and '-'");
     }
     return 0;
 }
 
-int plugin_check(const char *program, int image_fd, const char *options, unsigned timeout_ms,
-                 struct plugin_report *ret, struct gqa_reason *reason)
+/* Runs the child; text has its report, if it told one. */
+static int run_child(const struct plugin_checker *k, int image_fd, const char *options, char *text,
+                     size_t *ret_bytes, struct plugin_report *ret, struct gqa_reason *reason)
 {
     int output[2];
     if (pipe2(output, O_CLOEXEC) < 0) {
         return reason_fail(reason, -errno, "pipe: %s", strerror(errno));
     }
     pid_t child;
-    int rc = spawn_check(program, image_fd, options, output[1], &child, reason);
+    int rc = spawn_check(k->program, image_fd, options, output[1], &child, reason);
     close(output[1]);
     if (rc < 0) {
         close(output[0]);
         return rc;
     }
-    uint64_t deadline_ms = now_ms() + timeout_ms;
-    char text[REPORT_BYTES_MAX] = "";
-    int read_rc = read_report(output[0], deadline_ms, text);
+    uint64_t deadline_ms = now_ms() + k->timeout_ms;
+    int read_rc = read_report(output[0], deadline_ms, text, ret_bytes);
     close(output[0]);
     int status = 0;
     rc = wait_child(child, read_rc < 0 ? 0 : deadline_ms, &status);
-    struct report report = {.plugin.probe.struct_size = sizeof(report.plugin.probe)};
-    parse_report(text, &report);
-    rc = judge(status, read_rc < 0 ? read_rc : rc, &report, timeout_ms, reason);
+    struct plugin_report report;
+    plugin_report_parse(text, *ret_bytes, &report);
+    rc = judge(status, read_rc < 0 ? read_rc : rc, &report, k->timeout_ms, reason);
     if (rc == 0) {
-        *ret = report.plugin;
+        *ret = report;
     }
     return rc;
+}
+
+int plugin_check(const struct plugin_checker *k, int image_fd, const char *options,
+                 struct plugin_report *ret, struct gqa_reason *reason)
+{
+    char text[PLUGIN_REPORT_BYTES_MAX];
+    size_t bytes = 0;
+    struct verdict_key key;
+    bool has_key = k->verdicts != NULL && verdict_key(k->program, image_fd, options, &key) == 0;
+    int rc = run_child(k, image_fd, options, text, &bytes, ret, reason);
+    if (has_key && rc == 0 && verdict_may_be_kept(ret)) {
+        verdict_remember(k->verdicts, &key, text, bytes);
+    } else if (has_key) {
+        verdict_forget(k->verdicts, &key);
+    }
+    return rc;
+}
+
+int plugin_check_once(const struct plugin_checker *k, int image_fd, const char *options,
+                      struct plugin_report *ret, struct gqa_reason *reason)
+{
+    struct verdict_key key;
+    if (k->verdicts != NULL && verdict_key(k->program, image_fd, options, &key) == 0 &&
+        verdict_recall(k->verdicts, &key, ret)) {
+        return 0;
+    }
+    return plugin_check(k, image_fd, options, ret, reason);
 }

@@ -33,8 +33,7 @@ int backend_selftest(struct backend_catalogue *c, const char *spec, struct plugi
     if (rc < 0) {
         return rc;
     }
-    rc = plugin_check(c->check_program, m->image.fd, options_of(spec), c->check_timeout_ms, ret,
-                      reason);
+    rc = plugin_check(&c->checker, m->image.fd, options_of(spec), ret, reason);
     catalogue_module_unref(c, m);
     return rc;
 }
@@ -62,9 +61,7 @@ int backend_ensure_tested(struct backend_catalogue *c, const char *spec, struct 
     bool known = was_tested(m, options);
     pthread_mutex_unlock(&c->lock);
     struct plugin_report report;
-    rc = known ? 0
-               : plugin_check(c->check_program, m->image.fd, options, c->check_timeout_ms, &report,
-                              reason);
+    rc = known ? 0 : plugin_check_once(&c->checker, m->image.fd, options, &report, reason);
     pthread_mutex_lock(&c->lock);
     if (rc == 0 && !known && m->n_tested < MODULE_TESTED_MAX &&
         strlen(options) < sizeof(m->tested[0])) {

@@ -170,6 +170,20 @@ class Backends(unittest.TestCase):
         wire.wait_until(lambda: "it stays mapped" in self.daemon.log_text(), "the log tells")
         self.check_same(1, expected, self.generate(1, 100))
 
+    def test_a_passed_test_is_remembered_between_starts(self):
+        self.assertFalse(self.entry("cpu")["remembered"])
+        expected = self.generate(1, 50)
+        for environment, remembered in (({}, True), ({"GQAD_PLUGIN_VERDICTS": "off"}, False), ({}, True)):
+            self.client.close()
+            self.daemon.stop()
+            self.daemon = Daemon(self.folder.path, "--plugin-dir", self.plugins, environment=environment)
+            self.client = self.daemon.connect()
+            self.assertEqual(self.entry("cpu")["remembered"], remembered)
+            self.assertTrue(self.entry("cpu")["default"])
+            self.client.call("model.load", {"model": "tiny", "cache_type_k": "f32", "cache_type_v": "f32"})
+            self.assertEqual(self.generate(1, 50), expected)
+        self.client.call("backend.selftest", {"backend": "cpu"})  # tests, whatever is remembered
+
     def test_a_selftest_tells_every_case(self):
         result = self.client.call("backend.selftest", {"backend": "cpu", "isa": "c"})
         self.assertGreater(len(result["cases"]), 10)
