@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""Write a checkpoint as GGUF (matrices F16, norms F32) with what to expect of it.
+"""Write a checkpoint (or a GGUF file) as GGUF (matrices F16 or F32, norms F32) with what to expect of it.
 
 NAME.expected.json and NAME.logits.f32 are computed by torch in float32 from the
-weights as the file has them, after rounding to F16: what another program that
+weights as the file has them, after rounding: what another program that
 runs the file should come to, up to the order of its sums.
 """
 import argparse
@@ -28,7 +28,11 @@ LICENCE = ("weights trained on the descriptions of Debian's packages and on manu
            "summaries, each under the licence of its package")
 
 
-def metadata(cfg, tok, name):
+FILE_TYPES = {"f32": 0, "f16": 1}   # general.file_type: what most tensors are
+DTYPES = {"f32": "<f4", "f16": "<f2"}
+
+
+def metadata(cfg, tok, name, type):
     u32, f32, text, arch = gguf.UINT32, gguf.FLOAT32, gguf.STRING, "llama."
     kinds = [3 if t in (tok.tokens[tok.bos], tok.tokens[tok.eos]) else 1 for t in tok.tokens]
     return [
@@ -36,7 +40,7 @@ def metadata(cfg, tok, name):
         ("general.name", text, name),
         ("general.license", text, LICENCE),
         ("general.alignment", u32, gguf.ALIGNMENT),
-        ("general.file_type", u32, 1),   # mostly F16
+        ("general.file_type", u32, FILE_TYPES[type]),
         (arch + "context_length", u32, cfg.context),
         (arch + "embedding_length", u32, cfg.width),
         (arch + "block_count", u32, cfg.layers),
@@ -58,13 +62,21 @@ def metadata(cfg, tok, name):
     ]
 
 
-def tensors(net):
+def tensors(net, type):
     """The tensors under their GGUF names, which the modules bear already."""
     out = []
     for name, p in net.state_dict().items():
-        a = p.detach().numpy()
-        out.append((name, a.astype("<f2") if a.ndim == 2 else a.astype("<f4")))
+        a = p.detach().cpu().numpy()
+        out.append((name, a.astype(DTYPES[type] if a.ndim == 2 else "<f4")))
     return out
+
+
+def write_gguf(path, net, tok, type="f16"):
+    """Writes the model; returns its tensors as the file has them."""
+    name = "gqad-" + os.path.splitext(os.path.basename(path))[0]
+    rounded = tensors(net, type)
+    gguf.write(path, metadata(net.cfg, tok, name, type), rounded)
+    return rounded
 
 
 def logits(net, ids):
@@ -91,15 +103,16 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("checkpoint")
     ap.add_argument("out", help="NAME.gguf")
-    ap.add_argument("--tokenizer", default="build/tokenizer.json")
+    ap.add_argument("--type", choices=tuple(DTYPES), default="f16", help="of the matrices")
+    ap.add_argument("--tokenizer", default="build/tokenizer.json",
+                    help="tokenizer.json, or a GGUF file that has it")
     ap.add_argument("--logits", action="store_true", help="NAME.logits.f32 too")
     args = ap.parse_args()
     stem, _ = os.path.splitext(args.out)
 
-    net, ckpt = llama.load(args.checkpoint)
+    net, _ = llama.load(args.checkpoint)
     tok = Tokenizer.load(args.tokenizer)
-    rounded = tensors(net)
-    gguf.write(args.out, metadata(net.cfg, tok, "gqad-" + os.path.basename(stem)), rounded)
+    rounded = write_gguf(args.out, net, tok, args.type)
 
     net.load_state_dict({n: torch.from_numpy(a.astype(np.float32)) for n, a in rounded})
     net.eval()

@@ -73,7 +73,11 @@ class Reader:
             name, n = self.string(), self.take("<I")
             dims = [self.take("<Q") for _ in range(n)]
             infos.append((name, dims[::-1], self.take("<I"), self.take("<Q")))
-        start = aligned(self.at)
+        for name, _, kind, _ in infos:
+            if kind not in DTYPES:
+                raise ValueError(f"{path}: tensor {name} has type {kind}; only F32 and F16 are read")
+        alignment = self.metadata.get("general.alignment", ALIGNMENT)
+        start = -(-self.at // alignment) * alignment
         self.tensors = {name: np.frombuffer(self.raw, DTYPES[kind], int(np.prod(shape)),
                                             start + offset).reshape(shape)
                         for name, shape, kind, offset in infos}

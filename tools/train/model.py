@@ -5,9 +5,12 @@ architecture "llama" means, so export needs no permutation of the weights.
 """
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+import gguf
 
 
 @dataclasses.dataclass
@@ -130,8 +133,32 @@ def save(path, model, **extra):
 
 
 def load(path):
-    """(model, the whole checkpoint)."""
+    """(model, the whole checkpoint); of a GGUF file there is only the model."""
+    if path.endswith(".gguf"):
+        return from_gguf(path), {}
     ckpt = torch.load(path, map_location="cpu")
     model = Llama(Config(**ckpt["config"]))
     model.load_state_dict(ckpt["model"])
     return model, ckpt
+
+
+def from_gguf(path):
+    """The model of a GGUF file with F16 or F32 tensors, in float32."""
+    r = gguf.Reader(path)
+    if r.metadata["general.architecture"] != "llama":
+        raise SystemExit(f"{path}: architecture {r.metadata['general.architecture']}, not llama")
+    meta = {k[len("llama."):]: v for k, v in r.metadata.items() if k.startswith("llama.")}
+    cfg = Config(vocab=len(r.metadata["tokenizer.ggml.tokens"]), context=meta["context_length"],
+                 width=meta["embedding_length"], layers=meta["block_count"],
+                 heads=meta["attention.head_count"], kv_heads=meta["attention.head_count_kv"],
+                 ffn=meta["feed_forward_length"], eps=meta["attention.layer_norm_rms_epsilon"],
+                 rope_base=meta["rope.freq_base"])
+    scaling = [k for k in meta if k.startswith("rope.scaling.")]
+    if meta.get("rope.dimension_count", cfg.head_dim) != cfg.head_dim or scaling:
+        raise SystemExit(f"{path}: RoPE over part of a head, or scaled: {scaling}")
+    net = Llama(cfg)
+    missing = net.state_dict().keys() ^ r.tensors.keys()
+    if missing:   # an untied output, biases, norms of q and k: models that this is not
+        raise SystemExit(f"{path}: not this model's tensors: {', '.join(sorted(missing))}")
+    net.load_state_dict({n: torch.from_numpy(a.astype(np.float32)) for n, a in r.tensors.items()})
+    return net

@@ -1,26 +1,54 @@
 #!/usr/bin/python3
 """Draw curves/*.jsonl: held-out loss against tokens, all and the uptraining."""
 import json
+import os
 
 import matplotlib
-matplotlib.use("svg")
+matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 RUNS = [("base", "MHA, 8 KV heads (base)"), ("mha-more", "MHA, the same steps more"),
         ("gqa", "GQA, 2 KV heads: converted, then uptrained")]
 
 
+def curve(path):
+    """(million tokens, held-out loss) of a file's rows.
+
+    Points of the curve are over some windows; the ends over all of them would
+    not be comparable with those, and are left to the tables.
+    """
+    with open(path) as f:
+        rows = [json.loads(line) for line in f]
+    small = min(r["windows"] for r in rows)
+    rows = [r for r in rows if r["windows"] == small]
+    return [r["tokens"] / 1e6 for r in rows], [r["heldout"] for r in rows]
+
+
+def save(fig, path):
+    """As SVG or PNG, by the name; the same file each time."""
+    matplotlib.rcParams["svg.hashsalt"] = "gqad"
+    fig.tight_layout()
+    svg = os.path.splitext(path)[1] == ".svg"
+    fig.savefig(path, dpi=150, metadata={"Date": None} if svg else None)
+    plt.close(fig)
+
+
+def draw(path, runs):
+    """runs: [(curve's file, label)] in one picture."""
+    fig, ax = plt.subplots(figsize=(6, 4))
+    for file, label in runs:
+        ax.plot(*curve(file), marker=".", label=label)
+    ax.set_xlabel("million tokens")
+    ax.set_ylabel("held-out loss, nats a token")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    save(fig, path)
+
+
 def main():
-    matplotlib.rcParams["svg.hashsalt"] = "gqad"   # the same file each time
     fig, (whole, end) = plt.subplots(1, 2, figsize=(10, 4))
     for name, label in RUNS:
-        with open(f"curves/{name}.jsonl") as f:
-            rows = [json.loads(line) for line in f]
-        # Points of the curve are over 64 windows; the ends over all of them
-        # would not be comparable with those, and are left to the tables.
-        small = min(r["windows"] for r in rows)
-        x = [r["tokens"] / 1e6 for r in rows if r["windows"] == small]
-        y = [r["heldout"] for r in rows if r["windows"] == small]
+        x, y = curve(f"curves/{name}.jsonl")
         whole.plot(x, y, label=label)
         end.plot(x, y, label=label, marker="." if name != "base" else None)
         if name == "gqa":
@@ -34,8 +62,7 @@ def main():
     whole.set_ylabel("held-out loss, nats a token")
     whole.legend(loc="lower left", fontsize="small")
     end.set_title("the end, enlarged")
-    fig.tight_layout()
-    fig.savefig("curves/loss.svg", metadata={"Date": None})
+    save(fig, "curves/loss.svg")
 
 
 if __name__ == "__main__":

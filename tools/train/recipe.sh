@@ -1,11 +1,13 @@
 #!/bin/sh
 # Make models/demo.gguf and models/demo-mha.gguf again, from nothing to files.
-# Needs Debian 12: python3-torch python3-numpy python3-regex python3-matplotlib.
+# Needs Debian 12's python3-torch python3-numpy python3-regex python3-matplotlib,
+# and gqa-convert in the PATH or named by GQA_CONVERT.
 # What is done stays in build/: started again, it goes on where it was stopped.
 set -eu
 cd "$(dirname "$0")"
 models=../../models
 python=/usr/bin/python3
+convert=${GQA_CONVERT:-gqa-convert}
 export OMP_WAIT_POLICY=PASSIVE
 mkdir -p build curves "$models"
 
@@ -17,19 +19,22 @@ if [ ! -e build/train.u16 ]; then
     $python tokenizer.py --build build --vocab 2048
 fi
 
-run() { # run NAME OPTIONS...: train build/NAME.pt, once
+run() { # run NAME PROGRAM OPTIONS...: train build/NAME.pt, once
     name=$1
-    shift
+    program=$2
+    shift 2
     [ -e "build/$name.done" ] && return
-    nice -n 19 $python train.py --out "build/$name.pt" --curve "curves/$name.jsonl" \
+    nice -n 19 $python "$program" --out "build/$name.pt" --curve "curves/$name.jsonl" \
         --resume "$@"
     touch "build/$name.done"
 }
 
-run base --steps 3000 --long-from 2400
-$python convert.py build/base.pt build/converted.pt --kv-heads 2
-run gqa --from build/converted.pt --alpha 0.05 --decay --eval-every 30
-run mha-more --from build/base.pt --alpha 0.05 --decay --eval-every 30
+run base train.py --steps 3000 --long-from 2400
+# Pooled in float32, so that the heads' means are not rounded before they are trained.
+$python export.py build/base.pt build/base.gguf --type f32
+$convert --quiet --kv-heads 2 build/base.gguf build/converted.gguf
+run gqa uptrain.py --from build/converted.gguf --base-steps 3000 --alpha 0.05 --eval-every 30
+run mha-more uptrain.py --from build/base.pt --alpha 0.05 --eval-every 30
 
 $python export.py build/gqa.pt "$models/demo.gguf" --logits
 $python export.py build/base.pt "$models/demo-mha.gguf"

@@ -3,6 +3,8 @@
 
 `tokenizer.py` alone trains on build/train.txt, writes build/tokenizer.json,
 then encodes both splits to build/{train,heldout}.u16 (little-endian uint16 ids).
+With `--from MODEL.gguf` it takes that model's tokenizer instead of training
+one: who trains a model further must read the corpus with its tokens.
 """
 import argparse
 import collections
@@ -12,6 +14,8 @@ import os
 
 import numpy as np
 import regex
+
+import gguf
 
 PRETOKEN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -99,6 +103,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
+        """From tokenizer.json or from a GGUF file that export.py wrote."""
+        if path.endswith(".gguf"):
+            meta = gguf.Reader(path).metadata
+            tok = cls(m.split(" ") for m in meta["tokenizer.ggml.merges"])
+            if tok.tokens != meta["tokenizer.ggml.tokens"]:
+                raise ValueError(f"{path}: its vocabulary is not bytes, merges, {BOS}, {EOS}")
+            return tok
         with open(path, encoding="utf-8") as f:
             return cls(m.split(" ") for m in json.load(f)["merges"])
 
@@ -131,19 +142,28 @@ def documents(path):
         return f.read().split("\0")
 
 
+def trained(path, vocab):
+    counts = collections.Counter()
+    for doc in documents(path):
+        counts.update(PRETOKEN.findall(doc))
+    counts = {to_alphabet(w): n for w, n in counts.items()}
+    tok = Tokenizer(train_merges(counts, vocab - 256 - 2))
+    assert len(tok.tokens) == vocab
+    return tok
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--build", default="build")
     ap.add_argument("--out", default="build/tokenizer.json")
     ap.add_argument("--vocab", type=int, default=2048)
+    ap.add_argument("--from", dest="source", help="a GGUF file whose tokenizer to take")
     args = ap.parse_args()
 
-    counts = collections.Counter()
-    for doc in documents(os.path.join(args.build, "train.txt")):
-        counts.update(PRETOKEN.findall(doc))
-    counts = {to_alphabet(w): n for w, n in counts.items()}
-    tok = Tokenizer(train_merges(counts, args.vocab - 256 - 2))
-    assert len(tok.tokens) == args.vocab
+    if args.source:
+        tok = Tokenizer.load(args.source)
+    else:
+        tok = trained(os.path.join(args.build, "train.txt"), args.vocab)
     with open(args.out, "w", encoding="utf-8") as f:
         json.dump({"merges": [" ".join(m) for m in tok.merges]}, f, ensure_ascii=False, indent=0)
         f.write("\n")
