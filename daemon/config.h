@@ -78,6 +78,10 @@ struct config_list {
       "sequences of one uid that wait or run: each text of text.embed is one")                 \
     S(BYTES, max_output_bytes_per_user, 0, LIVE, 65536, 1099511627776, "64M",                  \
       "answers that programs of one uid have not read: no new calls above")                    \
+    S(BYTES, max_ring_bytes_per_user, 0, LIVE, 0, 1099511627776, "512M",                       \
+      "shared memory of one uid's connections: rings and data areas")                          \
+    S(U32, ring_poll_us, 0, LIVE, 0, 1000, "50",                                               \
+      "after a request in a ring look for the next one so long before sleeping")               \
     S(U32, max_calls_per_connection, 0, LIVE, 1, 65536, "256", "open calls of one connection") \
     S(U32, handshake_timeout_ms, 0, LIVE, 1, 3600000, "5000", "for a client's first message")  \
     S(U32, reader_timeout_ms, 0, LIVE, 1, 3600000, "30000",                                    \

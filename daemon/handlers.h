@@ -15,6 +15,7 @@
 #include "daemon/quota.h"
 #include "daemon/sched/engine.h"
 #include "ipc/codec.h"
+#include "ipc/ring_map.h"
 
 #include <sys/queue.h>
 #include <sys/types.h>
@@ -99,6 +100,11 @@ struct caller_sink {
     void (*written)(struct caller *c); /* a whole message was appended to out */
     void (*resumed)(struct caller *c); /* c->parsing ended: the next message may be handed in */
     void (*broken)(struct caller *c);  /* close the connection when out is delivered */
+    /* Makes rings of these sizes, which the message written next announces: it takes the
+     * descriptors along, and what comes behind it travels in them. -errno and e. */
+    int (*open_ring)(struct caller *c, const struct ring_sizes *sizes, struct ipc_error *e);
+    /* The message written next is the last that travels in the rings. -ENOENT and e. */
+    int (*close_ring)(struct caller *c, struct ipc_error *e);
 };
 
 struct caller {

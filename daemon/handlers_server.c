@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const features[] = {"stream", "cancel", "tensor", "autoload"};
+static const char *const features[] = {"stream", "cancel", "tensor", "autoload", "ring"};
 
 /* ---- gqa.* ------------------------------------------------------------------------------- */
 

@@ -1,66 +1,15 @@
-#include "daemon/peer.h"
+#include "daemon/peer_internal.h"
 
 #include "daemon/log.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-/* Bytes taken per wake-up: few while small messages come, so that one peer's thousand pings do not
- * make the others wait; more inside of a long message. */
-#define PEER_READ_BYTES        (16u << 10)
-#define PEER_SEND_BYTES        (1u << 20)
-#define PEER_CONGESTED_BYTES   (256u << 10) /* of output: reading and generating pause above */
-#define PEER_RELIEVED_BYTES    (64u << 10)  /* and go on below */
-#define PEER_KEEP_BYTES        (8u << 10)   /* an empty output buffer larger than this is freed */
-#define PEER_FRAME_FIRST_BYTES 256u
-
-struct peer {
-    struct caller caller;
-    struct peer_host *host;
-    LIST_ENTRY(peer) entry, dirty_entry;
-    uv_poll_t poll;
-    int fd;
-    int events; /* that poll watches */
-    uid_t uid;
-    struct ipc_scanner scanner;
-    uint8_t *frame; /* the message that is coming in */
-    size_t frame_bytes, frame_capacity;
-    uint8_t *rest; /* bytes that were read but may not be looked at yet */
-    size_t rest_bytes;
-    struct ipc_buffer out;
-    size_t out_sent;
-    struct quota_amounts held; /* of the uid's quotas, for this connection */
-    uint64_t opened_ns;
-    uint64_t stalled_ns;   /* since when the client takes nothing; 0: it takes */
-    uint64_t congested_ns; /* since when its requests are paused; 0: they are not */
-    uint64_t frame_ns;     /* when the last bytes of an unfinished message came */
-    bool greeted, ending, closed, dirty;
-};
-
-static uint64_t now_ns(void)
-{
-    return uv_hrtime();
-}
 
 static struct peer *peer_of(struct caller *c)
 {
     return (struct peer *)((char *)c - offsetof(struct peer, caller));
-}
-
-static size_t queued(const struct peer *p)
-{
-    return p->out.bytes - p->out_sent;
-}
-
-/* What waits for the client counts among what its uid's programs do not read. */
-static void count_output(struct peer *p)
-{
-    uint64_t *held = &p->held.of[QUOTA_OUTPUT_BYTES];
-    quota_change(p->host->quotas, p->uid, QUOTA_OUTPUT_BYTES, *held, queued(p));
-    *held = queued(p);
 }
 
 /* ---- the end ----------------------------------------------------------------------------- */
@@ -70,7 +19,7 @@ static void on_poll_closed(uv_handle_t *handle)
     free(handle->data);
 }
 
-static void peer_close(struct peer *p)
+void peer_close(struct peer *p)
 {
     if (p->closed) {
         return;
@@ -83,8 +32,11 @@ static void peer_close(struct peer *p)
         p->dirty = false;
         LIST_REMOVE(p, dirty_entry);
     }
-    free(p->frame);
-    free(p->rest);
+    if (p->ring) {
+        shutdown(p->fd, SHUT_RDWR); /* before its rings read as zeros: the client learns why */
+        peer_ring_destroy(p);
+    }
+    peer_input_finish(&p->input);
     ipc_buffer_finish(&p->out);
     uv_close((uv_handle_t *)&p->poll, on_poll_closed);
     close(p->fd);
@@ -94,17 +46,12 @@ static void peer_close(struct peer *p)
 
 /* ---- which events ------------------------------------------------------------------------ */
 
-static bool may_read(const struct peer *p)
-{
-    return !p->ending && !p->caller.parsing && !p->caller.congested && p->rest_bytes == 0;
-}
-
 static void on_poll(uv_poll_t *poll, int status, int events);
 
-static void watch(struct peer *p)
+void peer_watch(struct peer *p)
 {
-    int events =
-        UV_DISCONNECT | (may_read(p) ? UV_READABLE : 0) | (p->stalled_ns ? UV_WRITABLE : 0);
+    int events = UV_DISCONNECT | (peer_may_read(p, &p->input) ? UV_READABLE : 0) |
+                 (p->socket_full ? UV_WRITABLE : 0);
     if (p->closed || events == p->events) {
         return;
     }
@@ -117,7 +64,7 @@ static void watch(struct peer *p)
     p->events = events;
 }
 
-static void mark_dirty(struct peer *p)
+void peer_mark_dirty(struct peer *p)
 {
     if (!p->dirty && !p->closed) {
         p->dirty = true;
@@ -127,115 +74,12 @@ static void mark_dirty(struct peer *p)
 
 /* ---- input ------------------------------------------------------------------------------- */
 
-static int frame_append(struct peer *p, const uint8_t *data, size_t bytes)
-{
-    if (p->frame_bytes + bytes > p->frame_capacity) {
-        size_t capacity = p->frame_capacity ? p->frame_capacity * 2 : PEER_FRAME_FIRST_BYTES;
-        if (capacity < p->frame_bytes + bytes) {
-            capacity = p->frame_bytes + bytes;
-        }
-        uint8_t *frame = realloc(p->frame, capacity);
-        if (!frame) {
-            return -ENOMEM;
-        }
-        p->frame = frame;
-        p->frame_capacity = capacity;
-    }
-    memcpy(p->frame + p->frame_bytes, data, bytes);
-    p->frame_bytes += bytes;
-    return 0;
-}
-
-static void refuse_input(struct peer *p, int rc)
-{
-    struct ipc_error e;
-    if (rc == -EMSGSIZE) {
-        ipc_error_set(&e, PROTO_E_INVALID_REQUEST,
-                      "a message is longer than %u bytes or has more than %u values",
-                      PROTO_FRAME_BYTES_MAX, PROTO_ELEMENTS_MAX);
-    } else if (rc == -ELOOP) {
-        ipc_error_set(&e, PROTO_E_INVALID_REQUEST, "a message is nested deeper than %u",
-                      PROTO_DEPTH_MAX);
-    } else if (rc == -ENOMEM) {
-        ipc_error_set(&e, PROTO_E_NO_MEMORY, "no memory for a message");
-    } else {
-        ipc_error_set(&e, PROTO_E_INVALID_REQUEST, "not MessagePack");
-    }
-    caller_notify_error(&p->caller, &e);
-    p->ending = true;
-}
-
-static void deliver_frame(struct peer *p)
-{
-    uint8_t *frame = p->frame;
-    size_t bytes = p->frame_bytes;
-    p->frame = NULL;
-    p->frame_bytes = p->frame_capacity = 0;
-    p->greeted = true;
-    caller_message(&p->caller, frame, bytes);
-}
-
-/* Looks at bytes until they are used or the peer has to wait. Returns how many were used. */
-static size_t consume(struct peer *p, const uint8_t *data, size_t bytes)
-{
-    size_t done = 0;
-    while (done < bytes && !p->ending && !p->caller.parsing && !p->caller.congested) {
-        size_t used = 0;
-        int rc = ipc_scanner_feed(&p->scanner, data + done, bytes - done, &used);
-        if (rc == 0) {
-            used = bytes - done;
-        }
-        if (rc >= 0) {
-            int appended = frame_append(p, data + done, used);
-            rc = appended < 0 ? appended : rc;
-        }
-        if (rc < 0) {
-            refuse_input(p, rc);
-            return bytes;
-        }
-        done += used;
-        if (rc > 0) {
-            deliver_frame(p);
-        }
-    }
-    return p->ending ? bytes : done;
-}
-
-static void feed(struct peer *p, const uint8_t *data, size_t bytes)
-{
-    size_t used = consume(p, data, bytes);
-    if (used == bytes) {
-        return;
-    }
-    uint8_t *rest = malloc(bytes - used);
-    if (!rest) {
-        refuse_input(p, -ENOMEM);
-        return;
-    }
-    memcpy(rest, data + used, bytes - used);
-    p->rest = rest;
-    p->rest_bytes = bytes - used;
-}
-
-/* What was kept back may be looked at again. */
-static void feed_rest(struct peer *p)
-{
-    uint8_t *rest = p->rest;
-    size_t bytes = p->rest_bytes;
-    if (rest && !p->caller.parsing && !p->caller.congested) {
-        p->rest = NULL;
-        p->rest_bytes = 0;
-        feed(p, rest, bytes);
-        free(rest);
-    }
-}
-
 /* One recvmsg. There is no room for control data on purpose: descriptors that a client sends are
  * then closed by the kernel before they ever exist here, and MSG_CTRUNC tells of them. */
 static void on_readable(struct peer *p)
 {
     struct iovec iov = {.iov_base = p->host->scratch,
-                        .iov_len = p->frame ? PEER_SCRATCH_BYTES : PEER_READ_BYTES};
+                        .iov_len = p->input.frame ? PEER_SCRATCH_BYTES : PEER_READ_BYTES};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     ssize_t n = recvmsg(p->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -250,88 +94,8 @@ static void on_readable(struct peer *p)
         peer_close(p);
         return;
     }
-    p->frame_ns = now_ns();
-    feed(p, p->host->scratch, (size_t)n);
-}
-
-/* ---- output ------------------------------------------------------------------------------ */
-
-static void note_congestion(struct peer *p)
-{
-    if (!p->caller.congested && queued(p) > PEER_CONGESTED_BYTES) {
-        p->caller.congested = true;
-        p->congested_ns = now_ns();
-    }
-}
-
-static void update_congestion(struct peer *p)
-{
-    note_congestion(p);
-    if (p->caller.congested && queued(p) < PEER_RELIEVED_BYTES) {
-        p->caller.congested = false;
-        p->congested_ns = 0;
-        caller_uncongested(&p->caller);
-        feed_rest(p);
-    }
-}
-
-static void output_empty(struct peer *p)
-{
-    p->out_sent = 0;
-    if (p->out.capacity > PEER_KEEP_BYTES) {
-        ipc_buffer_finish(&p->out);
-    } else {
-        p->out.bytes = 0;
-    }
-}
-
-/* Moves what is left to the front once more than half is gone: each byte is moved once at most. */
-static void output_compact(struct peer *p)
-{
-    if (p->out_sent > p->out.bytes / 2) {
-        memmove(p->out.data, p->out.data + p->out_sent, queued(p));
-        p->out.bytes -= p->out_sent;
-        p->out_sent = 0;
-    }
-}
-
-static void flush_output(struct peer *p)
-{
-    if (p->out.error) {
-        log_warning("uid %u: no memory for its answers: disconnected", p->uid);
-        peer_close(p);
-        return;
-    }
-    size_t budget = PEER_SEND_BYTES;
-    bool blocked = false;
-    while (queued(p) > 0 && budget > 0 && !blocked) {
-        size_t bytes = queued(p) < budget ? queued(p) : budget;
-        ssize_t n = send(p->fd, p->out.data + p->out_sent, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno != EAGAIN && errno != EINTR) {
-            peer_close(p);
-            return;
-        }
-        blocked = n < 0 && errno == EAGAIN;
-        if (n > 0) {
-            p->out_sent += (size_t)n;
-            budget -= (size_t)n;
-            p->stalled_ns = 0;
-        }
-    }
-    count_output(p);
-    if (queued(p) > 0) {
-        p->stalled_ns = p->stalled_ns ? p->stalled_ns : now_ns();
-        output_compact(p);
-    } else {
-        p->stalled_ns = 0;
-        output_empty(p);
-        if (p->ending) {
-            peer_close(p);
-            return;
-        }
-    }
-    update_congestion(p);
-    watch(p);
+    p->input.frame_ns = uv_hrtime();
+    peer_feed(p, &p->input, p->host->scratch, (size_t)n);
 }
 
 static void on_poll(uv_poll_t *poll, int status, int events)
@@ -341,44 +105,58 @@ static void on_poll(uv_poll_t *poll, int status, int events)
         peer_close(p);
         return;
     }
-    if (events & UV_READABLE && may_read(p)) {
+    if (events & UV_READABLE && peer_may_read(p, &p->input)) {
         on_readable(p);
     } else if (events & UV_DISCONNECT) {
         peer_close(p);
     }
     if (!p->closed && events & UV_WRITABLE) {
-        flush_output(p);
+        peer_flush(p);
     }
-    watch(p);
+    peer_watch(p);
 }
 
 /* ---- what the handlers tell -------------------------------------------------------------- */
 
 static void sink_written(struct caller *c)
 {
-    struct peer *p = peer_of(c);
-    count_output(p);
-    note_congestion(p);
-    mark_dirty(p);
+    peer_output_grew(peer_of(c));
 }
 
-/* May come from inside of consume(): the flags tell it to stop. */
+/* May come from inside of peer_feed(): the flags tell it to stop. */
 static void sink_broken(struct caller *c)
 {
     struct peer *p = peer_of(c);
     p->ending = true;
-    mark_dirty(p);
+    peer_mark_dirty(p);
 }
 
 static void sink_resumed(struct caller *c)
 {
     struct peer *p = peer_of(c);
-    feed_rest(p);
-    mark_dirty(p); /* the flush looks at which events to watch */
+    peer_feed_rest(p, &p->input);
+    if (p->ring) {
+        peer_feed_rest(p, &p->ring->input);
+        peer_ring_wake(p->ring);
+    }
+    peer_mark_dirty(p); /* the flush looks at which events to watch */
 }
 
-static const struct caller_sink sink = {
-    .written = sink_written, .resumed = sink_resumed, .broken = sink_broken};
+static int sink_open_ring(struct caller *c, const struct ring_sizes *sizes, struct ipc_error *e)
+{
+    return peer_ring_open(peer_of(c), sizes, e);
+}
+
+static int sink_close_ring(struct caller *c, struct ipc_error *e)
+{
+    return peer_ring_close(peer_of(c), e);
+}
+
+static const struct caller_sink sink = {.written = sink_written,
+                                        .resumed = sink_resumed,
+                                        .broken = sink_broken,
+                                        .open_ring = sink_open_ring,
+                                        .close_ring = sink_close_ring};
 
 /* ---- the host's side --------------------------------------------------------------------- */
 
@@ -396,15 +174,21 @@ int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
     p->fd = fd;
     p->uid = uid;
     p->held = *held;
-    p->opened_ns = now_ns();
+    p->opened_ns = uv_hrtime();
     p->poll.data = p;
     ipc_buffer_init(&p->out);
-    ipc_scanner_init(&p->scanner, PROTO_FRAME_BYTES_MAX);
+    peer_input_init(&p->input);
     caller_init(&p->caller, host->service, &sink, &p->out, uid, admin);
     LIST_INSERT_HEAD(&host->all, p, entry);
     host->n_peers++;
-    watch(p);
+    peer_watch(p);
     return 0;
+}
+
+static bool is_unfinished(const struct peer *p, const struct peer_input *in, uint64_t now)
+{
+    return in->frame && peer_may_read(p, in) && now > in->frame_ns &&
+           now - in->frame_ns > p->host->reader_timeout_ns;
 }
 
 static bool is_late(const struct peer *p, uint64_t now)
@@ -418,7 +202,7 @@ static bool is_late(const struct peer *p, uint64_t now)
         log_info("uid %u: did not read its answers: disconnected", p->uid);
         return true;
     }
-    if (p->frame && may_read(p) && now > p->frame_ns && now - p->frame_ns > h->reader_timeout_ns) {
+    if (is_unfinished(p, &p->input, now) || (p->ring && is_unfinished(p, &p->ring->input, now))) {
         log_info("uid %u: left a message unfinished: disconnected", p->uid);
         return true;
     }
@@ -457,7 +241,7 @@ void peers_flush(struct peer_host *host)
     while ((p = LIST_FIRST(&host->dirty)) != NULL) {
         LIST_REMOVE(p, dirty_entry);
         p->dirty = false;
-        flush_output(p);
+        peer_flush(p);
     }
 }
 
@@ -485,7 +269,7 @@ void peers_end(struct peer_host *host)
     LIST_FOREACH(p, &host->all, entry)
     {
         p->ending = true;
-        mark_dirty(p);
+        peer_mark_dirty(p);
     }
 }
 

@@ -1,6 +1,7 @@
 /* daemon/peer.h - one connection: bytes in, messages to the handlers, bytes out.
  *
- * A peer owns its socket, which is non-blocking and watched by a uv_poll_t. It reads through one
+ * A peer owns its socket, and rings in shared memory if it asked for them; the same messages travel
+ * in both. The socket is non-blocking and watched by a uv_poll_t. It reads through one
  * scratch buffer that all peers share, so that an idle connection costs its struct only. Work is
  * bounded per wake-up: one recvmsg, one bounded send. Output is flushed once per turn of the loop,
  * for all peers that have some (peers_flush).
@@ -17,7 +18,9 @@
 #define PEER_SCRATCH_BYTES (64u << 10)
 
 struct peer;
+struct peer_ring;
 LIST_HEAD(peer_list, peer);
+LIST_HEAD(peer_ring_list, peer_ring);
 
 /* What peers share; embedded in the server. */
 struct peer_host {
@@ -25,6 +28,11 @@ struct peer_host {
     struct service *service;
     uint8_t *scratch; /* PEER_SCRATCH_BYTES */
     struct peer_list all, dirty;
+    struct peer_ring_list awake; /* rings that are looked at in every turn */
+    uv_idle_t spinning;          /* active while there are some: the loop does not sleep */
+    uint64_t ring_poll_ns;       /* for so long after a request they are looked at; 0: not at all */
+    uint64_t ring_poll_until;
+    bool (*has_idle_core)(const struct peer_host *host); /* or else the loop sleeps at once */
     uint32_t n_peers;
     uint64_t handshake_ns;      /* a connection without a whole message is closed after it */
     uint64_t reader_timeout_ns; /* one that does not take its output, too */
@@ -42,6 +50,9 @@ int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
 void peers_check_deadlines(struct peer_host *host, uint64_t now_ns);
 /* Sends what has gathered; called once per turn of the loop, before it sleeps. */
 void peers_flush(struct peer_host *host);
+/* Then this: takes what is in rings, looks at them for a moment, decides whether the loop may
+ * sleep. */
+void peers_serve_rings(struct peer_host *host);
 
 void peers_notify_draining(struct peer_host *host);
 /* Cancels all calls of all peers. */

@@ -16,14 +16,15 @@
 
 /* Q(KIND, name, retry_after_ms, what). The name is that of server.stats; the setting is
  * max_NAME_per_user. */
-#define GQAD_QUOTAS(Q)                                                                \
-    Q(CONNECTIONS, connections, 1000, "connections")                                  \
-    Q(FDS, fds, 1000, "file descriptors")                                             \
-    Q(CALLS, calls, 100, "open calls")                                                \
-    Q(QUEUED_REQUESTS, queued_requests, 250, "requests whose prompt is not computed") \
-    Q(QUEUED_TOKENS, queued_tokens, 250, "tokens of prompts that are not computed")   \
-    Q(SEQUENCES, sequences, 250, "sequences that wait or run")                        \
-    Q(OUTPUT_BYTES, output_bytes, 250, "bytes of answers that its programs do not read")
+#define GQAD_QUOTAS(Q)                                                                   \
+    Q(CONNECTIONS, connections, 1000, "connections")                                     \
+    Q(FDS, fds, 1000, "file descriptors")                                                \
+    Q(CALLS, calls, 100, "open calls")                                                   \
+    Q(QUEUED_REQUESTS, queued_requests, 250, "requests whose prompt is not computed")    \
+    Q(QUEUED_TOKENS, queued_tokens, 250, "tokens of prompts that are not computed")      \
+    Q(SEQUENCES, sequences, 250, "sequences that wait or run")                           \
+    Q(OUTPUT_BYTES, output_bytes, 250, "bytes of answers that its programs do not read") \
+    Q(RING_BYTES, ring_bytes, 1000, "bytes of shared memory")
 
 enum quota_kind {
 #define Q(KIND, name, retry, what) QUOTA_##KIND,

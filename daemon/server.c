@@ -91,8 +91,17 @@ static void on_before_sleep(uv_prepare_t *handle)
 {
     struct server *s = handle->data;
     peers_flush(&s->peers);
+    peers_serve_rings(&s->peers);
     server_check_end(s);
     measure_turn(s);
+}
+
+/* A core is idle for certain while no step runs, or where there are more than compute. */
+static bool has_idle_core(const struct peer_host *host)
+{
+    const struct server *s =
+        (const struct server *)((const char *)host - offsetof(struct server, peers));
+    return s->n_cores > s->config->threads || engine_step_started_ns(s->parts.engine) == 0;
 }
 
 /* ---- signals, timers --------------------------------------------------------------------- */
@@ -213,6 +222,7 @@ static int start_loop(struct server *s)
     uv_async_init(&s->loop, &s->engine_news, on_engine_news);
     uv_async_init(&s->loop, &s->task_news, on_task_news);
     uv_prepare_init(&s->loop, &s->before_sleep);
+    uv_idle_init(&s->loop, &s->peers.spinning);
     uv_timer_init(&s->loop, &s->tick);
     uv_timer_init(&s->loop, &s->deadline);
     s->engine_news.data = s->task_news.data = s->before_sleep.data = s;
@@ -252,6 +262,7 @@ static int start_service(struct server *s)
     s->peers.service = s->service;
     s->peers.quotas = &s->quotas;
     s->peers.on_closed = on_peer_closed;
+    s->peers.has_idle_core = has_idle_core;
     s->peers.scratch = malloc(PEER_SCRATCH_BYTES);
     return s->peers.scratch ? server_apply_live(s) : -ENOMEM;
 }
@@ -265,11 +276,13 @@ int server_create(const struct server_options *options, struct server **ret)
     s->config = options->config;
     s->source = options->source;
     s->reserve_fd = s->lifetime_fd = -1;
+    s->n_cores = uv_available_parallelism();
     s->posted_last = &s->posted_first;
     pthread_mutex_init(&s->posted_lock, NULL);
     quota_init(&s->quotas);
     LIST_INIT(&s->peers.all);
     LIST_INIT(&s->peers.dirty);
+    LIST_INIT(&s->peers.awake);
 
     int rc = start_loop(s);
     if (rc < 0) {

@@ -83,6 +83,7 @@ struct server {
     struct turns turns;
     uint64_t watchdog_usec, watchdog_sent_ns;
     uint32_t n_preloading;
+    uint32_t n_cores; /* that this process may use */
 
     /* Tasks posted by other threads. */
     pthread_mutex_t posted_lock;

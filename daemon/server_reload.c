@@ -39,6 +39,7 @@ int server_apply_live(struct server *s)
 #undef Q
     s->peers.handshake_ns = (uint64_t)c->handshake_timeout_ms * 1000000u;
     s->peers.paused_timeout_ns = (uint64_t)c->paused_timeout_ms * 1000000u;
+    s->peers.ring_poll_ns = (uint64_t)c->ring_poll_us * 1000u;
     s->peers.reader_timeout_ns = (uint64_t)c->reader_timeout_ms * 1000000u;
     int rc = service_set_limits(s->service, &limits);
     rc = rc < 0 ? rc : apply_weights(s);

@@ -251,6 +251,14 @@ enum proto_field_type {
     F(BOOL, shadow, OPTIONAL, 0, 1, 0, "only compares; the backend 'off' ends it")              \
     F(U32, every, OPTIONAL, 1, 1u << 20, 16, "shadow: so many steps of which one is compared")
 
+#define GQA_FIELDS_RING_OPEN(F)                                                 \
+    F(U32, ring_bytes, OPTIONAL, 1u << 12, 1u << 20, 1u << 16,                  \
+      "of each of the two rings: a power of two")                               \
+    F(U64, in_bytes, OPTIONAL, 1u << 12, 1u << 30, 1u << 20,                    \
+      "of the part of the data area that the client fills; rounded up to 4096") \
+    F(U64, out_bytes, OPTIONAL, 1u << 12, 1u << 30, 1u << 24,                   \
+      "of the part that the daemon fills, likewise")
+
 #define GQA_FIELDS_REQUESTS(F) F(BOOL, all, OPTIONAL, 0, 1, 0, "every user's: administrators")
 
 #define GQA_FIELDS_DRAIN(F) \
@@ -303,6 +311,10 @@ enum proto_field_type {
       "another backend for a loaded model, between two steps of what runs")                  \
     M(BACKEND_SELFTEST, backend_selftest, "backend.selftest", PROTO_ADMIN,                   \
       GQA_FIELDS_BACKEND_SELFTEST, "compares a backend with the reference, in a child")      \
+    M(RING_OPEN, ring_open, "ring.open", PROTO_ANY, GQA_FIELDS_RING_OPEN,                    \
+      "rings in shared memory: the messages travel in them from then on")                    \
+    M(RING_CLOSE, ring_close, "ring.close", PROTO_ANY, GQA_FIELDS_NONE,                      \
+      "back to the socket; its answer is the last message in the ring")                      \
     M(SERVER_STATS, server_stats, "server.stats", PROTO_ANY, GQA_FIELDS_NONE,                \
       "counters, queues, memory and step times")                                             \
     M(SERVER_REQUESTS, server_requests, "server.requests", PROTO_OWN, GQA_FIELDS_REQUESTS,   \

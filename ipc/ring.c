@@ -110,6 +110,11 @@ bool ring_out_has_moved(const struct ring_out *r)
     return atomic_load_explicit(r->head_shared, memory_order_seq_cst) != r->head;
 }
 
+bool ring_out_is_drained(const struct ring_out *r)
+{
+    return atomic_load_explicit(r->head_shared, memory_order_seq_cst) == r->tail;
+}
+
 /* ---- consuming --------------------------------------------------------------------------- */
 
 void ring_in_init(struct ring_in *r, const _Atomic uint32_t *tail, _Atomic uint32_t *head,

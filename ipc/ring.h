@@ -55,6 +55,8 @@ bool ring_out_publish(struct ring_out *r);
 /* Whether the consumer has taken something since the ring was found full: it is worth another try.
  * A consumer that talks nonsense counts as true, so that the next put finds out. */
 bool ring_out_has_moved(const struct ring_out *r);
+/* Whether the consumer has taken all that was put. */
+bool ring_out_is_drained(const struct ring_out *r);
 
 /* Whether there is a record to take, or nonsense to find out: one load. */
 bool ring_in_has_some(const struct ring_in *r);

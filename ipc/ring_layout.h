@@ -2,32 +2,33 @@
  *
  * The daemon makes two memfds. The first holds a page of control and the two rings:
  *
- *   offset                what                                  written by
- *   0                     magic, version, ring_bytes            the daemon, once
- *   128                   sub_tail    end of what was submitted the client
- *   256                   sub_head    end of what was taken     the daemon
- *   384                   comp_tail   end of what was completed the daemon
- *   512                   comp_head   end of what was taken     the client
- *   640                   daemon_wait what the daemon waits for set by the daemon, taken by the
- * client 768                   client_wait what the client waits for set by the client, taken by
- * the daemon 896                   client_bell counts wake-ups: a futex  the daemon 4096 submission
- * ring, ring_bytes           the client 4096 + ring_bytes     completion ring, ring_bytes the
- * daemon
+ *   offset             what                                    written by
+ *   0                  magic, version, ring_bytes              the daemon, once
+ *   128                sub_tail, end of what was submitted     the client
+ *   256                sub_head, end of what was taken         the daemon
+ *   384                comp_tail, end of what was completed    the daemon
+ *   512                comp_head, end of what was taken        the client
+ *   640                daemon_wait, what the daemon waits for  set by it, taken by the client
+ *   768                client_wait, what the client waits for  set by it, taken by the daemon
+ *   896                client_bell, a futex, counts wake-ups   the daemon
+ *   4096               submission ring, ring_bytes             the client
+ *   4096 + ring_bytes  completion ring, ring_bytes             the daemon
  *
  * All of it in the byte order of the machine. Indices count bytes and run freely: they wrap at
  * 2^32, and an index modulo ring_bytes (a power of two) is a place in the ring. A ring is empty
  * when tail == head and full when tail - head == ring_bytes.
  *
- * What lies between head and tail is a sequence of records, each a whole message or a piece of one:
+ * What lies between head and tail is a sequence of records. Their payloads, one behind the other,
+ * are the stream of messages that would travel on the socket:
  *
  *   +-------+-------+------------------+---------+
  *   | bytes | left  | bytes of payload | padding |   padded to a multiple of 8
  *   +-------+-------+------------------+---------+
  *     u32     u32
  *
- * left tells how many bytes of the same message are still to come in records after this one; it is
- * 0 in a message's last record. A descriptor never wraps, since everything is a multiple of 8; a
- * payload may go on at the ring's beginning.
+ * left tells how many bytes of what was put at once (messages that gathered) are still to come in
+ * records after this one; it is 0 in the last of them. A descriptor never wraps, since everything
+ * is a multiple of 8; a payload may go on at the ring's beginning.
  *
  * The second memfd is the data area: in_bytes that the client gives out (what requests name by
  * handle), then out_bytes that the daemon gives out (tensors that answers name by handle). Offsets

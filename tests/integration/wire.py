@@ -136,15 +136,7 @@ class Client:
 
     def receive(self):
         """Takes one message in and files it. False at the end of the stream."""
-        while True:
-            if self.buffer:
-                reader = Reader(self.buffer)
-                try:
-                    message = reader.value()
-                    del self.buffer[:reader.at]
-                    break
-                except More:
-                    pass
+        while not self.take_message(self.buffer):
             try:
                 data = self.sock.recv(1 << 20)
             except ConnectionResetError:
@@ -152,6 +144,18 @@ class Client:
             if not data:
                 return False
             self.buffer += data
+        return True
+
+    def take_message(self, buffer):
+        """Files the first whole message of the buffer, if there is one."""
+        if not buffer:
+            return False
+        reader = Reader(buffer)
+        try:
+            message = reader.value()
+        except More:
+            return False
+        del buffer[:reader.at]
         if message[0] == 1:
             assert message[1] not in self.answers, "two answers to one call"
             self.answers[message[1]] = message[2:]

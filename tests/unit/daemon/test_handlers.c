@@ -16,6 +16,7 @@ struct client {
     struct ipc_buffer out;
     size_t seen; /* bytes of out that next() has read */
     unsigned n_resumed, n_broken;
+    struct ring_sizes opened;
     struct ipc_message message;
 };
 
@@ -33,7 +34,19 @@ static void broken(struct caller *c)
     ((struct client *)c)->n_broken++;
 }
 
-static const struct caller_sink sink = {written, resumed, broken};
+static int open_ring(struct caller *c, const struct ring_sizes *sizes, struct ipc_error *e)
+{
+    ((struct client *)c)->opened = *sizes;
+    return 0;
+}
+
+static int close_ring(struct caller *c, struct ipc_error *e)
+{
+    ipc_error_set(e, PROTO_E_NOT_FOUND, "the connection has no rings");
+    return -ENOENT;
+}
+
+static const struct caller_sink sink = {written, resumed, broken, open_ring, close_ring};
 
 static struct client *client_create(uid_t uid)
 {
@@ -670,5 +683,37 @@ Test(handlers, many_texts_are_encoded_off_the_loop)
     fake_run_tasks();
     cr_assert_eq(error_code(next(c)), PROTO_E_CANCELLED);
     cr_assert_eq(fakes.n_submitted, 0);
+    client_destroy(c);
+}
+
+static void send_ring_open(struct client *c, uint32_t id, uint64_t ring_bytes, uint64_t in_bytes)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "ring.open");
+    ipc_pack_map(&b, 2);
+    ipc_pack_str(&b, "ring_bytes");
+    ipc_pack_u64(&b, ring_bytes);
+    ipc_pack_str(&b, "in_bytes");
+    ipc_pack_u64(&b, in_bytes);
+    hand_in(c, &b);
+}
+
+Test(handlers, rings_have_whole_pages_and_powers_of_two)
+{
+    struct client *c = client_create(0);
+    uint64_t told = 0;
+    send_ring_open(c, 1, 8192, 4097);
+    cr_assert_eq(c->opened.ring_bytes, 8192);
+    cr_assert_eq(c->opened.in_bytes, 8192);
+    const struct ipc_message *m = next(c);
+    cr_assert_not_null(m->result);
+    ipc_value_u64(ipc_value_get(m->result, "in_bytes"), &told);
+    cr_assert_eq(told, 8192);
+
+    c->opened = (struct ring_sizes){0};
+    send_ring_open(c, 2, 8191, 4096);
+    cr_assert_eq(error_code(next(c)), PROTO_E_INVALID_PARAMS);
+    cr_assert_eq(c->opened.ring_bytes, 0);
     client_destroy(c);
 }

@@ -224,10 +224,14 @@ static bool takes(enum proto_field_type type, enum ipc_value_type value)
     return false;
 }
 
-/* Whether its bounds leave room for the samples below: text of one byte, arrays without items. */
+/* Whether its bounds leave room for the samples below: 1, text of one byte, arrays without items.
+ */
 static bool fits(const struct proto_field *f, enum ipc_value_type value)
 {
     bool sized = !proto_field_type_is_scalar(f->type);
+    if (f->type == PROTO_U32 || f->type == PROTO_U64) {
+        return f->min.u <= 1;
+    }
     return !sized || f->min.u <= (value == IPC_STR || value == IPC_BIN ? 1u : 0u);
 }
 

@@ -147,6 +147,7 @@ Test(ring, a_full_ring_takes_no_more_until_the_consumer_has_published)
     cr_assert_eq(n, SIZE / 112);
     ring_out_publish(&r.out);
     cr_assert_not(ring_out_has_moved(&r.out));
+    cr_assert_not(ring_out_is_drained(&r.out));
     cr_assert_eq(ring_in_take(&r.in, MESSAGE_MAX, r.record, &bytes, &last), 1);
     size_t done = 0;
     cr_assert_eq(ring_out_put(&r.out, message, sizeof(message), &done), 0, "not given back yet");

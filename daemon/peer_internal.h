@@ -1,0 +1,127 @@
+/* daemon/peer_internal.h - what the files of a peer share.
+ *
+ *   peer.c         its life, which events it is watched for, what the handlers tell it
+ *   peer_input.c   from a stream of bytes, however it comes, to whole messages
+ *   peer_output.c  from the output's buffer to the client, by socket or ring, at its pace
+ *   peer_ring.c    its rings in shared memory, and the looking at them
+ */
+#ifndef DAEMON_PEER_INTERNAL_H
+#define DAEMON_PEER_INTERNAL_H
+
+#include "daemon/peer.h"
+
+#include "ipc/ring_map.h"
+
+/* Bytes taken per wake-up: few while small messages come, so that one peer's thousand pings do not
+ * make the others wait; more inside of a long message. */
+#define PEER_READ_BYTES (16u << 10)
+
+/* A stream of messages that comes in pieces. A peer has one from its socket and one from its ring;
+ * in what order messages of the two are taken is not told. */
+struct peer_input {
+    struct ipc_scanner scanner;
+    uint8_t *frame; /* the message that is coming in */
+    size_t frame_bytes, frame_capacity;
+    uint8_t *rest; /* bytes that were read but may not be looked at yet */
+    size_t rest_bytes;
+    uint64_t frame_ns; /* when the last bytes came */
+};
+
+/* A peer's rings. Places in the output are counted in bytes since the connection began
+ * (peer_output_end()): what goes by the socket, and what by the ring, is told by them alone. */
+struct peer_ring {
+    struct peer *peer;
+    LIST_ENTRY(peer_ring) awake_entry;
+    bool awake; /* looked at in every turn; else its doorbell calls */
+    struct ring_map map;
+    struct ring_in in;
+    struct ring_out out;
+    struct peer_input input;
+    uv_poll_t doorbell;
+    int doorbell_fd;    /* an eventfd, shared with the client: nothing here may block on it */
+    int fds[2];         /* memfds of the rings and the data area; -1 once they are sent */
+    uint64_t announced; /* the answer to ring.open begins there and takes the fds along */
+    uint64_t first;     /* from there on the ring carries; UINT64_MAX until it is known */
+    uint64_t last;      /* up to there; UINT64_MAX until ring.close */
+    bool ends;          /* the next message is its last */
+    size_t batch;       /* bytes that the last record told to come behind it */
+    struct quota_amounts held;
+};
+
+struct peer {
+    struct caller caller;
+    struct peer_host *host;
+    LIST_ENTRY(peer) entry, dirty_entry;
+    uv_poll_t poll;
+    int fd;
+    int events; /* that poll watches */
+    uid_t uid;
+    struct peer_input input;
+    struct ipc_buffer out;
+    size_t out_sent;
+    uint64_t out_gone; /* bytes of output that have left, of all times */
+    struct peer_ring *ring;
+    struct quota_amounts held; /* of the uid's quotas, for this connection */
+    uint64_t opened_ns;
+    uint64_t stalled_ns;   /* since when the client takes nothing; 0: it takes */
+    uint64_t congested_ns; /* since when its requests are paused; 0: they are not */
+    bool socket_full;      /* output waits for room there */
+    bool greeted, ending, closed, dirty;
+};
+
+/* ---- peer.c ------------------------------------------------------------------------------ */
+
+void peer_close(struct peer *p);
+void peer_mark_dirty(struct peer *p);
+/* Watches for what the peer can use now. */
+void peer_watch(struct peer *p);
+
+/* ---- peer_input.c ------------------------------------------------------------------------ */
+
+void peer_input_init(struct peer_input *in);
+void peer_input_finish(struct peer_input *in);
+/* Whether the peer can take messages: neither ending, nor parsing a long one, nor congested. */
+bool peer_may_take(const struct peer *p);
+/* Whether bytes of this stream can be used now. */
+bool peer_may_read(const struct peer *p, const struct peer_input *in);
+/* Takes bytes in, and hands whole messages to the handlers, until the peer has to wait; what is
+ * left then is kept for peer_feed_rest(). */
+void peer_feed(struct peer *p, struct peer_input *in, const uint8_t *data, size_t bytes);
+void peer_feed_rest(struct peer *p, struct peer_input *in);
+
+/* ---- peer_output.c ----------------------------------------------------------------------- */
+
+static inline size_t peer_queued(const struct peer *p)
+{
+    return p->out.bytes - p->out_sent;
+}
+
+static inline uint64_t peer_output_end(const struct peer *p)
+{
+    return p->out_gone + peer_queued(p);
+}
+
+/* A message was appended. */
+void peer_output_grew(struct peer *p);
+/* Sends what can be sent, a bounded amount; may close the peer. */
+void peer_flush(struct peer *p);
+
+/* ---- peer_ring.c ------------------------------------------------------------------------- */
+
+/* Makes the rings; the message appended next announces them. -EEXIST, -EBUSY, -errno, and e. */
+int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e);
+/* The message appended next is the last that the ring carries. -ENOENT and e. */
+int peer_ring_close(struct peer *p, struct ipc_error *e);
+/* At once: nobody looks at them, and their memory is given back. No ring is legal. */
+void peer_ring_destroy(struct peer *p);
+/* Looks at the rings in every turn again. */
+void peer_ring_wake(struct peer_ring *r);
+/* The descriptors for the announcement are on their way. */
+void peer_ring_sent(struct peer_ring *r);
+/* Whether the client has taken all that was put. */
+bool peer_ring_is_drained(const struct peer_ring *r);
+/* Puts what fits of that output, and wakes the client. Bytes put; -EAGAIN: the ring is full;
+ * -EPROTO. */
+ssize_t peer_ring_put(struct peer_ring *r, const uint8_t *data, size_t bytes);
+
+#endif

@@ -1,0 +1,351 @@
+/* A peer's rings: made, looked at, taken away.
+ *
+ * The client rings the doorbell, an eventfd, only if the daemon has told that it waits
+ * (daemon_wait); its ring is then awake and looked at in every turn of the loop. While rings have
+ * had something lately, and a core is idle, the loop does not sleep: each turn looks at them for
+ * SLICE_NS and then at everything else. An awake ring that stays empty falls asleep when the loop
+ * does: it tells that it waits, is looked at once more, and costs nothing from then on.
+ *
+ * Nothing here can block on what the client shares. The doorbell is drained with RWF_NOWAIT, for
+ * O_NONBLOCK is the client's to clear; the client is woken by a futex in its ring or by a message
+ * that the socket takes at once or not at all. */
+#include "daemon/peer_internal.h"
+
+#include "daemon/log.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define SLICE_NS 5000u
+
+_Static_assert(PEER_SCRATCH_BYTES >= RING_RECORD_MAX, "a record fits the scratch buffer");
+
+/* ---- waking ------------------------------------------------------------------------------ */
+
+/* [2, "gqa.wake", []] */
+static const uint8_t wake_message[] = {0x93, 0x02, 0xa8, 'g', 'q', 'a',
+                                       '.',  'w',  'a',  'k', 'e', 0x90};
+
+/* The client was found waiting for this. A socket that is full of what it has not read wakes it as
+ * well. */
+static void wake_client(struct peer_ring *r, uint32_t wait)
+{
+    if (wait & RING_WAIT_FUTEX) {
+        ring_bell_ring(&r->map.control->client_bell);
+    } else if (wait & RING_WAIT_MESSAGE) {
+        ssize_t n =
+            send(r->peer->fd, wake_message, sizeof(wake_message), MSG_DONTWAIT | MSG_NOSIGNAL);
+        (void)n; /* a socket that is broken is found out by its poll */
+    }
+}
+
+void peer_ring_wake(struct peer_ring *r)
+{
+    if (!r->awake) {
+        r->awake = true;
+        LIST_INSERT_HEAD(&r->peer->host->awake, r, awake_entry);
+    }
+}
+
+static void fall_asleep(struct peer_ring *r)
+{
+    if (r->awake) {
+        r->awake = false;
+        LIST_REMOVE(r, awake_entry);
+    }
+}
+
+static void on_doorbell(uv_poll_t *poll, int status, int events)
+{
+    struct peer_ring *r = poll->data;
+    uint64_t count;
+    struct iovec iov = {.iov_base = &count, .iov_len = sizeof(count)};
+    ssize_t n = preadv2(r->doorbell_fd, &iov, 1, -1, RWF_NOWAIT);
+    if (status < 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+        log_warning("uid %u: its doorbell cannot be read: disconnected", r->peer->uid);
+        peer_close(r->peer);
+        return;
+    }
+    peer_ring_wake(r);
+}
+
+/* ---- output ------------------------------------------------------------------------------ */
+
+bool peer_ring_is_drained(const struct peer_ring *r)
+{
+    return r->batch == 0 && ring_out_is_drained(&r->out);
+}
+
+void peer_ring_sent(struct peer_ring *r)
+{
+    close(r->fds[0]);
+    close(r->fds[1]);
+    r->fds[0] = r->fds[1] = -1;
+    quota_change(r->peer->host->quotas, r->peer->uid, QUOTA_FDS, r->held.of[QUOTA_FDS], 1);
+    r->held.of[QUOTA_FDS] = 1;
+}
+
+/* The records of a batch tell how much of it is still to come, so one that did not fit goes on
+ * before another begins. All of it lies in the output already. */
+ssize_t peer_ring_put(struct peer_ring *r, const uint8_t *data, size_t bytes)
+{
+    size_t batch = r->batch > 0 ? r->batch : bytes;
+    size_t done = 0;
+    assert(batch <= bytes);
+    int rc = ring_out_put(&r->out, data, batch, &done);
+    if (rc < 0) {
+        return rc;
+    }
+    r->batch = batch - done;
+    if (ring_out_publish(&r->out)) {
+        wake_client(
+            r, ring_take_wait(&r->map.control->client_wait, RING_WAIT_FUTEX | RING_WAIT_MESSAGE));
+    }
+    return done > 0 ? (ssize_t)done : -EAGAIN;
+}
+
+/* ---- input ------------------------------------------------------------------------------- */
+
+static void end_broken(struct peer_ring *r)
+{
+    log_warning("uid %u: its submission ring is nonsense (a tail that cannot be, or a record that "
+                "does not fit): disconnected",
+                r->peer->uid);
+    peer_close(r->peer);
+}
+
+/* One helping. True when there was something. The peer may be closed afterwards. */
+static bool take(struct peer_ring *r)
+{
+    struct peer *p = r->peer;
+    uint8_t *scratch = p->host->scratch;
+    size_t taken = 0, bytes = 0;
+    bool last;
+    while (taken < PEER_READ_BYTES && peer_may_read(p, &r->input)) {
+        int rc = ring_in_take(&r->in, PROTO_FRAME_BYTES_MAX, scratch, &bytes, &last);
+        if (rc < 0) {
+            end_broken(r);
+            return true;
+        }
+        if (rc == 0) {
+            break;
+        }
+        taken += bytes;
+        r->input.frame_ns = uv_hrtime();
+        peer_feed(p, &r->input, scratch, bytes);
+    }
+    if (taken > 0 && !p->closed && ring_in_publish(&r->in)) {
+        wake_client(r, ring_take_wait(&r->map.control->client_wait, RING_WAIT_ROOM));
+    }
+    return taken > 0;
+}
+
+/* Whether the client's taking is waited for: by output, or by an end. */
+static bool waits_for_room(const struct peer_ring *r)
+{
+    const struct peer *p = r->peer;
+    bool ends = p->ending || p->out_gone >= r->last;
+    return p->out_gone >= r->first && (peer_queued(p) > 0 || (ends && !peer_ring_is_drained(r)));
+}
+
+/* Whether it has taken what was waited for. */
+static bool has_room(const struct peer_ring *r)
+{
+    bool to_put = peer_queued(r->peer) > 0 && r->peer->out_gone < r->last;
+    return to_put ? ring_out_has_moved(&r->out) : peer_ring_is_drained(r);
+}
+
+static bool serve(struct peer_ring *r)
+{
+    bool some = take(r);
+    bool ends = r->peer->ending || r->peer->out_gone >= r->last;
+    if (!r->peer->closed && (waits_for_room(r) || ends) && has_room(r)) {
+        peer_mark_dirty(r->peer);
+        some = true;
+    }
+    return some;
+}
+
+/* ---- the loop ---------------------------------------------------------------------------- */
+
+static bool serve_awake(struct peer_host *host)
+{
+    struct peer_ring *next;
+    bool some = false;
+    for (struct peer_ring *r = LIST_FIRST(&host->awake); r; r = next) {
+        next = LIST_NEXT(r, awake_entry);
+        some |= serve(r);
+    }
+    peers_flush(host);
+    return some;
+}
+
+/* Tells what is waited for; whoever finds something after all stays awake. */
+static void try_to_sleep(struct peer_ring *r)
+{
+    _Atomic uint32_t *wait = &r->map.control->daemon_wait;
+    bool room = waits_for_room(r);
+    ring_wait_for(wait, RING_WAIT_FUTEX | (room ? RING_WAIT_ROOM : 0));
+    if ((peer_may_read(r->peer, &r->input) && ring_in_has_some(&r->in)) || (room && has_room(r))) {
+        ring_wait_for(wait, RING_WAIT_NOTHING);
+    } else {
+        fall_asleep(r);
+    }
+}
+
+static void stay_awake(uv_idle_t *idle)
+{
+}
+
+void peers_serve_rings(struct peer_host *host)
+{
+    struct peer_ring *next;
+    bool some = serve_awake(host);
+    if (LIST_EMPTY(&host->awake)) {
+        uv_idle_stop(&host->spinning);
+        return;
+    }
+    uint64_t start = uv_hrtime(), now = start;
+    uint64_t poll_ns = host->ring_poll_ns > 0 && host->has_idle_core(host) ? host->ring_poll_ns : 0;
+    while (true) {
+        host->ring_poll_until = some ? now + poll_ns : host->ring_poll_until;
+        if (now - start >= SLICE_NS || now >= host->ring_poll_until || poll_ns == 0) {
+            break;
+        }
+        ring_pause();
+        some = serve_awake(host);
+        now = uv_hrtime();
+    }
+    for (struct peer_ring *r = LIST_FIRST(&host->awake); r; r = next) {
+        next = LIST_NEXT(r, awake_entry);
+        if (poll_ns == 0 || now >= host->ring_poll_until) {
+            try_to_sleep(r);
+        }
+    }
+    if (LIST_EMPTY(&host->awake)) {
+        uv_idle_stop(&host->spinning);
+    } else {
+        uv_idle_start(&host->spinning, stay_awake); /* the loop's poll does not sleep then */
+    }
+}
+
+/* ---- opening and closing ----------------------------------------------------------------- */
+
+static int make_doorbell(struct peer_ring *r)
+{
+    r->doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (r->doorbell_fd < 0) {
+        return -errno;
+    }
+    int rc = uv_poll_init(r->peer->host->loop, &r->doorbell, r->doorbell_fd);
+    if (rc < 0) {
+        close(r->doorbell_fd);
+        return rc;
+    }
+    r->doorbell.data = r;
+    return 0;
+}
+
+static void on_doorbell_closed(uv_handle_t *handle)
+{
+    free(handle->data);
+}
+
+static int make(struct peer_ring *r, const struct ring_sizes *sizes)
+{
+    int rc = ring_map_create(sizes, &r->map, r->fds);
+    if (rc < 0) {
+        free(r);
+        return rc;
+    }
+    rc = make_doorbell(r);
+    if (rc < 0) {
+        ring_map_finish(&r->map);
+        close(r->fds[0]);
+        close(r->fds[1]);
+        free(r);
+        return rc;
+    }
+    ring_map_daemon_ends(&r->map, &r->in, &r->out);
+    peer_input_init(&r->input);
+    ring_wait_for(&r->map.control->daemon_wait, RING_WAIT_FUTEX);
+    return 0;
+}
+
+int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e)
+{
+    struct quota_amounts held = {
+        .of = {[QUOTA_RING_BYTES] = ring_sizes_total(sizes), [QUOTA_FDS] = 3}};
+    if (p->ring) {
+        ipc_error_set(e, PROTO_E_EXISTS,
+                      p->ring->ends ? "the connection's rings are not yet closed: their "
+                                      "last message is to be taken first"
+                                    : "the connection has rings already");
+        return -EEXIST;
+    }
+    int rc = quota_take(p->host->quotas, p->uid, &held, e);
+    if (rc < 0) {
+        return rc;
+    }
+    struct peer_ring *r = calloc(1, sizeof(*r));
+    rc = -ENOMEM;
+    if (r) {
+        r->peer = p;
+        rc = make(r, sizes);
+    }
+    if (rc < 0) {
+        ipc_error_set(e, rc == -ENOMEM ? PROTO_E_NO_MEMORY : PROTO_E_IO,
+                      "rings of %llu bytes cannot be made: %s",
+                      (unsigned long long)ring_sizes_total(sizes), strerror(-rc));
+        quota_give(p->host->quotas, p->uid, &held);
+        return rc;
+    }
+    r->held = held;
+    r->announced = peer_output_end(p);
+    r->first = r->last = UINT64_MAX;
+    p->ring = r;
+    rc = uv_poll_start(&r->doorbell, UV_READABLE, on_doorbell);
+    if (rc < 0) {
+        peer_ring_destroy(p);
+        ipc_error_set(e, PROTO_E_IO, "the doorbell cannot be watched: %s", uv_strerror(rc));
+    }
+    return rc;
+}
+
+int peer_ring_close(struct peer *p, struct ipc_error *e)
+{
+    if (!p->ring || p->ring->ends) {
+        ipc_error_set(e, PROTO_E_NOT_FOUND, "the connection has no rings");
+        return -ENOENT;
+    }
+    p->ring->ends = true;
+    return 0;
+}
+
+void peer_ring_destroy(struct peer *p)
+{
+    struct peer_ring *r = p->ring;
+    if (!r) {
+        return;
+    }
+    p->ring = NULL;
+    fall_asleep(r);
+    /* Before close(): the client holds the same open eventfd, so that epoll would keep it. */
+    uv_close((uv_handle_t *)&r->doorbell, on_doorbell_closed);
+    close(r->doorbell_fd);
+    if (r->fds[0] >= 0) {
+        close(r->fds[0]);
+        close(r->fds[1]);
+    }
+    /* The client may keep the memfds for ever; their memory it may not. */
+    ring_map_discard(&r->map);
+    ring_map_finish(&r->map);
+    peer_input_finish(&r->input);
+    quota_give(p->host->quotas, p->uid, &r->held);
+}
