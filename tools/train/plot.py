@@ -26,7 +26,7 @@ def curve(path):
 
 def save(fig, path):
     """As SVG or PNG, by the name; the same file each time."""
-    matplotlib.rcParams["svg.hashsalt"] = "gqad"
+    matplotlib.rcParams.update({"svg.hashsalt": "gqad", "svg.fonttype": "none"})
     fig.tight_layout()
     svg = os.path.splitext(path)[1] == ".svg"
     fig.savefig(path, dpi=150, metadata={"Date": None} if svg else None)

@@ -131,6 +131,20 @@ def uptrain(arm, args, build):
     os.remove(out)   # 40 MB, and the curve is what was wanted
 
 
+def take(arm, args, build):
+    """Runs the arm and returns True, unless it is done or another copy of this program has it."""
+    with open(os.path.join(build, name_of(arm) + ".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if rows_of(arm):
+            return False
+        print(f"== {name_of(arm)}", flush=True)
+        uptrain(arm, args, build)
+    return True
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,15 +161,8 @@ def main():
     build = os.path.join(args.build, "study")
     os.makedirs(build, exist_ok=True)
     os.makedirs(CURVES, exist_ok=True)
-    for arm in arms():
-        with open(os.path.join(build, name_of(arm) + ".lock"), "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue   # another copy of this program has it
-            if not rows_of(arm):
-                print(f"== {name_of(arm)}", flush=True)
-                uptrain(arm, args, build)
+    while any(take(arm, args, build) for arm in arms()):
+        pass   # from the top again: an arm may have been given up by another copy
 
 
 if __name__ == "__main__":
