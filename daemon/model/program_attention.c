@@ -44,6 +44,8 @@ static void build_heads(struct builder *b, uint32_t layer, struct gqa_view heads
         op->u.rope.head_dim = s->k_dim;
         op->u.rope.n_rot = s->n_rot;
         op->u.rope.table = local ? 1 : 0;
+        b->p->attn_layers[layer].rope = &b->p->rope_tables[op->u.rope.table];
+        b->p->attn_layers[layer].rope_kind = s->arch->rope;
     }
 }
 

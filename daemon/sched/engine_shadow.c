@@ -12,17 +12,17 @@
 
 #define BLOCK GQA_KV_BLOCK_TOKENS
 
-/* A sequence's tables with other pages from block first on. */
+/* A sequence's tables with other pages from block first on, of each class. */
 struct private_tables {
     struct gqa_page_table tables[KV_MAX_CLASSES];
     void **pages[KV_MAX_CLASSES];
-    uint32_t first, n;
+    uint32_t first[KV_MAX_CLASSES];
 };
 
 static void private_finish(struct private_tables *p)
 {
     for (uint32_t c = 0; c < KV_MAX_CLASSES; c++) {
-        for (uint32_t i = p->first; p->pages[c] != NULL && i < p->n; i++) {
+        for (uint32_t i = p->first[c]; p->pages[c] != NULL && i < p->tables[c].n_pages; i++) {
             free(p->pages[c][i]);
         }
         free(p->pages[c]);
@@ -33,27 +33,27 @@ static int private_init(struct private_tables *p, const struct kv_layout *layout
                         const struct gqa_attn_seq *s)
 {
     memset(p, 0, sizeof(*p));
-    p->first = s->n_past / BLOCK;
-    p->n = (s->n_past + s->n_rows + BLOCK - 1) / BLOCK;
     for (uint32_t c = 0; c < layout->n_classes; c++) {
         const struct gqa_page_table *own = &s->tables[c];
-        p->pages[c] = calloc(p->n, sizeof(void *));
+        uint32_t past = s->n_past - own->n_dropped;
+        p->first[c] = past / BLOCK;
+        p->tables[c] = *own;
+        p->tables[c].n_pages = (past + s->n_rows + BLOCK - 1) / BLOCK;
+        p->pages[c] = calloc(p->tables[c].n_pages, sizeof(void *));
         if (p->pages[c] == NULL) {
             return -ENOMEM;
         }
-        memcpy(p->pages[c], own->pages, p->first * sizeof(void *));
-        for (uint32_t i = p->first; i < p->n; i++) {
+        p->tables[c].pages = p->pages[c];
+        memcpy(p->pages[c], own->pages, p->first[c] * sizeof(void *));
+        for (uint32_t i = p->first[c]; i < p->tables[c].n_pages; i++) {
             p->pages[c][i] = calloc(1, layout->classes[c].block_bytes);
             if (p->pages[c][i] == NULL) {
                 return -ENOMEM;
             }
-            if (i == p->first && s->n_past % BLOCK != 0) {
+            if (i == p->first[c] && past % BLOCK != 0) {
                 memcpy(p->pages[c][i], own->pages[i], layout->classes[c].block_bytes);
             }
         }
-        p->tables[c] = *own;
-        p->tables[c].n_pages = p->n;
-        p->tables[c].pages = p->pages[c];
     }
     return 0;
 }

@@ -14,8 +14,8 @@ static uint32_t common_tokens(const struct gqa_attn_seq *a, const struct gqa_att
         const struct gqa_page_table *x = &a->tables[c], *y = &b->tables[c];
         uint32_t same = 0;
 
-        if (x->positions != NULL || y->positions != NULL) {
-            return 0; /* slots are not places */
+        if (x->n_dropped + x->recent + y->n_dropped + y->recent > 0) {
+            return 0; /* views: slots are not positions, and pages their own */
         }
         while (same < n && same < x->n_pages && same < y->n_pages &&
                x->pages[same] == y->pages[same]) {

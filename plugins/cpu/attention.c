@@ -89,6 +89,9 @@ static const char *unsupported(const struct gqa_attn_layer *layer)
     if (!isfinite(layer->scale) || !isfinite(layer->softcap) || layer->softcap < 0.0f) {
         return "a scale or softcap that is not finite, or a negative softcap";
     }
+    if (layer->rope != NULL && layer->rope->n_freqs > layer->k_dim / 2) {
+        return "a rope of more dimensions than the head has";
+    }
     return NULL;
 }
 
@@ -106,7 +109,35 @@ int cpu_attention_supports(const struct gqa_attn_layer *layer, struct gqa_reason
     return -ENOTSUP;
 }
 
-/* Every page that the batch reads or writes is present. */
+/* Whether all pages that hold slots [first, end) are there. */
+static int has_pages(const struct gqa_page_table *table, uint64_t first, uint64_t end)
+{
+    if (end > (uint64_t)table->n_pages * GQA_KV_BLOCK_TOKENS) {
+        return 0;
+    }
+    for (uint64_t i = first / GQA_KV_BLOCK_TOKENS; i * GQA_KV_BLOCK_TOKENS < end; i++) {
+        if (table->pages[i] == NULL) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* A view is one that the kernels know: see struct gqa_page_table. */
+static int check_view(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
+{
+    const struct gqa_page_table *table = cpu_attn_table(layer, seq);
+
+    if (table->n_dropped > seq->n_past || (table->turned && table->recent == 0)) {
+        return -EINVAL;
+    }
+    int is_view = table->n_dropped > 0 || table->recent > 0;
+    int is_odd = seq->mutual || seq->new_mask != NULL || (table->recent > 0 && layer->window > 0);
+    return is_view && is_odd ? -ENOTSUP : 0;
+}
+
+/* Every page that the batch reads or writes is present; n_tokens: with the new rows, where these
+ * are written. */
 static int check_pages(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
                        uint64_t n_tokens)
 {
@@ -116,18 +147,15 @@ static int check_pages(const struct gqa_attn_layer *layer, const struct gqa_attn
     if (seq->tables == NULL) {
         return -EINVAL;
     }
+    int rc = check_view(layer, seq);
+    if (rc < 0) {
+        return rc;
+    }
     const struct gqa_page_table *table = &seq->tables[layer->layer_class];
-    if (table->positions != NULL) {
-        return -ENOTSUP;
-    }
-    if (n_tokens > (uint64_t)table->n_pages * GQA_KV_BLOCK_TOKENS) {
+    int apart = cpu_attn_first_apart(layer, seq) < seq->n_rows;
+    if (!has_pages(table, cpu_attn_first_seen(layer, seq, 0), n_tokens - table->n_dropped) ||
+        (apart && !has_pages(table, 0, table->n_sinks))) {
         return -EINVAL;
-    }
-    for (uint32_t i = cpu_attn_first_seen(layer, seq, 0) / GQA_KV_BLOCK_TOKENS;
-         i < (n_tokens + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS; i++) {
-        if (table->pages[i] == NULL) {
-            return -EINVAL;
-        }
     }
     return 0;
 }

@@ -26,7 +26,8 @@ int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *l
                          const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
 
 #define CPU_ATTENTION_NUMERICS 1u
-#define CPU_ATTENTION_CAPS \
-    (GQA_ATTN_CAP_SHARED | GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT | GQA_ATTN_CAP_MUTUAL)
+#define CPU_ATTENTION_CAPS                                                                    \
+    (GQA_ATTN_CAP_SHARED | GQA_ATTN_CAP_SPARSE | GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT | \
+     GQA_ATTN_CAP_MUTUAL)
 
 #endif

@@ -3,6 +3,7 @@
 
 #include "plugins/cpu/attention_convert.h"
 #include "plugins/cpu/attention_job.h"
+#include "plugins/cpu/attention_sight.h"
 
 #include <string.h>
 
@@ -67,12 +68,13 @@ void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t 
     const struct gqa_attn_layer *layer = job->layer;
     const struct gqa_attn_seq *s = &job->batch->seqs[seq];
     const struct gqa_attn_io *io = job->io;
-    uint32_t block = (s->n_past + first) / GQA_KV_BLOCK_TOKENS;
+    uint32_t past = cpu_attn_past(layer, s);
+    uint32_t block = (past + first) / GQA_KV_BLOCK_TOKENS;
     struct cpu_attn_home home = cpu_attn_home_of(job, seq, block, group);
 
     for (uint32_t i = first; i < end; i++) {
         size_t row = (size_t)s->first_row + i;
-        uint32_t token = (s->n_past + i) % GQA_KV_BLOCK_TOKENS;
+        uint32_t token = (past + i) % GQA_KV_BLOCK_TOKENS;
 
         store_k(job, io->k + row * io->k_stride + (size_t)group * layer->k_dim, token, w, home.k);
         store_v(job, io->v + row * io->v_stride + (size_t)group * layer->v_dim, token, w, home.v);

@@ -3,6 +3,7 @@
 
 #include "plugins/cpu/attention_job.h"
 #include "plugins/cpu/attention_sight.h"
+#include "plugins/cpu/attention_turn.h"
 
 #include <math.h>
 #include <string.h>
@@ -33,27 +34,43 @@ static uint32_t pack_size(uint32_t n_left)
     return n_left < CPU_ATTN_PACK_MAX ? n_left : CPU_ATTN_PACK_MAX;
 }
 
+/* One query as the segments want it: io's, or a changed copy in the worker's memory. */
+static const float *query_of(const struct span *span, uint32_t query)
+{
+    const struct cpu_attn_job *job = span->job;
+    const struct gqa_attn_layer *layer = job->layer;
+    size_t row = (size_t)span->piece->first_row + query / job->group_size;
+    uint32_t head = span->piece->group * job->group_size + query % job->group_size;
+    const float *q = job->io->q + row * job->io->q_stride + (size_t)head * layer->k_dim;
+    int turns = span->piece->sinks && cpu_attn_turns(job, span->piece->seq);
+
+    if (turns || gqa_kv_rotates(layer->k_type)) {
+        q = memcpy(span->w.row, q, layer->k_dim * sizeof(*q));
+    }
+    if (turns) {
+        if (query % job->group_size == 0) { /* a row's heads turn alike */
+            cpu_attn_find_turn(job, span->piece->seq, (uint32_t)row, span->w.stored);
+        }
+        cpu_attn_turn(layer, span->w.stored, span->w.row);
+    }
+    if (gqa_kv_rotates(layer->k_type)) {
+        gqa_kv_rotate(span->w.row, layer->k_dim);
+    }
+    return q;
+}
+
 /* Lays the queries out pack by pack, each (k_dim, n): one dimension's values side by side. */
 static void pack_queries(const struct span *span)
 {
-    const struct cpu_attn_job *job = span->job;
-    uint32_t k_dim = job->layer->k_dim;
-    size_t first_row = span->piece->first_row;
-    uint32_t first_head = span->piece->group * job->group_size;
+    uint32_t k_dim = span->job->layer->k_dim;
 
     for (uint32_t first = 0, n; first < span->n_queries; first += n) {
         float *pack = span->w.q + (size_t)first * k_dim;
 
         n = pack_size(span->n_queries - first);
         for (uint32_t i = 0; i < n; i++) {
-            size_t row = first_row + (first + i) / job->group_size;
-            uint32_t head = first_head + (first + i) % job->group_size;
-            const float *q = job->io->q + row * job->io->q_stride + (size_t)head * k_dim;
+            const float *q = query_of(span, first + i);
 
-            if (gqa_kv_rotates(job->layer->k_type)) {
-                q = memcpy(span->w.row, q, k_dim * sizeof(*q));
-                gqa_kv_rotate(span->w.row, k_dim);
-            }
             for (uint32_t d = 0; d < k_dim; d++) {
                 pack[(size_t)d * n + i] = q[d];
             }
@@ -83,7 +100,11 @@ static int look(const struct span *span, uint32_t segment, uint32_t first, struc
                 seq++;
             }
             const uint32_t *depths = job->depths != NULL ? job->depths + seq->first_row : NULL;
-            cpu_attn_sight_of(&sight, job->layer, seq, depths, row - seq->first_row, segment);
+            if (span->piece->sinks) {
+                cpu_attn_sight_of_sinks(&sight, job->layer, seq, segment);
+            } else {
+                cpu_attn_sight_of(&sight, job->layer, seq, depths, row - seq->first_row, segment);
+            }
         }
         sights->begin[i] = sight.begin;
         sights->end[i] = sight.end;

@@ -4,22 +4,24 @@
  * them, but in blocks of the context's, beside copies of the past tokens that share a block with
  * them. Results are those of a committed batch because the bytes are. */
 #include "plugins/cpu/attention_job.h"
+#include "plugins/cpu/attention_sight.h"
 
 #include <string.h>
 
 /* Bytes below which waking the workers costs more than it saves. */
 #define CPU_ATTN_FRESH_ALONE_BYTES 65536u
 
-static uint32_t first_block(const struct gqa_attn_seq *seq)
+static uint32_t first_block(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
 {
-    return seq->n_past / GQA_KV_BLOCK_TOKENS;
+    return cpu_attn_past(layer, seq) / GQA_KV_BLOCK_TOKENS;
 }
 
-static uint32_t count_blocks(const struct gqa_attn_seq *seq)
+static uint32_t count_blocks(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
 {
-    uint64_t end = (uint64_t)seq->n_past + seq->n_rows;
+    uint64_t end = (uint64_t)cpu_attn_past(layer, seq) + seq->n_rows;
 
-    return (uint32_t)((end + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS) - first_block(seq);
+    return (uint32_t)((end + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS) -
+           first_block(layer, seq);
 }
 
 struct cpu_attn_home cpu_attn_home_of(const struct cpu_attn_job *job, uint32_t seq, uint32_t block,
@@ -28,9 +30,9 @@ struct cpu_attn_home cpu_attn_home_of(const struct cpu_attn_job *job, uint32_t s
     const struct gqa_attn_layer *layer = job->layer;
     const struct gqa_attn_seq *s = &job->batch->seqs[seq];
 
-    if (!job->batch->commit && s->n_rows > 0 && block >= first_block(s)) {
+    if (!job->batch->commit && s->n_rows > 0 && block >= first_block(layer, s)) {
         const struct cpu_attn_fresh *fresh = &job->a->fresh;
-        size_t i = (size_t)fresh->first[seq] + block - first_block(s);
+        size_t i = (size_t)fresh->first[seq] + block - first_block(layer, s);
 
         if (i >= fresh->first[seq + 1]) {
             return (struct cpu_attn_home){NULL, NULL};
@@ -53,10 +55,10 @@ static void copy_past(const struct cpu_attn_job *job, const struct gqa_attn_seq 
                       uint32_t group, struct cpu_attn_home to)
 {
     const struct gqa_attn_layer *layer = job->layer;
-    uint32_t n_tokens = seq->n_past % GQA_KV_BLOCK_TOKENS;
+    uint32_t n_tokens = cpu_attn_past(layer, seq) % GQA_KV_BLOCK_TOKENS;
     uint32_t n_tiles = (n_tokens + GQA_KV_TILE_TOKENS - 1) / GQA_KV_TILE_TOKENS;
     const char *page =
-        n_tokens > 0 ? seq->tables[layer->layer_class].pages[first_block(seq)] : NULL;
+        n_tokens > 0 ? seq->tables[layer->layer_class].pages[first_block(job->layer, seq)] : NULL;
 
     if (page != NULL) {
         memcpy(to.k, page + layer->k_offset + group * layer->k_head_bytes,
@@ -79,12 +81,13 @@ static void fresh_task(void *arg, uint32_t index, uint32_t worker)
         s++;
     }
     const struct gqa_attn_seq *seq = &job->batch->seqs[s];
-    uint32_t place = (first_block(seq) + block - first[s]) * GQA_KV_BLOCK_TOKENS;
-    uint32_t row = place > seq->n_past ? place - seq->n_past : 0;
-    uint32_t end = place + GQA_KV_BLOCK_TOKENS - seq->n_past;
+    uint32_t past = cpu_attn_past(job->layer, seq);
+    uint32_t place = (first_block(job->layer, seq) + block - first[s]) * GQA_KV_BLOCK_TOKENS;
+    uint32_t row = place > past ? place - past : 0;
+    uint32_t end = place + GQA_KV_BLOCK_TOKENS - past;
 
     if (block == first[s]) {
-        copy_past(job, seq, group, cpu_attn_home_of(job, s, first_block(seq), group));
+        copy_past(job, seq, group, cpu_attn_home_of(job, s, first_block(job->layer, seq), group));
     }
     cpu_attn_store_rows(job, s, group, row, end < seq->n_rows ? end : seq->n_rows, &w);
 }
@@ -104,7 +107,7 @@ int cpu_attn_fresh_make(struct cpu_attn_job *job)
     }
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
         fresh->first[s] = n_blocks;
-        n_blocks += batch->seqs[s].n_rows > 0 ? count_blocks(&batch->seqs[s]) : 0;
+        n_blocks += batch->seqs[s].n_rows > 0 ? count_blocks(layer, &batch->seqs[s]) : 0;
     }
     fresh->first[batch->n_seqs] = n_blocks;
     fresh->k_bytes = gqa_kv_head_bytes(layer->k_type, layer->k_dim);

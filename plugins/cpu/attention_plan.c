@@ -59,15 +59,22 @@ static uint64_t piece_cost(const struct cpu_attn_piece *piece, uint32_t group_si
     return piece->n_segments * (n_queries < 4 ? 4 : n_queries);
 }
 
+struct rows {
+    uint32_t from, to; /* of one sequence */
+    uint32_t max;      /* of them to a piece */
+    int resumes;       /* see struct cpu_attn_piece */
+    uint32_t n_shared; /* segments that shared pieces have done for them */
+};
+
 /* Pieces of one sequence, the longest (last rows) first, so that no long one starts late. */
 static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
-                            uint32_t seq_index, uint32_t rows_max, uint32_t n_shared,
+                            uint32_t seq_index, const struct rows *rows,
                             struct cpu_attn_piece *pieces)
 {
     uint32_t n = 0;
 
-    for (uint32_t end = seq->n_rows; end > 0;) {
-        uint32_t n_rows = (end - 1) % rows_max + 1;
+    for (uint32_t end = rows->to; end > rows->from;) {
+        uint32_t n_rows = (end - rows->from - 1) % rows->max + 1;
         uint32_t first_row = end - n_rows;
         uint32_t first = cpu_attn_first_seen(layer, seq, first_row) / GQA_ATTN_SEGMENT_TOKENS;
         uint32_t last = cpu_attn_last_seen(layer, seq, end - 1) / GQA_ATTN_SEGMENT_TOKENS;
@@ -79,10 +86,11 @@ static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa
             piece->group = group;
             piece->first_row = seq->first_row + first_row;
             piece->n_rows = n_rows;
-            piece->first_segment = n_shared > 0 ? n_shared : first;
+            piece->first_segment = rows->n_shared > 0 ? rows->n_shared : first;
             piece->n_segments = last - piece->first_segment + 1;
             piece->shared = 0;
-            piece->resumes = n_shared > 0;
+            piece->sinks = 0;
+            piece->resumes = rows->resumes;
             piece->parts = 0;
         }
         end = first_row;
@@ -90,14 +98,66 @@ static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa
     return n;
 }
 
+/* Of rows that a view sets apart, sinks first. */
+static uint32_t list_own_pieces(const struct cpu_attn_plan *plan,
+                                const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
+                                uint32_t seq_index, uint32_t rows_max,
+                                struct cpu_attn_piece *pieces)
+{
+    uint32_t apart = cpu_attn_first_apart(layer, seq), n_shared = plan->n_shared[seq_index];
+    const struct rows whole = {0, apart, rows_max, n_shared > 0, n_shared};
+    const struct rows view = {apart, seq->n_rows, rows_max, cpu_attn_table(layer, seq)->n_sinks > 0,
+                              0};
+    uint32_t n = list_pieces(layer, seq, seq_index, &view, pieces);
+
+    return n + list_pieces(layer, seq, seq_index, &whole, pieces + n);
+}
+
+/* Pieces of the sinks of rows that are apart; pieces NULL: only counts them. */
+static uint32_t list_sinks(const struct gqa_attn_layer *layer, const struct gqa_attn_batch *batch,
+                           uint32_t rows_max, struct cpu_attn_piece *pieces)
+{
+    uint32_t n = 0;
+
+    for (uint32_t s = 0; s < batch->n_seqs; s++) {
+        const struct gqa_attn_seq *seq = &batch->seqs[s];
+        uint32_t n_sinks = cpu_attn_table(layer, seq)->n_sinks;
+        uint32_t first = n_sinks > 0 ? cpu_attn_first_apart(layer, seq) : seq->n_rows;
+
+        for (uint32_t row = first, n_rows; row < seq->n_rows; row += n_rows) {
+            n_rows = seq->n_rows - row < rows_max ? seq->n_rows - row : rows_max;
+            for (uint32_t group = 0; group < layer->n_kv_heads; group++, n++) {
+                if (pieces == NULL) {
+                    continue;
+                }
+                pieces[n].seq = s;
+                pieces[n].group = group;
+                pieces[n].first_row = seq->first_row + row;
+                pieces[n].n_rows = n_rows;
+                pieces[n].first_segment = 0;
+                pieces[n].n_segments = (n_sinks - 1) / GQA_ATTN_SEGMENT_TOKENS + 1;
+                pieces[n].shared = 1;
+                pieces[n].sinks = 1;
+                pieces[n].resumes = 0;
+                pieces[n].parts = 0;
+            }
+        }
+    }
+    return n;
+}
+
 /* ---- what sequences share ---------------------------------------------------------------- */
 
-/* Whether a sequence gains from others' company. Windowed layers read little, and by their own
- * place; rows that fill a piece read K and V but once for it anyway. */
+/* Whether a sequence gains from others' company. Windowed layers and views read little, and by
+ * their own place; rows that fill a piece read K and V but once for it anyway. */
 static int may_share(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
                      uint32_t rows_max)
 {
-    return layer->window == 0 && seq->n_rows > 0 && seq->n_rows < rows_max && seq->n_past > 0;
+    const struct gqa_page_table *table = cpu_attn_table(layer, seq);
+    int is_view = table->n_dropped > 0 || table->recent > 0;
+
+    return layer->window == 0 && seq->n_rows > 0 && seq->n_rows < rows_max && seq->n_past > 0 &&
+           !is_view;
 }
 
 /* The first so many of n whole segments whose pages are the same in both sequences, and past. */
@@ -156,6 +216,7 @@ static uint32_t list_shared_pieces(const struct gqa_attn_layer *layer,
             pieces[n].first_segment = 0;
             pieces[n].n_segments = n_segments;
             pieces[n].shared = 1;
+            pieces[n].sinks = 0;
             pieces[n].resumes = 0;
             pieces[n].parts = 0;
         }
@@ -252,7 +313,9 @@ static int grow_pieces(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
     int rc = 0;
 
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
-        n_pieces += ((size_t)batch->seqs[s].n_rows + rows_max - 1) / rows_max * layer->n_kv_heads;
+        /* One more where a view sets some of the rows apart. */
+        n_pieces +=
+            (1 + ((size_t)batch->seqs[s].n_rows + rows_max - 1) / rows_max) * layer->n_kv_heads;
     }
     if (plan->n_shared_pieces > 0) {
         rc = cpu_attn_grow(plan->host, (void **)&plan->states, &plan->states_bytes,
@@ -278,16 +341,18 @@ int cpu_attn_plan_make(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
         group_size < CPU_ATTN_PIECE_QUERIES ? CPU_ATTN_PIECE_QUERIES / group_size : 1;
     int rc;
 
-    plan->n_shared_pieces = list_shared(plan, layer, batch, rows_max, NULL);
+    plan->n_shared_pieces =
+        list_shared(plan, layer, batch, rows_max, NULL) + list_sinks(layer, batch, rows_max, NULL);
     rc = grow_pieces(plan, layer, batch, rows_max);
     if (rc < 0) {
         return rc;
     }
     memset(plan->n_shared, 0, batch->n_seqs * sizeof(*plan->n_shared));
     plan->n_pieces = list_shared(plan, layer, batch, rows_max, plan->pieces);
+    plan->n_pieces += list_sinks(layer, batch, rows_max, plan->pieces + plan->n_pieces);
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
-        plan->n_pieces += list_pieces(layer, &batch->seqs[s], s, rows_max, plan->n_shared[s],
-                                      plan->pieces + plan->n_pieces);
+        plan->n_pieces += list_own_pieces(plan, layer, &batch->seqs[s], s, rows_max,
+                                          plan->pieces + plan->n_pieces);
     }
     plan->n_items = 0;
     plan->n_part_floats = 0;

@@ -12,7 +12,10 @@
  * Sequences that begin with the same pages (struct gqa_attn_shared) are attended in two passes.
  * First the whole segments that they have in common, by pieces that hold the rows of all of them,
  * so that each K and V is read once; these leave each query's state in the plan's memory. Then
- * every sequence's own pieces take their states up from there: again the same operations. */
+ * every sequence's own pieces take their states up from there: again the same operations.
+ *
+ * Rows that a view keeps from seeing everything go the same way: first the sinks, then the recent
+ * slots, each from whole segments of its own, so that a row's bits depend on its slot only. */
 #ifndef PLUGINS_CPU_ATTENTION_PLAN_H
 #define PLUGINS_CPU_ATTENTION_PLAN_H
 
@@ -31,6 +34,7 @@ struct cpu_attn_piece {
     uint32_t first_row, n_rows; /* of the batch; of a shared piece, of several sequences */
     uint32_t first_segment, n_segments;
     int shared;  /* leaves states for its rows instead of outputs */
+    int sinks;   /* shared, but of one sequence: a view's sinks, for rows that are apart */
     int resumes; /* begins with the states that a shared piece has left */
     uint32_t n_items;
     atomic_uint items_left;

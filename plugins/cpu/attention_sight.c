@@ -1,24 +1,55 @@
-/* plugins/cpu/attention_sight.c - what a row sees: causal, mutual or by a mask, in a window. */
+/* plugins/cpu/attention_sight.c - what a row sees: causal, mutual or by a mask, in a window or
+ * view.
+ */
 #include "plugins/cpu/attention_sight.h"
 
-/* First position in the window of position. */
-static uint32_t first_in_window(const struct gqa_attn_layer *layer, uint32_t position)
+const struct gqa_page_table *cpu_attn_table(const struct gqa_attn_layer *layer,
+                                            const struct gqa_attn_seq *seq)
 {
-    return layer->window != 0 && position >= layer->window ? position - layer->window + 1 : 0;
+    static const struct gqa_page_table none;
+
+    return seq->tables != NULL ? &seq->tables[layer->layer_class] : &none;
+}
+
+/* The first slot whose row sees not all of the view before it. */
+static uint64_t first_slot_apart(const struct gqa_page_table *table)
+{
+    return table->recent > 0 ? (uint64_t)table->n_sinks + table->recent : UINT64_MAX;
+}
+
+uint32_t cpu_attn_first_apart(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
+{
+    uint64_t apart = first_slot_apart(cpu_attn_table(layer, seq));
+    uint32_t past = cpu_attn_past(layer, seq);
+    uint64_t row = apart > past ? apart - past : 0;
+
+    return row < seq->n_rows ? (uint32_t)row : seq->n_rows;
+}
+
+/* First slot in the window of slot. */
+static uint32_t first_in_window(const struct gqa_attn_layer *layer, uint32_t slot)
+{
+    return layer->window != 0 && slot >= layer->window ? slot - layer->window + 1 : 0;
 }
 
 uint32_t cpu_attn_first_seen(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
                              uint32_t row)
 {
+    const struct gqa_page_table *table = cpu_attn_table(layer, seq);
     /* With a mask any row may have the position of the first. */
-    return first_in_window(layer, seq->n_past + (seq->new_mask != NULL ? 0 : row));
+    uint32_t slot = cpu_attn_past(layer, seq) + (seq->new_mask != NULL ? 0 : row);
+
+    if (slot >= first_slot_apart(table)) {
+        return slot - table->recent + 1;
+    }
+    return first_in_window(layer, slot);
 }
 
 uint32_t cpu_attn_last_seen(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
                             uint32_t row)
 {
-    uint64_t position = (uint64_t)seq->n_past + row;
-    uint64_t last = (uint64_t)seq->n_past + seq->n_rows - 1;
+    uint64_t position = (uint64_t)cpu_attn_past(layer, seq) + row;
+    uint64_t last = (uint64_t)cpu_attn_past(layer, seq) + seq->n_rows - 1;
 
     if (seq->mutual) {
         uint64_t reach = position + layer->window - 1;
@@ -92,7 +123,6 @@ void cpu_attn_sight_of(struct cpu_attn_sight *ret, const struct gqa_attn_layer *
 {
     uint64_t first = (uint64_t)segment * GQA_ATTN_SEGMENT_TOKENS;
     uint64_t end = first + GQA_ATTN_SEGMENT_TOKENS;
-    uint32_t position = seq->n_past + row;
     uint64_t from, to;
 
     if (seq->new_mask != NULL && end > seq->n_past) {
@@ -100,17 +130,30 @@ void cpu_attn_sight_of(struct cpu_attn_sight *ret, const struct gqa_attn_layer *
         return;
     }
     if (seq->new_mask != NULL) { /* the past: a window is all that there is to see to */
-        position = seq->n_past + depths[row];
+        from = first_in_window(layer, seq->n_past + depths[row]);
         to = seq->n_past;
     } else {
+        from = cpu_attn_first_seen(layer, seq, row);
         to = (uint64_t)cpu_attn_last_seen(layer, seq, row) + 1;
     }
-    from = first_in_window(layer, position);
     from = from < first ? first : from;
     to = to > end ? end : to;
     *ret = (struct cpu_attn_sight){0};
     if (from < to) {
         ret->begin = (uint16_t)(from - first);
         ret->end = (uint16_t)(to - first);
+    }
+}
+
+void cpu_attn_sight_of_sinks(struct cpu_attn_sight *ret, const struct gqa_attn_layer *layer,
+                             const struct gqa_attn_seq *seq, uint32_t segment)
+{
+    uint64_t first = (uint64_t)segment * GQA_ATTN_SEGMENT_TOKENS;
+    uint32_t n_sinks = cpu_attn_table(layer, seq)->n_sinks;
+
+    *ret = (struct cpu_attn_sight){0};
+    if (first < n_sinks) {
+        uint64_t left = n_sinks - first;
+        ret->end = (uint16_t)(left < GQA_ATTN_SEGMENT_TOKENS ? left : GQA_ATTN_SEGMENT_TOKENS);
     }
 }

@@ -1,6 +1,7 @@
 #include "plugins/cpu/op_times.h"
 
 #include "format/types.h"
+#include "plugins/cpu/attention_sight.h"
 
 #include <stdatomic.h>
 #include <time.h>
@@ -65,8 +66,12 @@ uint64_t cpu_attention_bytes(const struct gqa_attn_layer *layer, const struct gq
     uint64_t tokens = 0;
 
     for (uint32_t i = 0; i < batch->n_seqs; i++) {
-        uint64_t seen = (uint64_t)batch->seqs[i].n_past + batch->seqs[i].n_rows;
-        uint64_t most = (uint64_t)layer->window + batch->seqs[i].n_rows;
+        const struct gqa_attn_seq *seq = &batch->seqs[i];
+        const struct gqa_page_table *table = cpu_attn_table(layer, seq);
+        uint64_t seen = (uint64_t)cpu_attn_past(layer, seq) + seq->n_rows;
+        uint64_t most = (uint64_t)layer->window + seq->n_rows;
+        uint64_t view = (uint64_t)table->n_sinks + table->recent + seq->n_rows - 1;
+        seen = table->recent > 0 && view < seen ? view : seen;
         tokens += layer->window > 0 && most < seen ? most : seen;
     }
     return tokens * layer->n_kv_heads *

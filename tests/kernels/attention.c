@@ -320,12 +320,19 @@ Test(attention, refuses_what_it_cannot_do)
     struct gqa_attn_batch batch = {
         .struct_size = sizeof(batch), .n_rows = 1, .n_seqs = 1, .commit = 1};
     struct gqa_attn_seq seq = {.n_rows = 1, .n_past = 0};
-    uint32_t positions[64] = {0};
 
     cr_assert_eq(run_layer(a, &p.layer, &table, &batch, seq), 0);
-    table.positions = positions;
+    table.n_dropped = 1; /* of none */
+    cr_assert_eq(run_layer(a, &p.layer, &table, &batch, seq), -EINVAL);
+    table.n_dropped = 0;
+    table.turned = 1; /* towards nothing */
+    cr_assert_eq(run_layer(a, &p.layer, &table, &batch, seq), -EINVAL);
+    table.turned = 0;
+    table.recent = 1;
+    seq.mutual = 1;
     cr_assert_eq(run_layer(a, &p.layer, &table, &batch, seq), -ENOTSUP);
-    table.positions = NULL;
+    seq.mutual = 0;
+    table.recent = 0;
     seq.n_past = 64; /* past the table */
     cr_assert_eq(run_layer(a, &p.layer, &table, &batch, seq), -EINVAL);
     seq.n_past = UINT32_MAX;

@@ -167,6 +167,30 @@ static int check_masks(const struct conform *c, struct gqa_reason *reason)
     return rc;
 }
 
+static int check_views(const struct conform *c, struct gqa_reason *reason)
+{
+    struct family f = {.name = "views: sinks, recent, dropped, turned"};
+    int rc = 0;
+    for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
+        for (uint32_t k = 0; rc == 0 && k < 8; k++) {
+            const struct problem_spec s = {
+                .name = f.name,
+                .n_heads = 8,
+                .n_kv_heads = 2,
+                .dim = 64,
+                .kv_type = types[t],
+                .with_sinks = t == 1,
+                .n_past = 700,
+                .n_rows = 40,
+                .caps = GQA_ATTN_CAP_SPARSE,
+                .view = {k & 4 ? 64 : 5, 130, k & 1 ? 256 : 0, (k & 2) != 0}};
+            rc = check_case(c, &f, &s, reason);
+        }
+    }
+    tell(c, &f, rc);
+    return rc;
+}
+
 /* ---- bits -------------------------------------------------------------------------------- */
 
 static int check_bits(const struct conform *c, const char *name, const struct problem_way *way,
@@ -193,6 +217,7 @@ int conform_run(const struct conform *c, struct gqa_reason *reason)
     rc = rc < 0 ? rc : check_shapes(c, true, reason);
     rc = rc < 0 ? rc : check_types(c, reason);
     rc = rc < 0 ? rc : check_masks(c, reason);
+    rc = rc < 0 ? rc : check_views(c, reason);
     rc = rc < 0 ? rc : check_bits(c, "same bits, row by row", &one, c->context, reason);
     rc = rc < 0 ? rc : check_bits(c, "same bits, in chunks of 13", &some, c->context, reason);
     rc = rc < 0 ? rc : check_bits(c, "same bits, in company", &twice, c->context, reason);

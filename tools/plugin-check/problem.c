@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PROBLEM_FREQS 8u /* of the rope: the rest of a head is not rotated */
+
 static const struct problem_spec problems[] = {
     {"one token, multi-head, f32", 4, 4, 16, GQA_TYPE_F32, 0, 0, 0, 0, 1},
     {"groups of 4, decode at 300, f16", 8, 2, 64, GQA_TYPE_F16, 0, 0, 0, 300, 1},
@@ -23,6 +25,10 @@ static const struct problem_spec problems[] = {
      GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT},
     {"an encoder's window of 17, f16", 4, 4, 32, GQA_TYPE_F16, 17, 0, 0, 0, 100,
      GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT},
+    {"sinks and recent ones, f16", 8, 2, 64, GQA_TYPE_F16, 0, 0, 0, 90, 40, GQA_ATTN_CAP_SPARSE,
+     .view = {4, 100, 0, 0}},
+    {"a turned view with a gap, f32", 6, 2, 32, GQA_TYPE_F32, 0, 0, 1, 600, 3, GQA_ATTN_CAP_SPARSE,
+     .view = {70, 100, 256, 1}},
 };
 
 const struct problem_spec *problem_at(uint32_t i)
@@ -49,6 +55,9 @@ struct problem {
     float *q, *k, *v, *out, *sinks; /* q, k, v of all tokens; out of the last n_rows */
     uint64_t *mask;                 /* (n_rows, words) of the last n_rows */
     void **pages;
+    void **view_pages; /* the same without those that the view has dropped */
+    double freqs[PROBLEM_FREQS];
+    struct gqa_rope_table rope;
 };
 
 static void problem_finish(struct problem *p)
@@ -57,6 +66,7 @@ static void problem_finish(struct problem *p)
         free(p->pages[i]);
     }
     free(p->pages);
+    free(p->view_pages);
     free(p->q);
     free(p->k);
     free(p->v);
@@ -85,6 +95,31 @@ static void describe_layer(struct problem *p)
         .k_head_bytes = head_bytes,
         .v_head_bytes = head_bytes,
     };
+    for (uint32_t i = 0; i < PROBLEM_FREQS; i++) {
+        p->freqs[i] = pow(100, -(double)i / PROBLEM_FREQS);
+    }
+    p->rope = (struct gqa_rope_table){PROBLEM_FREQS, p->freqs, 1};
+    if (s->caps & GQA_ATTN_CAP_SPARSE) {
+        p->layer.rope = &p->rope;
+        p->layer.rope_kind = s->dim % 64 == 0 ? GQA_ROPE_HALF : GQA_ROPE_NEIGHBOUR;
+    }
+}
+
+/* How the rows in question see the pages. */
+static struct gqa_page_table view_of(const struct problem *p)
+{
+    const struct problem_spec *s = p->spec;
+    uint32_t n_kept = (s->view.n_sinks + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS;
+    uint32_t n_gone = s->view.n_dropped / GQA_KV_BLOCK_TOKENS;
+    for (uint32_t i = 0; i < p->n_pages - n_gone; i++) {
+        p->view_pages[i] = p->pages[i < n_kept ? i : i + n_gone];
+    }
+    return (struct gqa_page_table){.n_pages = p->n_pages - n_gone,
+                                   .pages = p->view_pages,
+                                   .n_dropped = s->view.n_dropped,
+                                   .n_sinks = s->view.n_sinks,
+                                   .recent = s->view.recent,
+                                   .turned = s->view.turned};
 }
 
 /* Row i is a child of row i / 2: it sees itself, and what its parent sees. */
@@ -114,9 +149,10 @@ static int problem_init(struct problem *p, const struct problem_spec *s)
     p->sinks = calloc(s->n_heads, sizeof(float));
     p->out = calloc((size_t)s->n_rows * s->n_heads * s->dim, sizeof(float));
     p->pages = calloc(p->n_pages, sizeof(*p->pages));
+    p->view_pages = calloc(p->n_pages, sizeof(*p->view_pages));
     p->mask = calloc((size_t)s->n_rows * ((s->n_rows + 63) / 64), sizeof(*p->mask));
     if (p->q == NULL || p->k == NULL || p->v == NULL || p->sinks == NULL || p->out == NULL ||
-        p->pages == NULL || p->mask == NULL) {
+        p->pages == NULL || p->view_pages == NULL || p->mask == NULL) {
         return -ENOMEM;
     }
     fill_random(p->q, q_floats, 1);
@@ -144,8 +180,9 @@ static int run_rows(struct problem *p, const struct gqa_attention *attention, vo
                     uint32_t first, uint32_t n, float *out)
 {
     const struct problem_spec *s = p->spec;
-    struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
     uint32_t caps = out != NULL ? s->caps : 0;
+    struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
+    table = caps & GQA_ATTN_CAP_SPARSE ? view_of(p) : table;
     struct gqa_attn_seq seq = {.n_rows = n,
                                .n_past = first,
                                .mutual = (caps & GQA_ATTN_CAP_MUTUAL) != 0,

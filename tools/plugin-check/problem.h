@@ -15,6 +15,11 @@ struct problem_spec {
     uint32_t n_past, n_rows; /* of the one sequence: past is appended first */
     uint32_t caps;           /* enum gqa_attn_caps that it uses: a tree, mutual rows, no commit */
     bool blank;              /* the tree's rows see nothing at all */
+    /* GQA_ATTN_CAP_SPARSE: how gqa_page_table has the rows; whole blocks are dropped, the first one
+     * after the sinks. */
+    struct {
+        uint32_t n_sinks, recent, n_dropped, turned;
+    } view;
 };
 
 /* The table of the matrix: i-th problem, or NULL past the end. */

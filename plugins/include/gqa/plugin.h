@@ -1,4 +1,4 @@
-/* gqa/plugin.h - the ABI between gqad and its backends, version 0.3.
+/* gqa/plugin.h - the ABI between gqad and its backends, version 0.4.
  *
  * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
  * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
@@ -23,7 +23,7 @@ extern "C" {
 
 #define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
 #define GQA_PLUGIN_ABI_MAJOR 0u
-#define GQA_PLUGIN_ABI_MINOR 3u
+#define GQA_PLUGIN_ABI_MINOR 4u
 #define GQA_PLUGIN_SYMBOL    "gqa_plugin"
 #define GQA_NOTE_NAME        "gqa"
 #define GQA_NOTE_TYPE        1u
@@ -129,22 +129,41 @@ struct gqa_attn_layer {
     uint64_t v_offset;
     uint64_t k_head_bytes; /* bytes from one group's K to the next */
     uint64_t v_head_bytes;
+    /* How q and k were rotated, for views that turn queries again; rope NULL: they were not.
+     * (Since 0.4.) */
+    const struct gqa_rope_table *rope;
+    uint32_t rope_kind; /* enum gqa_rope_kind */
 };
 
-/* The blocks of one sequence in one layer class: pages[i] holds tokens [64 i, 64 i + 64). Entries
- * that lie wholly before the window of every row of the batch may be NULL. */
+/* The blocks of one sequence in one layer class: pages[i] holds slots [64 i, 64 i + 64). Slot s is
+ * position s, unless it is a view. Entries that no row of the batch sees a slot of may be NULL.
+ *
+ * A view (GQA_ATTN_CAP_SPARSE) has let go of positions for good, so that slots are fewer: new row i
+ * has the position n_past + i and the slot n_past - n_dropped + i. With recent > 0 a row of slot s
+ * sees of the slots t <= s only
+ *
+ *     0          n_sinks           s - recent + 1          s
+ *     | sees     | does not see    | sees                  |
+ *
+ * which is all of them up to slot n_sinks + recent - 1. What a slot holds is the host's affair:
+ * positions differ by group and layer where each has its own selection, and a kept key is rotated
+ * by the position that it had.
+ *
+ * turned: rows behind slot n_sinks + recent - 1 see the sinks as if nothing lay between these and
+ * the recent ones (StreamingLLM's positions in the cache): the query meets the sinks turned back
+ * from position p to n_sinks + recent - 1, by the layer's rope, and the others as it is. */
 struct gqa_page_table {
     uint32_t n_pages;
     void *const *pages;
-    /* Sparse views (GQA_ATTN_CAP_SPARSE): slot s of group g holds position positions[g * n_slots +
-     * s]; UINT32_MAX: empty. NULL: slot s is position s. */
-    const uint32_t *positions;
-    uint32_t n_slots;
+    uint32_t n_dropped;       /* at most n_past */
+    uint32_t n_sinks, recent; /* recent 0: every slot is seen. Not in a layer with a window */
+    uint32_t turned;          /* 1: see above; recent > 0 */
 };
 
 /* One sequence's rows of a batch: rows [first_row, first_row + n_rows) are its new tokens. Row i of
- * them has the place n_past + i in the page table, which has room for it already; with commit = 0
- * the table need hold n_past tokens only, and tables may be NULL where n_past is 0.
+ * them has the place n_past + i in the page table (in a view, n_dropped less), which has room for
+ * it already; with commit = 0 the table need hold n_past tokens only, and tables may be NULL where
+ * n_past is 0. Views are for causal rows alone.
  *
  * What a row sees, of the past and of the new rows:
  *
@@ -200,7 +219,7 @@ struct gqa_attn_io {
 
 enum gqa_attn_caps {
     GQA_ATTN_CAP_SHARED = 1u << 0,
-    GQA_ATTN_CAP_SPARSE = 1u << 1,
+    GQA_ATTN_CAP_SPARSE = 1u << 1, /* views: gqa_page_table */
     GQA_ATTN_CAP_TREE = 1u << 2,
     GQA_ATTN_CAP_NO_COMMIT = 1u << 3,
     GQA_ATTN_CAP_OBSERVE = 1u << 4,
@@ -226,11 +245,13 @@ struct gqa_attention {
      * V is read once per group, for all query heads of the group together. */
     int (*attend)(void *context, const struct gqa_attn_layer *layer,
                   const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
-    /* SnapKV votes (GQA_ATTN_CAP_OBSERVE), else NULL: for the last n_observed rows of sequence seq,
-     * votes (n_kv_heads, n_tokens) += softmax weights averaged over rows and the group's heads. */
+    /* SnapKV's votes (GQA_ATTN_CAP_OBSERVE), else NULL. After append: for slots t < n_votes, none
+     * of them a new row's, votes (n_kv_heads, n_votes) += the weights that attend gives them, of
+     * the last n_observed rows of sequence seq and of the group's heads: row after row, head after
+     * head, so that votes do not depend on how rows were cut into batches. */
     int (*observe)(void *context, const struct gqa_attn_layer *layer,
                    const struct gqa_attn_batch *batch, const struct gqa_attn_io *io, uint32_t seq,
-                   uint32_t n_observed, float *votes);
+                   uint32_t n_observed, uint32_t n_votes, float *votes);
 };
 
 /* ---- gqa.program.0: the rest of a model (optional) --------------------------------------- */
