@@ -18,7 +18,6 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
     call->frame = frame;
     call->frame_bytes = bytes;
     call->method = PROTO_METHOD_COUNT;
-    ipc_buffer_init(&call->collected.logprobs);
     LIST_INSERT_HEAD(&c->calls, call, of_caller);
     c->n_calls++;
     s->n_open++;
@@ -81,9 +80,7 @@ void call_drop(struct call *call)
     free(call->frame);
     free(call->tokens);
     free(call->text);
-    free(call->collected.text);
-    free(call->collected.tokens);
-    ipc_buffer_finish(&call->collected.logprobs);
+    call_drop_collected(call);
     free(call);
 }
 

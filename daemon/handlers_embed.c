@@ -339,7 +339,7 @@ void call_deliver_embeddings(struct call *call, const struct request_event *ev)
     const uint64_t shape[2] = {ev->n_rows, call->request->embed.width};
     struct ipc_buffer *b = call_begin_event(call);
     ipc_pack_map(b, 3);
-    pack_kv_u64(b, "input", ev->input);
+    pack_kv_u64(b, "input", ev->part);
     pack_kv_u64(b, "first_row", ev->first_row);
     ipc_pack_str(b, "embeddings");
     ipc_pack_tensor_f32(b, ev->rows, shape, 2);

@@ -27,8 +27,12 @@ static void pack_logprob(struct ipc_buffer *b, const struct sampled_token *t)
 static void send_tokens(struct call *call, const struct request_event *ev)
 {
     bool with_probs = call->params.text_generate.n_probs > 0;
+    bool with_sample = call->params.text_generate.n > 1;
     struct ipc_buffer *b = call_begin_event(call);
-    ipc_pack_map(b, with_probs ? 3 : 2);
+    ipc_pack_map(b, 2u + with_probs + with_sample);
+    if (with_sample) {
+        pack_kv_u64(b, "sample", ev->part);
+    }
     ipc_pack_str(b, "text");
     ipc_pack_text(b, ev->text_bytes ? ev->text : "", ev->text_bytes);
     pack_kv_array(b, "tokens", ev->n_tokens);
@@ -60,9 +64,35 @@ static int grow(void **data, size_t *capacity, size_t needed, size_t item_bytes)
     return 0;
 }
 
+static struct call_collected *collected_of(struct call *call, uint32_t sample)
+{
+    uint32_t n = call->params.text_generate.n;
+    if (!call->collected) {
+        call->collected = calloc(n, sizeof(*call->collected));
+        call->n_collected = call->collected ? n : 0;
+        for (uint32_t i = 0; i < call->n_collected; i++) {
+            ipc_buffer_init(&call->collected[i].logprobs);
+        }
+    }
+    return call->collected ? &call->collected[sample] : NULL;
+}
+
+void call_drop_collected(struct call *call)
+{
+    for (uint32_t i = 0; i < call->n_collected; i++) {
+        free(call->collected[i].text);
+        free(call->collected[i].tokens);
+        ipc_buffer_finish(&call->collected[i].logprobs);
+    }
+    free(call->collected);
+}
+
 static int collect_tokens(struct call *call, const struct request_event *ev)
 {
-    struct call_collected *c = &call->collected;
+    struct call_collected *c = collected_of(call, ev->part);
+    if (!c) {
+        return -ENOMEM;
+    }
     if (grow((void **)&c->text, &c->text_capacity, c->text_bytes + ev->text_bytes, 1) < 0 ||
         grow((void **)&c->tokens, &c->tokens_capacity, c->n_tokens + ev->n_tokens,
              sizeof(*c->tokens)) < 0) {
@@ -85,8 +115,8 @@ static void deliver_tokens(struct call *call, const struct request_event *ev)
 {
     if (call->params.text_generate.stream) {
         send_tokens(call, ev);
-    } else if (collect_tokens(call, ev) < 0 && !call->collected.failed) {
-        call->collected.failed = true;
+    } else if (collect_tokens(call, ev) < 0 && !call->collecting_failed) {
+        call->collecting_failed = true;
         engine_cancel(call->service->engine, call->request);
     }
 }
@@ -122,9 +152,9 @@ static void pack_timings(struct ipc_buffer *b, const struct request *r)
     pack_kv_f64(b, "first_token_ms", t->first_token_ms);
     pack_kv_f64(b, "predict_ms", t->predict_ms);
     pack_kv_f64(b, "prompt_per_second", per_second(r->n_prompt - r->n_cached, t->prompt_ms));
-    /* predict_ms runs from the first token, which the prompt gave, to the last. */
-    pack_kv_f64(b, "predicted_per_second",
-                per_second(r->n_generated > 0 ? r->n_generated - 1 : 0, t->predict_ms));
+    /* predict_ms runs from the first tokens, which the prompt gave, to the last one. */
+    uint32_t n_later = r->n_generated > r->n_samples ? r->n_generated - r->n_samples : 0;
+    pack_kv_f64(b, "predicted_per_second", per_second(n_later, t->predict_ms));
     pack_kv_f64(b, "prefill_ms", t->prefill_ms);
     pack_kv_f64(b, "decode_ms", t->decode_ms);
     pack_kv_f64(b, "sampling_ms", t->sampling_ms);
@@ -133,9 +163,13 @@ static void pack_timings(struct ipc_buffer *b, const struct request *r)
     pack_kv_u64(b, "n_preempted", r->n_preempted);
 }
 
-static void pack_collected(struct call *call, struct ipc_buffer *b)
+static const struct call_collected nothing_collected;
+
+/* The text, tokens and logprobs of a sample. */
+static void pack_collected(struct call *call, struct ipc_buffer *b, uint32_t sample)
 {
-    const struct call_collected *c = &call->collected;
+    const struct call_collected *c =
+        call->collected ? &call->collected[sample] : &nothing_collected;
     ipc_pack_str(b, "text");
     ipc_pack_text(b, c->text_bytes ? c->text : "", c->text_bytes);
     ipc_pack_str(b, "tokens");
@@ -155,20 +189,46 @@ static const char *cache_source(const struct request *r)
     return r->store_blocks == 0 ? "memory" : r->store_blocks == r->hit_blocks ? "store" : "mixed";
 }
 
+static size_t n_collected_keys(const struct proto_text_generate *p)
+{
+    return p->stream ? 0 : p->n_probs > 0 ? 3 : 2;
+}
+
+/* How a sample ended: finish, and stop where that was why. */
+static void pack_finish(struct ipc_buffer *b, const struct request *r, uint32_t sample)
+{
+    const struct request_sample *s = &r->samples[sample];
+    pack_kv_str(b, "finish", request_finish_name(s->finish));
+    if (s->stop_index >= 0) {
+        ipc_pack_str(b, "stop");
+        ipc_pack_text(b, r->stops[s->stop_index], r->stop_bytes[s->stop_index]);
+    }
+}
+
+static void pack_samples(struct call *call, struct ipc_buffer *b, const struct request *r)
+{
+    const struct proto_text_generate *p = &call->params.text_generate;
+    pack_kv_array(b, "samples", r->n_samples);
+    for (uint32_t i = 0; i < r->n_samples; i++) {
+        ipc_pack_map(b, 3 + (r->samples[i].stop_index >= 0) + n_collected_keys(p));
+        pack_finish(b, r, i);
+        pack_kv_u64(b, "n_generated", r->samples[i].n_generated);
+        pack_kv_u64(b, "seed", request_seed(r, i));
+        if (!p->stream) {
+            pack_collected(call, b, i);
+        }
+    }
+}
+
+/* What a request of one sample gives; with more the first of them stands there too, so that who
+ * does not know of samples is told no nonsense. */
 static void answer_generate(struct call *call, const struct request *r)
 {
     const struct proto_text_generate *p = &call->params.text_generate;
-    bool stopped =
-        r->finish == FINISH_STOP && r->stop_index >= 0 && (size_t)r->stop_index < r->n_stops;
-    size_t n_collected = p->stream ? 0 : (p->n_probs > 0 ? 3 : 2);
-
+    bool many = r->n_samples > 1;
     struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 7 + (stopped ? 1 : 0) + n_collected);
-    pack_kv_str(b, "finish", request_finish_name(r->finish));
-    if (stopped) {
-        ipc_pack_str(b, "stop");
-        ipc_pack_text(b, r->stops[r->stop_index], r->stop_bytes[r->stop_index]);
-    }
+    ipc_pack_map(b, 7 + (r->samples[0].stop_index >= 0) + many + n_collected_keys(p));
+    pack_finish(b, r, 0);
     pack_kv_u64(b, "n_prompt", r->n_prompt);
     pack_kv_u64(b, "n_cached", r->n_cached);
     pack_kv_u64(b, "n_generated", r->n_generated);
@@ -178,8 +238,11 @@ static void answer_generate(struct call *call, const struct request *r)
     pack_kv_u64(b, "hit_blocks", r->hit_blocks);
     pack_kv_str(b, "source", cache_source(r));
     pack_kv_str(b, "miss_reason", kv_miss_text(r->miss));
+    if (many) {
+        pack_samples(call, b, r);
+    }
     if (!p->stream) {
-        pack_collected(call, b);
+        pack_collected(call, b, 0);
     }
     call_end(call);
 }
@@ -187,7 +250,12 @@ static void answer_generate(struct call *call, const struct request *r)
 /* Cancelled before the engine had it: the same result, with nothing done. */
 void call_finish_cancelled_generate(struct call *call)
 {
-    const struct request nothing = {.finish = FINISH_CANCELLED, .stop_index = -1};
+    struct request_sample samples[REQUEST_SAMPLES_MAX];
+    for (uint32_t i = 0; i < REQUEST_SAMPLES_MAX; i++) {
+        samples[i] = (struct request_sample){.finish = FINISH_CANCELLED, .stop_index = -1};
+    }
+    const struct request nothing = {
+        .finish = FINISH_CANCELLED, .n_samples = call->params.text_generate.n, .samples = samples};
     answer_generate(call, &nothing);
 }
 
@@ -214,7 +282,7 @@ static void deliver_done(struct call *call)
 {
     const struct request *r = call->request;
     call->wait = CALL_WAIT_NOTHING;
-    if (call->collected.failed) {
+    if (call->collecting_failed) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory to collect the result; use stream");
     } else if (r->finish == FINISH_ERROR) {
         call_fail(call, r->error ? r->error : PROTO_E_INTERNAL, "%s", r->error_message);

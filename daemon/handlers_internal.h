@@ -19,14 +19,13 @@ enum call_wait {
     CALL_WAIT_DRAIN   /* among service->drains */
 };
 
-/* What a request with stream=false has collected so far. */
+/* What a sample of a request with stream=false has collected so far. */
 struct call_collected {
     char *text;
     size_t text_bytes, text_capacity;
     int32_t *tokens;
     size_t n_tokens, tokens_capacity;
     struct ipc_buffer logprobs; /* packed entries, n_tokens of them */
-    bool failed;                /* no memory: the request is being cancelled */
 };
 
 /* A text on its way to tokens. */
@@ -77,8 +76,10 @@ struct call {
     struct transfer *transfer; /* of kv.export and kv.import */
     void (*prepared)(struct call *call); /* goes on when the request's sampling is ready */
     struct fmt_error prepare_error;
-    size_t held_bytes; /* of events packed for a congested caller */
-    struct call_collected collected;
+    size_t held_bytes;                /* of events packed for a congested caller */
+    struct call_collected *collected; /* (n_collected), one per sample; or NULL: nothing so far */
+    uint32_t n_collected;
+    bool collecting_failed; /* no memory: the request is being cancelled */
 };
 
 /* A model that is being unloaded: it takes no new requests, and its last one ends it. */
@@ -181,6 +182,7 @@ bool call_check_tokens(struct call *call, const char *field, struct proto_tokens
 /* True: bytes were delivered, of which the engine should hear. */
 bool call_deliver(struct call *call, struct request_event *ev);
 void call_release_held(struct call *call); /* held_bytes are delivered now */
+void call_drop_collected(struct call *call);
 void call_finish_cancelled_generate(struct call *call);
 
 /* The realm whose cached blocks the caller shares. */

@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a result with stream=false may take in one message; logprobs are the only large part. */
+/* What a result with stream=false may take in one message; logprobs and many samples make it large.
+ */
 #define COLLECTED_BYTES_MAX (PROTO_FRAME_BYTES_MAX / 2)
 #define PACKED_PROB_BYTES   16u
 
@@ -164,7 +165,7 @@ static struct quota_amounts amounts_of(const struct request *r)
     for (size_t i = 0; i < r->embed.n_inputs; i++) {
         n_tokens += r->embed.inputs[i].n_tokens;
     }
-    uint64_t n_sequences = r->kind == REQUEST_EMBED ? r->embed.n_inputs : 1;
+    uint64_t n_sequences = r->kind == REQUEST_EMBED ? r->embed.n_inputs : r->n_samples;
     return (struct quota_amounts){.of = {[QUOTA_QUEUED_REQUESTS] = 1,
                                          [QUOTA_QUEUED_TOKENS] = n_tokens,
                                          [QUOTA_SEQUENCES] = n_sequences}};
@@ -211,11 +212,12 @@ static bool check_generate(struct call *call)
         }
         p->n_predict = p->max_tokens;
     }
-    uint64_t probs_bytes = (uint64_t)p->n_predict * (p->n_probs + 1) * PACKED_PROB_BYTES;
-    if (!p->stream && p->n_probs > 0 && probs_bytes > COLLECTED_BYTES_MAX) {
+    bool large = p->n_probs > 0 || p->n > 1;
+    uint64_t bytes = (uint64_t)p->n * p->n_predict * (p->n_probs + 1) * PACKED_PROB_BYTES;
+    if (!p->stream && large && bytes > COLLECTED_BYTES_MAX) {
         call_fail(call, PROTO_E_INVALID_PARAMS,
-                  "'n_probs': with 'n_predict' %u the result would not fit a message; use 'stream'",
-                  p->n_predict);
+                  "'%s': with 'n_predict' %u the result would not fit a message; use 'stream'",
+                  p->n_probs > 0 ? "n_probs" : "n", p->n_predict);
         return false;
     }
     return true;
@@ -270,7 +272,8 @@ static void generate_submit(struct call *call)
     if (!call_fill_scheduling(call, p->priority, p->deadline_ms)) {
         return;
     }
-    if (call_fill_sampling(call) < 0 || copy_stops(r, p->stop) < 0) {
+    if (request_set_samples(r, p->n) < 0 || call_fill_sampling(call) < 0 ||
+        copy_stops(r, p->stop) < 0) {
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a request");
         return;
     }

@@ -2,6 +2,7 @@
 
 #include "daemon/model/dry_breakers.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 const char *request_finish_name(enum request_finish finish)
@@ -40,8 +41,31 @@ struct request *request_create(enum request_kind kind, struct model *model)
     r->kind = kind;
     r->model = model_ref(model);
     r->sampling = sampler_params_default();
-    r->stop_index = -1;
+    if (request_set_samples(r, 1) < 0) {
+        request_destroy(r);
+        return NULL;
+    }
     return r;
+}
+
+int request_set_samples(struct request *r, uint32_t n)
+{
+    struct request_sample *samples = calloc(n, sizeof(*samples));
+    if (!samples) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        samples[i].stop_index = -1;
+    }
+    free(r->samples);
+    r->samples = samples;
+    r->n_samples = n;
+    return 0;
+}
+
+uint64_t request_seed(const struct request *r, uint32_t sample)
+{
+    return r->sampling.seed + sample;
 }
 
 /* Far above what a reader that keeps up leaves behind, and little beside the KV that it holds. */
@@ -63,6 +87,7 @@ void request_destroy(struct request *r)
     }
     free(r->stops);
     free(r->stop_bytes);
+    free(r->samples);
     free(r->tokens);
     for (size_t i = 0; i < r->embed.n_inputs; i++) {
         free(r->embed.inputs[i].tokens);

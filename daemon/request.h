@@ -68,6 +68,16 @@ struct request_embed {
     float *vectors; /* (n_inputs, width), owned; NULL with POOLING_NONE, whose rows are events */
 };
 
+/* One continuation of a REQUEST_GENERATE's prompt. Samples share the prompt's KV, and draw with
+ * seeds that follow one another (request_seed), so that the first is what a request of one gives,
+ * and any of them can be had alone. */
+struct request_sample {
+    enum request_finish finish; /* NONE while it goes on */
+    int stop_index;             /* FINISH_STOP: which one */
+    uint32_t n_generated;
+};
+#define REQUEST_SAMPLES_MAX PROTO_SAMPLES_MAX
+
 struct request {
     /* Written by the loop before submission, then constant. */
     enum request_kind kind;
@@ -75,7 +85,8 @@ struct request {
     uid_t uid;
     int32_t *tokens; /* owned; at least one, but for EMBED */
     size_t n_tokens;
-    uint32_t n_predict;
+    uint32_t n_predict;             /* of each sample */
+    uint32_t n_samples;             /* of a GENERATE; 1 unless request_set_samples() */
     struct sampler_params sampling; /* its arrays are owned by the request */
     struct grammar *grammar;        /* that the text follows, owned; or NULL */
     char **stops;                   /* owned */
@@ -103,16 +114,16 @@ struct request {
     } seen;
 
     /* Written by the engine, read by the loop with the DONE event. */
-    enum request_finish finish;
-    int stop_index; /* FINISH_STOP: which one */
+    enum request_finish finish; /* of all; of samples that all ended by themselves the first's */
+    struct request_sample *samples; /* (n_samples), owned */
     enum proto_error_code error;
     char error_message[256];
-    uint32_t n_prompt, n_cached, n_generated;
-    uint32_t hit_blocks, store_blocks; /* adopted; of these from the store */
-    enum kv_miss miss;                 /* why no more of them */
-    uint32_t n_pinned;                 /* tokens, of whole blocks */
-    uint32_t n_steps;                  /* that had a row of it */
-    uint32_t n_preempted;              /* so often it gave way */
+    uint32_t n_prompt, n_cached, n_generated; /* n_generated: of all samples */
+    uint32_t hit_blocks, store_blocks;        /* adopted; of these from the store */
+    enum kv_miss miss;                        /* why no more of them */
+    uint32_t n_pinned;                        /* tokens, of whole blocks */
+    uint32_t n_steps;                         /* that had a row of it */
+    uint32_t n_preempted;                     /* so often it gave way */
     struct request_timings timings;
     uint64_t submitted_ns;
 
@@ -122,6 +133,7 @@ struct request {
     struct fair_user *user; /* while it is open */
     uint64_t turn_ns;       /* its place in its user's line */
     uint64_t skipped;       /* the round of admission that has passed it by */
+    uint64_t noted_turn;    /* the last step that n_steps counts */
     double needed_ms;       /* at least, for its deadline; below 0: not estimated yet */
     bool is_queued;
     size_t next_input;                /* EMBED: the first that was not begun */
@@ -131,6 +143,10 @@ struct request {
 
 /* A zeroed request with defaults; request_destroy frees what it owns and drops the model. */
 struct request *request_create(enum request_kind kind, struct model *model);
+/* Before submission, of a GENERATE: 1 to REQUEST_SAMPLES_MAX. -ENOMEM. */
+int request_set_samples(struct request *r, uint32_t n);
+/* That a sample draws with: sampling.seed + sample, modulo 2^64. */
+uint64_t request_seed(const struct request *r, uint32_t sample);
 void request_destroy(struct request *r); /* NULL is legal */
 
 /* Whether more of its events wait for delivery than may: it rests until its reader catches up. */
@@ -151,9 +167,9 @@ struct request_event {
     const char *text;
     size_t text_bytes;
     /* ROWS: logits (n_rows, n_vocab) or logprobs (n_rows) from first_row on; or embeddings (n_rows,
-     * embed.width) of that input. */
+     * embed.width) of the input that part names. */
     uint32_t first_row, n_rows;
-    uint32_t input;
+    uint32_t part; /* which input of an EMBED, which sample of a GENERATE */
     const float *rows;
 };
 

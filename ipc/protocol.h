@@ -37,6 +37,7 @@
 #define PROTO_BREAKER_BYTES_MAX  40u
 #define PROTO_PRIORITY_MAX       8
 #define PROTO_INPUTS_MAX         2048u
+#define PROTO_SAMPLES_MAX        64u
 #define PROTO_KV_PIECE_BYTES_MAX (4u << 20) /* of a block that is exported or imported */
 
 /* Who may call a method. OWN acts on the caller's realm only; ADMIN is uid 0, the daemon's own
@@ -122,6 +123,7 @@ enum proto_field_type {
     F(BOOL, parse_special, OPTIONAL, 0, 1, 1, "control tokens written in the prompt count")       \
     F(U32, n_predict, OPTIONAL, 0, 1u << 24, 128, "most tokens to generate")                      \
     F(U32, max_tokens, OPTIONAL, 0, 1u << 24, 128, "another name of n_predict")                   \
+    F(U32, n, OPTIONAL, 1, PROTO_SAMPLES_MAX, 1, "samples: continuations of the prompt")          \
     F(STRINGS, samplers, OPTIONAL, 0, PROTO_SAMPLERS_MAX, 0,                                      \
       "the chain, in order; absent: the usual one")                                               \
     F(F32, temperature, OPTIONAL, 0, 1000, 0.8, "0: greedy")                                      \

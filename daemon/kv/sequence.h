@@ -94,6 +94,13 @@ bool kv_sequence_follows(const struct kv_sequence *s, const struct kv_text *text
                          const struct kv_sequence *other, const struct kv_text *other_text,
                          uint32_t other_limit);
 
+/* Whether s may begin with the first n_tokens of another, which goes on; and that beginning. Whole
+ * blocks are shared, the rest of the last one is copied (or, without memory, left to be computed).
+ * s holds no block, and is of the same layout and space. -ENOMEM: it still holds none. */
+bool kv_sequence_can_fork(const struct kv_sequence *s, const struct kv_sequence *from,
+                          uint32_t n_tokens);
+int kv_sequence_fork(struct kv_sequence *s, const struct kv_sequence *from, uint32_t n_tokens);
+
 /* The prompt is computed, or the sequence ends: what its windowed classes hold now is worth saving,
  * since others will go on from here. */
 void kv_sequence_checkpoint(struct kv_sequence *s);

@@ -37,7 +37,7 @@ static uint32_t flags_at(const struct kv_text *text, uint32_t index)
 
 /* ---- nodes of a sequence ----------------------------------------------------------------- */
 
-static bool grow_nodes(struct kv_sequence *s, uint32_t n)
+bool kv_sequence_grow_nodes(struct kv_sequence *s, uint32_t n)
 {
     if (n <= s->nodes_capacity) {
         return true;
@@ -82,7 +82,7 @@ static bool seal_one(struct kv_sequence *s, const struct kv_text *text)
     uint32_t flags = flags_at(text, i);
     struct kv_key key = kv_tree_next_key(&space->tree, s->last_key, tokens, flags);
     struct kv_node *n;
-    int rc = grow_nodes(s, i + 1)
+    int rc = kv_sequence_grow_nodes(s, i + 1)
                  ? kv_tree_insert(&space->tree, key, s->last_key, i, flags, tokens, &n)
                  : -ENOMEM;
     if (rc == -EEXIST && memcmp(n->tokens, tokens, sizeof(n->tokens)) != 0) {
@@ -257,7 +257,7 @@ static int grow_for(struct kv_sequence *s, uint32_t n_blocks)
             return -ENOMEM;
         }
     }
-    return grow_nodes(s, n_blocks) ? 0 : -ENOMEM;
+    return kv_sequence_grow_nodes(s, n_blocks) ? 0 : -ENOMEM;
 }
 
 /* Blocks that were reserved but not written give way to adopted ones. */

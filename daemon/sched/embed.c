@@ -53,7 +53,7 @@ static void softmax(float *x, uint32_t n)
 static void take_vector(struct sequence *s, const float *row)
 {
     const struct request_embed *e = &s->request->embed;
-    float *vector = e->vectors + s->input * e->width;
+    float *vector = e->vectors + s->part * e->width;
     memcpy(vector, row, e->width * sizeof(*vector));
     if (e->pooling != POOLING_RANK) {
         embedding_normalise(vector, e->width, e->norm);
@@ -75,7 +75,7 @@ static void add_rows(struct sequence *s, const float *rows, uint32_t n_embd)
 static void take_mean(struct sequence *s)
 {
     const struct request_embed *e = &s->request->embed;
-    float *vector = e->vectors + s->input * e->width;
+    float *vector = e->vectors + s->part * e->width;
     for (uint32_t k = 0; k < e->width; k++) {
         vector[k] = (float)(s->sums[k] / (double)s->n_prompt);
     }

@@ -28,23 +28,34 @@ uint64_t engine_bytes_free(const struct engine *e)
 
 /* ---- places ------------------------------------------------------------------------------ */
 
-/* Bytes of blocks that a sequence needs soon. */
+/* Bytes of blocks that a sequence needs soon, without those that others account for. */
 static uint64_t bytes_soon(const struct engine *e, const struct request *r,
-                           const struct sequence *s)
+                           const struct sequence *s, uint32_t charged_tokens)
 {
+    const struct kv_layout *layout = model_kv_layout(r->model);
     uint64_t total = sequence_tokens_most(r, s);
     uint64_t soon = (s != NULL ? s->n_tokens : sequence_tokens_first(r)) + ADMIT_AHEAD;
-    return kv_sequence_block_bytes(model_kv_layout(r->model), soon < total ? soon : total,
-                                   e->options.n_batch);
+    return kv_sequence_block_bytes(layout, soon < total ? soon : total, e->options.n_batch) -
+           kv_sequence_block_bytes(layout, charged_tokens, e->options.n_batch);
+}
+
+void engine_charge(struct engine *e, struct sequence *s)
+{
+    e->bytes_committed -= s->bytes_committed;
+    s->bytes_committed = bytes_soon(e, s->request, s, s->charged_tokens);
+    s->covered_tokens = s->n_tokens + ADMIT_AHEAD;
+    e->bytes_committed += s->bytes_committed;
 }
 
 static void take_place(struct engine *e, struct sequence *s, int32_t level)
 {
     s->level = s->has_had_place && s->level > level ? s->level : level;
+    struct sequence *source = engine_find_source(e, s);
+    if (source != NULL) {
+        engine_share_prompt(s, source);
+    }
     s->has_place = s->has_had_place = true;
-    s->bytes_committed = bytes_soon(e, s->request, s);
-    s->covered_tokens = s->n_tokens + ADMIT_AHEAD;
-    e->bytes_committed += s->bytes_committed;
+    engine_charge(e, s);
     s->last_turn = e->turn;
     s->n_starved = 0;
     pthread_mutex_lock(&e->lock);
@@ -62,6 +73,8 @@ void engine_leave_place(struct engine *e, struct sequence *s)
     s->has_place = false;
     e->bytes_committed -= s->bytes_committed;
     s->bytes_committed = 0;
+    engine_pass_prompt_on(e, s);
+    s->charged_tokens = 0;
     pthread_mutex_lock(&e->lock);
     e->n_running--;
     s->request->user->n_running--;
@@ -72,10 +85,7 @@ void engine_commit_growth(struct engine *e)
 {
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
         if (s->has_place && s->n_tokens >= s->covered_tokens) {
-            e->bytes_committed -= s->bytes_committed;
-            s->bytes_committed = bytes_soon(e, s->request, s);
-            s->covered_tokens = s->n_tokens + ADMIT_AHEAD;
-            e->bytes_committed += s->bytes_committed;
+            engine_charge(e, s);
         }
     }
 }
@@ -171,6 +181,19 @@ static void take_off(struct engine *e, struct request *r, bool ended)
     pthread_mutex_unlock(&e->lock);
 }
 
+void engine_add_sequence(struct engine *e, struct sequence *s)
+{
+    s->number = ++e->n_started;
+    s->request->n_sequences++;
+    pthread_mutex_lock(&e->lock);
+    struct sequence **end = &e->running;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = s;
+    pthread_mutex_unlock(&e->lock);
+}
+
 static int start_sequence(struct engine *e, struct request *r, struct kv_space *space,
                           int32_t level)
 {
@@ -179,21 +202,13 @@ static int start_sequence(struct engine *e, struct request *r, struct kv_space *
     if (rc < 0) {
         return rc;
     }
-    s->number = ++e->n_started;
     s->started_ns = engine_now_ns();
     if (r->n_prompt == 0) {
         engine_note_latency(e, &e->latency.queue, r->submitted_ns, s->started_ns);
     }
     r->n_prompt += (uint32_t)s->n_prompt;
     r->next_input++;
-    r->n_sequences++;
-    pthread_mutex_lock(&e->lock);
-    struct sequence **end = &e->running;
-    while (*end != NULL) {
-        end = &(*end)->next;
-    }
-    *end = s;
-    pthread_mutex_unlock(&e->lock);
+    engine_add_sequence(e, s);
     take_place(e, s, level);
     return 0;
 }
@@ -234,8 +249,13 @@ static bool can_ever_fit(struct engine *e, struct request *r)
 
 static bool fits(const struct engine *e, const struct candidate *c)
 {
-    return e->n_running < e->options.n_parallel &&
-           bytes_soon(e, c->request, c->sequence) <= engine_bytes_free(e);
+    const struct sequence *s = c->sequence;
+    if (e->n_running >= e->options.n_parallel) {
+        return false;
+    }
+    bool shares = s != NULL && engine_find_source(e, s) != NULL;
+    return bytes_soon(e, c->request, s, shares ? sequence_shared_tokens(s) : 0) <=
+           engine_bytes_free(e);
 }
 
 /* Tries to give a place to the first in the order. False: nobody can get one now. */

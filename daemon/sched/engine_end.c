@@ -18,11 +18,26 @@ void engine_request_fail(struct request *r, enum proto_error_code code, const ch
     }
 }
 
+/* What ended the request ended the samples that went on until then. Where there were none, it has
+ * come too late to matter. */
+static void settle_samples(struct request *r)
+{
+    bool all_ended = r->kind == REQUEST_GENERATE && r->finish != FINISH_ERROR;
+    for (uint32_t i = 0; i < r->n_samples; i++) {
+        if (r->samples[i].finish == FINISH_NONE) {
+            r->samples[i].finish = r->finish;
+            all_ended = false;
+        }
+    }
+    r->finish = all_ended ? r->samples[0].finish : r->finish;
+}
+
 void engine_settle(struct engine *e, struct request *r)
 {
     if (r->is_queued || r->n_sequences > 0) {
         return;
     }
+    settle_samples(r);
     if (r->finish == FINISH_NONE) {
         r->finish = FINISH_LENGTH; /* all inputs of an EMBED are done */
     }

@@ -96,6 +96,23 @@ void engine_leave_place(struct engine *e, struct sequence *s);
 /* Whose blocks the request shares, or NULL. False: what its store holds is not known yet. */
 bool engine_find_space(struct engine *e, const struct request *r, struct kv_space **ret);
 
+/* Adds a sequence of the request to the running, at their end and without a place. */
+void engine_add_sequence(struct engine *e, struct sequence *s);
+/* Counts anew what the sequence, which has a place, needs soon of the arena's bound. */
+void engine_charge(struct engine *e, struct sequence *s);
+
+/* ---- samples of one prompt (engine_samples.c) ---- */
+
+/* s has computed the prompt: the request's other samples begin, without a place so far. Each draws
+ * its first token from the same logits (n_vocab). Returns as publish_token(). */
+int engine_begin_samples(struct engine *e, struct sequence *s, const float *logits, uint64_t now);
+/* A sample with a place from which s, which holds no block, can take the prompt; or NULL. */
+struct sequence *engine_find_source(const struct engine *e, const struct sequence *s);
+/* s has a place now: takes the prompt from source. */
+void engine_share_prompt(struct sequence *s, const struct sequence *source);
+/* s lets go of its place: another sample accounts for the prompt from now on. */
+void engine_pass_prompt_on(struct engine *e, const struct sequence *s);
+
 /* ---- giving way (engine_preempt.c) ---- */
 
 void engine_preempt(struct engine *e, struct sequence *s);

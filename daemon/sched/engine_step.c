@@ -101,6 +101,19 @@ static void fail_damaged(struct engine *e, const struct model *model)
     }
 }
 
+/* The next token of a generation, from its logits (n_vocab). */
+static int publish_generated(struct engine *e, struct sequence *s, const float *logits,
+                             uint64_t now)
+{
+    const struct request *r = s->request;
+    uint64_t token_before_ns = s->last_token_ns;
+    int rc = publish_token(&e->publisher, s, logits, now);
+    atomic_fetch_add(&e->n_generated_tokens, rc == 0);
+    engine_note_latency(e, token_before_ns == 0 ? &e->latency.first_token : &e->latency.inter_token,
+                        token_before_ns == 0 ? r->submitted_ns : token_before_ns, now);
+    return rc;
+}
+
 /* What one member makes of its part of the step's outputs. */
 static void publish_member(struct engine *e, struct sequence *s, const struct model_outputs *out,
                            uint64_t now)
@@ -110,7 +123,6 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
     bool prompt_ended = s->prompt_done_ns == 0 && s->kv.n_tokens >= s->n_prompt;
     const float *rows =
         out->logits != NULL ? out->logits + (size_t)s->step_first_out * n_vocab : NULL;
-    uint64_t token_before_ns = s->last_token_ns;
     int rc = 0;
     if (prompt_ended) {
         s->prompt_done_ns = now;
@@ -130,11 +142,8 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
     } else if (s->step_outs > 0 && r->n_predict == 0) {
         r->finish = FINISH_LENGTH;
     } else if (s->step_outs > 0) {
-        rc = publish_token(&e->publisher, s, rows, now);
-        atomic_fetch_add(&e->n_generated_tokens, rc == 0);
-        engine_note_latency(
-            e, token_before_ns == 0 ? &e->latency.first_token : &e->latency.inter_token,
-            token_before_ns == 0 ? r->submitted_ns : token_before_ns, now);
+        rc = publish_generated(e, s, rows, now);
+        rc = rc == 0 && prompt_ended ? engine_begin_samples(e, s, rows, now) : rc;
     }
     engine_note_state(s);
     if (rc == -ENODATA) {

@@ -33,8 +33,11 @@ void engine_note_step(struct engine *e, uint64_t step_ns)
         struct sequence *s = b->members[i];
         struct request *r = s->request;
         bool prompt = s->prompt_done_ns == 0;
-        r->n_steps++;
-        *(prompt ? &r->timings.prefill_ms : &r->timings.decode_ms) += ms;
+        if (r->noted_turn != e->turn) { /* once, however many of its sequences take part */
+            r->noted_turn = e->turn;
+            r->n_steps++;
+            *(prompt ? &r->timings.prefill_ms : &r->timings.decode_ms) += ms;
+        }
         *(prompt ? &r->user->tokens_prompt : &r->user->tokens_generated) += s->step_rows;
         fair_charge(&e->fair, r->user, s->step_rows);
     }

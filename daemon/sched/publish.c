@@ -23,6 +23,7 @@ static int emit_tokens(const struct publisher *p, struct sequence *s,
     char *tail = (char *)(e + 1);
     e->kind = REQUEST_TOKENS;
     e->request = s->request;
+    e->part = (uint32_t)s->part;
     if (token != NULL) {
         memcpy(tail, token, token_bytes);
         e->tokens = (const struct sampled_token *)tail;
@@ -39,22 +40,15 @@ static int emit_tokens(const struct publisher *p, struct sequence *s,
     return 0;
 }
 
-static void finish(struct request *r, enum request_finish how)
-{
-    if (r->finish == FINISH_NONE) {
-        r->finish = how;
-    }
-}
-
 /* Limits that end a generation after this token. */
 static void check_limits(struct sequence *s, uint64_t now_ns)
 {
-    struct request *r = s->request;
-    if (r->n_generated >= r->n_predict || s->n_tokens >= model_n_ctx(r->model)) {
-        finish(r, FINISH_LENGTH);
+    const struct request *r = s->request;
+    if (sequence_sample(s)->n_generated >= r->n_predict || s->n_tokens >= model_n_ctx(r->model)) {
+        sequence_end_sample(s, FINISH_LENGTH);
     } else if (r->t_max_predict_ms > 0 &&
                now_ns - s->prompt_done_ns > (uint64_t)r->t_max_predict_ms * 1000000u) {
-        finish(r, FINISH_TIME);
+        sequence_end_sample(s, FINISH_TIME);
     }
 }
 
@@ -79,12 +73,13 @@ int publish_token(const struct publisher *p, struct sequence *s, const float *lo
         return rc;
     }
     r->n_generated++;
+    sequence_sample(s)->n_generated++;
     s->last_token_ns = now_ns;
     const char *text = "";
     size_t text_bytes = 0;
     const struct tokenizer *tokenizer = model_tokenizer(r->model);
     if (tokenizer_is_eog(tokenizer, token.token)) {
-        finish(r, FINISH_EOS);
+        sequence_end_sample(s, FINISH_EOS);
     } else {
         struct gguf_string piece = {"", 0};
         int stop = -1;
@@ -95,11 +90,12 @@ int publish_token(const struct publisher *p, struct sequence *s, const float *lo
             return rc;
         }
         if (stop >= 0) {
-            r->stop_index = stop;
-            finish(r, FINISH_STOP);
+            sequence_sample(s)->stop_index = stop;
+            sequence_end_sample(s, FINISH_STOP);
         }
         if (sampler_is_complete(s->sampler)) {
-            finish(r, FINISH_EOS); /* nothing but an end-of-generation token could follow */
+            sequence_end_sample(
+                s, FINISH_EOS); /* nothing but an end-of-generation token could follow */
         }
     }
     check_limits(s, now_ns);
@@ -110,7 +106,7 @@ int publish_rest(const struct publisher *p, struct sequence *s)
 {
     const char *text = "";
     size_t text_bytes = 0;
-    if (s->text == NULL || s->request->finish == FINISH_STOP) {
+    if (s->text == NULL || sequence_sample(s)->finish == FINISH_STOP) {
         return 0;
     }
     int rc = text_stream_flush(s->text, &text, &text_bytes);
@@ -141,7 +137,7 @@ static struct request_event *rows_event(struct sequence *s, uint32_t first_row, 
     }
     e->kind = REQUEST_ROWS;
     e->request = s->request;
-    e->input = (uint32_t)s->input;
+    e->part = (uint32_t)s->part;
     e->first_row = first_row;
     e->n_rows = n_rows;
     e->rows = (const float *)(e + 1);

@@ -13,7 +13,7 @@ struct publisher {
 };
 
 /* Samples the next token from its logits (n_vocab), and emits what may be shown. The sequence goes
- * on while request->finish stays FINISH_NONE. -EDOM: the logits are not numbers; -ENOMEM. */
+ * on until it is finished. -EDOM: the logits are not numbers; -ENOMEM. */
 int publish_token(const struct publisher *p, struct sequence *s, const float *logits,
                   uint64_t now_ns);
 

@@ -109,6 +109,7 @@ static int create_sampler(struct sequence *s)
     struct request *r = s->request;
     struct sampler_params params = r->sampling;
     int32_t *eog = NULL;
+    params.seed = request_seed(r, (uint32_t)s->part);
     if (r->ignore_eos) {
         size_t n_eog = 0;
         int rc = find_eog(model_tokenizer(r->model), &eog, &n_eog);
@@ -127,16 +128,15 @@ static int create_sampler(struct sequence *s)
     return rc < 0 ? rc : constrain(s);
 }
 
-int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
-                    struct sequence **ret)
+static int create(struct request *r, size_t part, struct request_input prompt,
+                  struct kv_cache *cache, struct kv_space *space, struct sequence **ret)
 {
     struct sequence *s = calloc(1, sizeof(*s));
     if (s == NULL) {
         return -ENOMEM;
     }
-    struct request_input prompt = next_prompt(r);
     s->request = r;
-    s->input = r->next_input;
+    s->part = part;
     kv_sequence_init(&s->kv, model_kv_layout(r->model), cache, space, r->cache_exact);
     s->capacity = prompt.n_tokens + 64;
     s->tokens = malloc(s->capacity * sizeof(*s->tokens));
@@ -161,6 +161,38 @@ int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *
     }
     *ret = s;
     return 0;
+}
+
+int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
+                    struct sequence **ret)
+{
+    return create(r, r->next_input, next_prompt(r), cache, space, ret);
+}
+
+int sequence_create_sample(const struct sequence *s, size_t sample, struct sequence **ret)
+{
+    struct request_input prompt = {s->tokens, s->n_prompt};
+    int rc = create(s->request, sample, prompt, s->kv.cache, s->kv.space, ret);
+    if (rc == 0) {
+        (*ret)->kv.exact = s->kv.exact;
+        if (s->kv.detached) {
+            kv_sequence_detach(&(*ret)->kv);
+        }
+        (*ret)->spared = s->spared;
+        (*ret)->started_ns = s->started_ns;
+        (*ret)->prompt_done_ns = s->prompt_done_ns;
+        (*ret)->last_turn = s->last_turn;
+    }
+    return rc;
+}
+
+void sequence_end_sample(struct sequence *s, enum request_finish how)
+{
+    struct request_sample *sample = sequence_sample(s);
+    if (sample->finish == FINISH_NONE) {
+        sample->finish = how;
+    }
+    s->finished = true;
 }
 
 void sequence_destroy(struct sequence *s)

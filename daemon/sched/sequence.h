@@ -18,11 +18,11 @@ struct sequence {
     int32_t *tokens;
     size_t n_tokens, capacity;
     size_t n_prompt; /* the first of tokens; the rest was generated */
-    size_t input;    /* of a REQUEST_EMBED: which one */
+    size_t part;     /* which input of an EMBED, which sample of a GENERATE */
     double *sums;    /* (n_embd) of rows so far, for POOLING_MEAN; else NULL */
     size_t n_taken;  /* LOGITS, EMBED: rows before it are published, or in sums */
-    bool finished;   /* EMBED: its vector is complete. Others end with their request. */
-    bool has_place;  /* among the running; else it gave way, and holds no block */
+    bool finished; /* its vector is complete, its sample has ended; else it ends with its request */
+    bool has_place; /* among the running; else it gave way, and holds no block */
     bool has_had_place;
     struct {
         bool known;
@@ -32,6 +32,7 @@ struct sequence {
     uint64_t number; /* of its start */
     uint64_t bytes_committed; /* of the arena's bound */
     size_t covered_tokens;    /* that these are for */
+    uint32_t charged_tokens;  /* the first so many are another sample's to account for */
     uint32_t n_starved;       /* steps in a row for which it found no memory */
     uint64_t last_turn;       /* the step in which its model ran last */
     enum sequence_hold {
@@ -51,7 +52,22 @@ struct sequence {
  * -E2BIG (the grammar). The request stays the caller's. For an EMBED it takes the next input. */
 int sequence_create(struct request *r, struct kv_cache *cache, struct kv_space *space,
                     struct sequence **ret);
+/* Another sample of the request whose prompt s has computed just now: at the end of that prompt,
+ * without a place and a block. 0 and *ret, or as sequence_create(). */
+int sequence_create_sample(const struct sequence *s, size_t sample, struct sequence **ret);
 void sequence_destroy(struct sequence *s); /* releases its KV; NULL is legal */
+
+/* Of the prompt, those in blocks that all samples can hold: the whole ones. */
+static inline uint32_t sequence_shared_tokens(const struct sequence *s)
+{
+    return (uint32_t)(s->n_prompt / GQA_KV_BLOCK_TOKENS * GQA_KV_BLOCK_TOKENS);
+}
+static inline struct request_sample *sequence_sample(const struct sequence *s)
+{
+    return &s->request->samples[s->part];
+}
+/* The sample ends; its request does with the last of them. */
+void sequence_end_sample(struct sequence *s, enum request_finish how);
 
 /* How many sequences a request has in the end. */
 size_t sequence_count_of(const struct request *r);

@@ -238,6 +238,68 @@ class Texts(DaemonCase):
         e = self.refused("CONTEXT_EXCEEDED", "text.logits", {"model": "tiny", "tokens": [5] * 700}, "700", "512")
         self.assertEqual(e.code, 9)
 
+    def samples(self, result, id, n):
+        """Text and tokens of each sample: of the result, or joined from the events."""
+        self.assertEqual(len(result["samples"]), n)
+        if "tokens" in result:
+            return [(s["text"], s["tokens"]) for s in result["samples"]]
+        events = self.client.events.pop(id)
+        self.assertEqual({e["sample"] for e in events}, set(range(n)))
+        return [("".join(e["text"] for e in events if e["sample"] == i),
+                 [t for e in events if e["sample"] == i for t in e["tokens"]]) for i in range(n)]
+
+    def test_samples_share_a_prompt_and_each_has_its_seed(self):
+        how = dict(model="tiny", tokens=PROMPT * 20, n_predict=30, temperature=1.5, top_k=0, seed=77,
+                   cache_prompt=False)
+        before = self.client.call("server.stats")
+        results = []
+        for stream in (True, False):
+            id = self.client.send("text.generate", {**how, "n": 6, "stream": stream})
+            result = self.client.wait(id)
+            results.append(self.samples(result, id, 6))
+            self.assertEqual(result["n_prompt"], 120)
+            self.assertEqual([s["seed"] for s in result["samples"]], list(range(77, 83)))
+            self.assertEqual([s["n_generated"] for s in result["samples"]], [len(t) for _, t in results[-1]])
+            self.assertEqual(result["n_generated"], sum(len(t) for _, t in results[-1]))
+            self.assertEqual((result["seed"], result["finish"]), (77, result["samples"][0]["finish"]))
+        after = self.client.call("server.stats")
+        self.assertEqual(after["tokens_prompt_total"] - before["tokens_prompt_total"], 2 * 120)
+        self.assertEqual(results[0], results[1])
+        for i, (text, tokens) in enumerate(results[0]):
+            alone = self.client.generate(**{**how, "seed": 77 + i})
+            self.assertNotIn("samples", alone)
+            self.assertEqual((alone["text"], alone["tokens"]), (text, tokens), f"sample {i}")
+        self.assertEqual(len({tuple(t) for _, t in results[0]}), 6) # or this test says little
+        self.wait_idle()
+
+    def test_samples_end_each_for_itself(self):
+        how = dict(model="tiny", tokens=PROMPT, n_predict=60, temperature=2, top_k=0, seed=5, n_probs=2, n=8,
+                   stop=["a", "e"], ignore_eos=True, stream=False)
+        result = self.client.call("text.generate", how)
+        ends = [s["finish"] for s in result["samples"]]
+        self.assertLessEqual(set(ends), {"stop", "length"})
+        self.assertIn("stop", ends)
+        for s in result["samples"]:
+            self.assertEqual("stop" in s, s["finish"] == "stop")
+            self.assertEqual(len(s["logprobs"]), s["n_generated"])
+            self.assertFalse(set(s["text"]) & {"a", "e"})
+
+    def test_cancelling_samples_gives_what_there_is_of_all(self):
+        id = self.client.send("text.generate", {"model": "tiny", "tokens": PROMPT, "n_predict": 900, "n": 40,
+                                                "ignore_eos": True, "temperature": 1, "seed": 1})
+        self.client.wait_events(id, 45)
+        self.client.cancel(id)
+        result = self.client.wait(id)
+        self.assertEqual({s["finish"] for s in result["samples"]}, {"cancelled"})
+        self.assertGreaterEqual(min(s["n_generated"] for s in result["samples"]), 1)
+        self.wait_idle()
+
+    def test_samples_have_limits(self):
+        self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny", "tokens": PROMPT, "n": 0}, "n", "1 to 64")
+        self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny", "tokens": PROMPT, "n": 65}, "n", "1 to 64")
+        self.refused("INVALID_PARAMS", "text.generate", {"model": "tiny", "tokens": PROMPT, "n": 64, "stream": False,
+                                                         "n_predict": 1 << 20}, "'n'", "stream")
+
     def test_generation_stops_at_the_context(self):
         r = self.client.generate(model="tiny", tokens=[5] * 500, n_predict=100, ignore_eos=True)
         self.assertEqual((r["finish"], r["n_prompt"]), ("length", 500))

@@ -101,6 +101,9 @@ void fake_done(struct request *r, enum request_finish finish)
     ev->kind = REQUEST_DONE;
     ev->request = r;
     r->finish = finish;
+    for (uint32_t i = 0; i < r->n_samples; i++) {
+        r->samples[i].finish = finish;
+    }
     r->n_prompt = (uint32_t)r->n_tokens;
     for (unsigned i = 0; i < fakes.n_submitted; i++) {
         if (fakes.submitted[i] == r) {

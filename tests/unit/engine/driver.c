@@ -63,6 +63,7 @@ void driver_teardown(void)
     for (uint32_t i = 0; i < n_results; i++) {
         request_destroy(results[i].request);
         free(results[i].rows);
+        free(results[i].others);
     }
     model_unref(model);
     parts_finish(&parts);
@@ -89,9 +90,30 @@ struct result *make(enum request_kind kind, uint32_t seed, uint32_t n, uint32_t 
     return out;
 }
 
+void ask_for_samples(struct result *r, uint32_t n)
+{
+    cr_assert(eq(int, request_set_samples(r->request, n), 0));
+    r->others = calloc(n - 1, sizeof(*r->others));
+    for (uint32_t i = 0; i + 1 < n; i++) {
+        r->others[i].request = r->request;
+    }
+}
+
+struct result *sample_of(struct result *r, uint32_t sample)
+{
+    return sample == 0 ? r : &r->others[sample - 1];
+}
+
 void submit(struct result *r)
 {
     cr_assert(eq(int, engine_submit(engine, r->request), 0));
+}
+
+static void take_token(struct result *out, const struct request_event *e)
+{
+    out->tokens[out->n_tokens++] = e->tokens[0].token;
+    out->second_ns = out->n_tokens == 2 ? e->made_ns : out->second_ns;
+    out->last_ns = e->made_ns;
 }
 
 static void take_rows(struct result *out, const struct request_event *e)
@@ -115,7 +137,7 @@ void take_events(bool deliver)
         next = e->next;
         cr_assert(not(out->done));
         if (e->kind == REQUEST_TOKENS && e->n_tokens == 1) {
-            out->tokens[out->n_tokens++] = e->tokens[0].token;
+            take_token(sample_of(out, e->part), e);
         } else if (e->kind == REQUEST_ROWS) {
             take_rows(out, e);
         }

@@ -17,6 +17,8 @@ struct result {
     float *rows; /* (n_rows, width) */
     uint32_t n_rows, next_row;
     bool out_of_order, done;
+    struct result *others; /* (n_samples - 1) the further samples'; NULL where there are none */
+    uint64_t second_ns, last_ns; /* when that token was made */
 };
 
 extern struct parts parts;
@@ -31,6 +33,10 @@ void driver_start(const struct engine_options *options);
 void driver_stop(void); /* ends the engine; another may be started */
 void driver_teardown(void);
 
+/* Before submission; request_set_samples(). */
+void ask_for_samples(struct result *r, uint32_t n);
+/* What came for a sample. */
+struct result *sample_of(struct result *r, uint32_t sample);
 /* A request over a prompt of n tokens that depends on seed; greedy. */
 struct result *make(enum request_kind kind, uint32_t seed, uint32_t n, uint32_t n_predict);
 void submit(struct result *r);

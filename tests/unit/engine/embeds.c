@@ -117,8 +117,8 @@ void embeds_submit(struct engine *engine, struct embeds *e)
 static void take_rows(struct embeds *e, const struct request_event *ev)
 {
     uint32_t width = e->request->embed.width;
-    float **rows = &e->rows[ev->input];
-    uint32_t *n = &e->n_rows[ev->input];
+    float **rows = &e->rows[ev->part];
+    uint32_t *n = &e->n_rows[ev->part];
     e->out_of_order |= ev->first_row != *n;
     *rows = realloc(*rows, (*n + ev->n_rows) * width * sizeof(float));
     need(*rows != NULL, "memory");
