@@ -187,11 +187,23 @@ int gqa_detokenize(struct gqa *g, const char *model, const int32_t *ids, size_t 
 struct generation {
     struct gqa *g;
     gqa_text_fn fn;
+    gqa_sample_fn sample_fn; /* one of both, or none */
     void *arg;
     int32_t *ids;
     size_t capacity;
     int error; /* the first thing that went wrong in an event */
 };
+
+static int hand_on(struct generation *s, const struct gqa_value *event, const char *text,
+                   size_t bytes, size_t n_ids)
+{
+    uint64_t sample = 0; /* absent where there is one */
+    if (s->fn != NULL) {
+        return s->fn(s->arg, text, bytes, s->ids, n_ids);
+    }
+    gqa_value_u64(gqa_value_get(event, "sample"), &sample);
+    return s->sample_fn(s->arg, (uint32_t)sample, text, bytes, s->ids, n_ids);
+}
 
 /* Hands one event on; a callback that has enough, or a failure, cancels. */
 static void on_generation_event(void *arg, uint32_t id, const struct gqa_value *event)
@@ -200,7 +212,7 @@ static void on_generation_event(void *arg, uint32_t id, const struct gqa_value *
     const struct gqa_value *tokens = gqa_value_get(event, "tokens");
     const char *text = "";
     size_t bytes = 0, count = gqa_value_count(tokens);
-    if (s->fn == NULL || s->error < 0) {
+    if ((s->fn == NULL && s->sample_fn == NULL) || s->error < 0) {
         return;
     }
     if (count > s->capacity) {
@@ -218,16 +230,15 @@ static void on_generation_event(void *arg, uint32_t id, const struct gqa_value *
     if ((r < 0 && r != -ENOENT) || (r_ids < 0 && r_ids != -ENOENT)) {
         s->error = -EPROTO;
         gqa_cancel(s->g, id);
-    } else if (s->fn(s->arg, text, bytes, s->ids, count) != 0) {
+    } else if (hand_on(s, event, text, bytes, count) != 0) {
         gqa_cancel(s->g, id);
     }
 }
 
-int gqa_generate(struct gqa *g, const struct gqa_params *params,
-                 const struct gqa_call_options *options, gqa_text_fn fn, void *arg,
-                 struct gqa_reply **ret, struct gqa_error *ret_error)
+static int generate(struct generation *s, const struct gqa_params *params,
+                    const struct gqa_call_options *options, struct gqa_reply **ret,
+                    struct gqa_error *ret_error)
 {
-    struct generation s = {.g = g, .fn = fn, .arg = arg};
     struct gqa_reply *reply = NULL;
     struct gqa_call_options o;
     int r = client_call_options(options, &o);
@@ -235,18 +246,34 @@ int gqa_generate(struct gqa *g, const struct gqa_params *params,
         return client_fail(ret_error, r, "gqa_generate(): options without their struct_size");
     }
     o.event = on_generation_event;
-    o.arg = &s;
-    r = gqa_call(g, "text.generate", params, &o, ret != NULL ? &reply : NULL, ret_error);
-    free(s.ids);
-    if (s.error < 0) {
+    o.arg = s;
+    r = gqa_call(s->g, "text.generate", params, &o, ret != NULL ? &reply : NULL, ret_error);
+    free(s->ids);
+    if (s->error < 0) {
         gqa_reply_destroy(reply);
-        return client_fail(ret_error, s.error, "text.generate: an event could not be read: %s",
-                           strerror(-s.error));
+        return client_fail(ret_error, s->error, "text.generate: an event could not be read: %s",
+                           strerror(-s->error));
     }
     if (r == 0 && ret != NULL) {
         *ret = reply;
     }
     return r;
+}
+
+int gqa_generate(struct gqa *g, const struct gqa_params *params,
+                 const struct gqa_call_options *options, gqa_text_fn fn, void *arg,
+                 struct gqa_reply **ret, struct gqa_error *ret_error)
+{
+    struct generation s = {.g = g, .fn = fn, .arg = arg};
+    return generate(&s, params, options, ret, ret_error);
+}
+
+int gqa_generate_samples(struct gqa *g, const struct gqa_params *params,
+                         const struct gqa_call_options *options, gqa_sample_fn fn, void *arg,
+                         struct gqa_reply **ret, struct gqa_error *ret_error)
+{
+    struct generation s = {.g = g, .sample_fn = fn, .arg = arg};
+    return generate(&s, params, options, ret, ret_error);
 }
 
 struct load {

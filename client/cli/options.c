@@ -185,10 +185,8 @@ int cli_parse_common(struct cli *c, const char *doc, int argc, char **argv)
 void cli_normalise(int argc, char **argv)
 {
     static const char *const spellings[][2] = {
-        {"-npl", "--npl"},
-        {"-ctk", "--cache-type-k"},
-        {"-ctv", "--cache-type-v"},
-        {"-temp", "--temperature"},
+        {"-npl", "--npl"},          {"-np", "--parallel"},      {"-ctk", "--cache-type-k"},
+        {"-ctv", "--cache-type-v"}, {"-temp", "--temperature"},
     };
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         for (size_t s = 0; s < sizeof(spellings) / sizeof(spellings[0]); s++) {

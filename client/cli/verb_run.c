@@ -4,7 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_TOKENS = 0x500, KEY_STREAM, KEY_NO_SPECIAL, KEY_NO_PARSE_SPECIAL };
+enum { KEY_TOKENS = 0x500, KEY_STREAM, KEY_NO_SPECIAL, KEY_NO_PARSE_SPECIAL, KEY_PARALLEL };
+
+#define SAMPLES_MAX 64u /* the protocol's */
+
+/* What has come of one continuation. */
+struct sample {
+    FILE *stream; /* into text */
+    char *text;
+    size_t bytes;
+    json_t *tokens;
+    json_t *logprobs; /* NULL until some come */
+};
 
 struct run {
     struct cli *c;
@@ -16,9 +27,8 @@ struct run {
     bool stream_json;
     bool stats;
     json_t *info; /* model.info, for the statistics; NULL without them */
-    FILE *text;   /* all the text so far */
-    json_t *tokens;
-    json_t *logprobs; /* NULL until some come */
+    unsigned n_samples;
+    struct sample samples[SAMPLES_MAX];
 };
 
 static const struct argp_option options[] = {
@@ -28,6 +38,7 @@ static const struct argp_option options[] = {
     {"no-special", KEY_NO_SPECIAL, NULL, 0, "Do not add BOS or EOS to the prompt", 5},
     {"no-parse-special", KEY_NO_PARSE_SPECIAL, NULL, 0,
      "Control tokens written in the prompt are plain text", 5},
+    {"parallel", KEY_PARALLEL, "N", 0, "So many samples of the prompt (also -np)", 5},
     {"stream", KEY_STREAM, "json", 0, "One JSON object per step, then the result", 5},
     {"stats", 'v', NULL, 0, "Tell on standard error what cache and backend did", 5},
     {"verbose", 'v', NULL, OPTION_ALIAS, NULL, 5},
@@ -70,6 +81,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_NO_PARSE_SPECIAL:
         gqa_params_bool(run->sampling.params, "parse_special", false);
         return 0;
+    case KEY_PARALLEL:
+        run->n_samples = (unsigned)cli_number(state, "parallel", arg, 1, SAMPLES_MAX);
+        return 0;
     case KEY_STREAM:
         if (strcmp(arg, "json") != 0) {
             cli_usage(state, "--stream: only 'json' is known");
@@ -103,30 +117,81 @@ static const struct argp argp = {
     .children = children,
 };
 
+/* ---- samples ----------------------------------------------------------------------------- */
+
+static int open_samples(struct run *run)
+{
+    for (unsigned i = 0; i < run->n_samples; i++) {
+        struct sample *s = &run->samples[i];
+        s->stream = open_memstream(&s->text, &s->bytes);
+        s->tokens = json_array();
+        if (s->stream == NULL || s->tokens == NULL) {
+            return cli_error(EX_OSERR, "run: no memory");
+        }
+    }
+    return CLI_OK;
+}
+
+static void close_samples(struct run *run)
+{
+    for (unsigned i = 0; i < run->n_samples; i++) {
+        struct sample *s = &run->samples[i];
+        if (s->stream != NULL) {
+            fclose(s->stream);
+        }
+        free(s->text);
+        json_decref(s->tokens);
+        json_decref(s->logprobs);
+    }
+}
+
 static void on_event(void *arg, uint32_t id, const struct gqa_value *event)
 {
     struct run *run = arg;
     const char *text = "";
     size_t bytes = 0;
-    gqa_value_bytes(gqa_value_get(event, "text"), &text, &bytes);
-    fwrite(text, 1, bytes, run->text);
-    json_t *step = cli_json(event);
-    json_array_extend(run->tokens, json_object_get(step, "tokens"));
-    json_t *logprobs = json_object_get(step, "logprobs");
-    if (logprobs != NULL && run->logprobs == NULL) {
-        run->logprobs = json_array();
+    uint64_t index = 0; /* absent where there is one sample */
+    gqa_value_u64(gqa_value_get(event, "sample"), &index);
+    if (index >= run->n_samples) {
+        return;
     }
-    json_array_extend(run->logprobs, logprobs);
+    struct sample *s = &run->samples[index];
+    gqa_value_bytes(gqa_value_get(event, "text"), &text, &bytes);
+    fwrite(text, 1, bytes, s->stream);
+    json_t *step = cli_json(event);
+    json_array_extend(s->tokens, json_object_get(step, "tokens"));
+    json_t *logprobs = json_object_get(step, "logprobs");
+    if (logprobs != NULL && s->logprobs == NULL) {
+        s->logprobs = json_array();
+    }
+    json_array_extend(s->logprobs, logprobs);
     if (run->stream_json) {
         json_object_set_new(step, "text", cli_json_text(text, bytes));
         cli_print_json_line(json_incref(step));
         fflush(stdout);
-    } else if (!run->c->json) {
+    } else if (!run->c->json && run->n_samples == 1) {
         fwrite(text, 1, bytes, stdout);
         fflush(stdout);
     }
     json_decref(step);
 }
+
+/* For people, one after the other: mixed as they come nobody could read them. */
+static void print_samples(const struct run *run, const json_t *result)
+{
+    const json_t *samples = json_object_get(result, "samples");
+    for (unsigned i = 0; i < run->n_samples; i++) {
+        const struct sample *s = &run->samples[i];
+        const json_t *of = json_array_get(samples, i);
+        bool open_line = s->bytes > 0 && s->text[s->bytes - 1] != '\n';
+        printf("%s[%u] seed %.0f, %.0f tokens, %s\n", i > 0 ? "\n" : "", i, cli_num(of, "seed", 0),
+               cli_num(of, "n_generated", 0), cli_str(of, "finish", "?"));
+        fwrite(s->text, 1, s->bytes, stdout);
+        fputs(open_line ? "\n" : "", stdout);
+    }
+}
+
+/* ---- what is told afterwards ------------------------------------------------------------- */
 
 static void tell_cache(const json_t *result, const json_t *info)
 {
@@ -163,30 +228,45 @@ static void tell_stats(const json_t *result, const json_t *info)
             cli_str(result, "finish", "?"));
 }
 
-/* The object that scripts rely on: text and tokens first, then what the daemon told. */
-static int print_result(struct run *run, const char *text, size_t bytes, json_t *result)
+/* Text and tokens go first, then what the daemon told. New; result stays the caller's. */
+static json_t *with_text(const struct sample *s, json_t *result)
 {
     json_t *object = json_object();
-    json_object_set_new(object, "text", cli_json_text(text, bytes));
-    json_object_set(object, "tokens", run->tokens);
-    if (run->logprobs != NULL) {
-        json_object_set(object, "logprobs", run->logprobs);
+    json_object_set_new(object, "text", cli_json_text(s->text, s->bytes));
+    json_object_set(object, "tokens", s->tokens);
+    if (s->logprobs != NULL) {
+        json_object_set(object, "logprobs", s->logprobs);
     }
     json_object_update_missing(object, result);
+    return object;
+}
+
+/* The object that scripts rely on: that of the first sample; with more of them, all in samples. */
+static int print_result(struct run *run, json_t *result)
+{
+    json_t *samples = json_object_get(result, "samples");
+    for (size_t i = 0; i < json_array_size(samples) && i < run->n_samples; i++) {
+        json_array_set_new(samples, i, with_text(&run->samples[i], json_array_get(samples, i)));
+    }
+    json_t *object = with_text(&run->samples[0], result);
     return run->stream_json ? cli_print_json_line(object) : cli_print_json(object);
 }
 
-static int finish(struct run *run, struct cli_call *call, const char *text, size_t bytes)
+static int finish(struct run *run, struct cli_call *call)
 {
+    const struct sample *first = &run->samples[0];
     int code = cli_report(call);
     if (code == CLI_OK && cli_interrupted()) {
         code = CLI_INTERRUPTED;
     }
     bool json = run->c->json || run->stream_json;
-    bool open_line = bytes > 0 && text[bytes - 1] != '\n';
+    bool open_line =
+        run->n_samples == 1 && first->bytes > 0 && first->text[first->bytes - 1] != '\n';
     if (json && call->result != NULL) {
-        int printed = print_result(run, text, bytes, call->result);
+        int printed = print_result(run, call->result);
         code = code != CLI_OK ? code : printed;
+    } else if (!json && run->n_samples > 1 && call->result != NULL) {
+        print_samples(run, call->result);
     } else if (!json && cli_fancy(stdout) && open_line) {
         putchar('\n');
     }
@@ -199,13 +279,29 @@ static int finish(struct run *run, struct cli_call *call, const char *text, size
     return code;
 }
 
+static int generate(struct run *run, struct gqa_params *p)
+{
+    struct cli_call call = {.event = on_event, .arg = run};
+    gqa_params_str(p, "model", run->load.model);
+    if (run->n_samples > 1) {
+        gqa_params_u64(p, "n", run->n_samples);
+    }
+    cli_start(run->c, &call, "text.generate", p);
+    cli_finish(run->c, &call, 1);
+    for (unsigned i = 0; i < run->n_samples; i++) {
+        fflush(run->samples[i].stream);
+    }
+    int code = finish(run, &call);
+    json_decref(call.result);
+    return code;
+}
+
 int cli_verb_run(struct cli *c, int argc, char **argv)
 {
-    struct run run = {.c = c, .sampling.params = cli_params(), .load.model_is_argument = true};
+    struct run run = {
+        .c = c, .sampling.params = cli_params(), .load.model_is_argument = true, .n_samples = 1};
     cli_parse(c, &argp, argc, argv, &run);
     struct gqa_params *p = run.sampling.params;
-    char *text = NULL;
-    size_t bytes = 0;
     int code = cli_sampling_finish(&run.sampling);
     if (code == CLI_OK) {
         code = cli_prompt_params(&run.prompt, p);
@@ -219,27 +315,12 @@ int cli_verb_run(struct cli *c, int argc, char **argv)
     if (code == CLI_OK && run.stats) {
         code = cli_model_info(c, &run.load, &run.info);
     }
-    run.text = open_memstream(&text, &bytes);
-    run.tokens = json_array();
-    if (code == CLI_OK && (run.text == NULL || run.tokens == NULL)) {
-        code = cli_error(EX_OSERR, "run: no memory");
-    }
+    code = code == CLI_OK ? open_samples(&run) : code;
     if (code == CLI_OK) {
-        struct cli_call call = {.event = on_event, .arg = &run};
-        gqa_params_str(p, "model", run.load.model);
-        cli_start(c, &call, "text.generate", p);
+        code = generate(&run, p);
         p = NULL;
-        cli_finish(c, &call, 1);
-        fflush(run.text);
-        code = finish(&run, &call, text, bytes);
-        json_decref(call.result);
     }
-    if (run.text != NULL) {
-        fclose(run.text);
-    }
-    free(text);
-    json_decref(run.tokens);
-    json_decref(run.logprobs);
+    close_samples(&run);
     json_decref(run.info);
     gqa_params_destroy(p);
     free(run.load.model);

@@ -135,6 +135,25 @@ class Run(Case):
         self.assertLess(own["seed"], 1 << 32)
         self.assertEqual(self.run_json(*draw, "--seed", own["seed"], PROMPT)["tokens"], own["tokens"])
 
+    def test_samples_are_told_apart(self):
+        draw = ("--temperature", 2, "--top-k", 0, "--top-p", 1, "--min-p", 0, "--seed", 90)
+        r = self.run_json(*draw, "-np", 3, PROMPT)
+        self.assertEqual(set(r), RUN_KEYS | {"samples"})
+        self.assertEqual([s["seed"] for s in r["samples"]], [90, 91, 92])
+        self.assertEqual((r["tokens"], r["text"]), (r["samples"][0]["tokens"], r["samples"][0]["text"]))
+        for s in r["samples"]:
+            alone = self.run_json(*draw[:-1], s["seed"], PROMPT)
+            self.assertEqual((alone["tokens"], alone["text"], alone["finish"]), (s["tokens"], s["text"], s["finish"]))
+        *steps, last = self.gqa("run", "-m", "tiny", "-n", 6, "--ignore-eos", "--stream", "json", *draw, "--parallel",
+                                3, PROMPT).lines
+        for i, s in enumerate(last["samples"]):
+            self.assertEqual([t for e in steps if e["sample"] == i for t in e["tokens"]], s["tokens"])
+        out = self.gqa("run", "-m", "tiny", "-n", 6, "--ignore-eos", *draw, "-np", 3, PROMPT).out.decode(errors="replace")
+        at = 0
+        for i, s in enumerate(r["samples"]):
+            at = out.index(f"[{i}] seed {90 + i}, 6 tokens, length\n{s['text']}", at)
+        self.assertIn("1 to 64", self.gqa("run", "-m", "tiny", "-np", 65, PROMPT, status=64).err)
+
     def test_stop_ends_before_its_text(self):
         whole = self.gqa("run", "-m", "tiny", "-n", 64, "--temperature", 0, "--ignore-eos", "--json", PROMPT).json
         at = next(i for i in range(3, len(whole["text"])) if whole["text"][i:i + 2].isascii())

@@ -358,12 +358,22 @@ int gqa_detokenize(struct gqa *g, const char *model, const int32_t *ids, size_t 
 typedef int (*gqa_text_fn)(void *arg, const char *text, size_t bytes, const int32_t *ids,
                            size_t n_ids);
 
-/* text.generate: params as that method's table says (at least model, and prompt or tokens).
- * fn may be NULL. options: timeout_ms and total_ms only; NULL for the defaults. *ret (may be NULL):
- * the result, as with gqa_call(). */
+/* text.generate: params as that method's table says (at least model, and prompt or tokens), for one
+ * continuation: with n above 1 fn could not tell them apart. fn may be NULL. options: timeout_ms
+ * and total_ms only; NULL for the defaults. *ret (may be NULL): the result, as with gqa_call(). */
 int gqa_generate(struct gqa *g, const struct gqa_params *params,
                  const struct gqa_call_options *options, gqa_text_fn fn, void *arg,
                  struct gqa_reply **ret, struct gqa_error *ret_error);
+
+/* The same of many continuations: sample, from 0 to n - 1, is whose text it is. Samples' texts come
+ * in between each other, each one's in order. Non-zero ends all of them. */
+typedef int (*gqa_sample_fn)(void *arg, uint32_t sample, const char *text, size_t bytes,
+                             const int32_t *ids, size_t n_ids);
+
+/* As gqa_generate(), with params' n. The result's samples tell how each of them ended. */
+int gqa_generate_samples(struct gqa *g, const struct gqa_params *params,
+                         const struct gqa_call_options *options, gqa_sample_fn fn, void *arg,
+                         struct gqa_reply **ret, struct gqa_error *ret_error);
 
 /* Progress of a load; stage is terminated. total may be 0 where it is not known. */
 typedef void (*gqa_progress_fn)(void *arg, const char *stage, uint64_t done, uint64_t total);

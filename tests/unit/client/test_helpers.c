@@ -124,6 +124,53 @@ Test(helpers, generate_streams_and_stops_when_told)
     cr_expect_eq(peer_finish(pid), 0);
 }
 
+static void generates_samples(int fd, void *arg)
+{
+    static const uint32_t samples[] = {0, 2, 1, 2};
+    struct ipc_buffer b;
+    uint32_t id = peer_expect(fd, "text.generate");
+    ipc_buffer_init(&b);
+    for (uint32_t i = 0; i < 4; i++) {
+        const int32_t token = (int32_t)(20 + i);
+        ipc_pack_event(&b, id, i);
+        ipc_pack_map(&b, 3);
+        ipc_pack_str(&b, "sample");
+        ipc_pack_u64(&b, samples[i]);
+        ipc_pack_str(&b, "text");
+        ipc_pack_str(&b, i < 2 ? "a" : "b");
+        ipc_pack_str(&b, "tokens");
+        ipc_pack_tokens(&b, &token, 1);
+    }
+    peer_send(fd, &b);
+    peer_end(fd, id, "stop");
+}
+
+static int on_sample(void *arg, uint32_t sample, const char *text, size_t bytes, const int32_t *ids,
+                     size_t n_ids)
+{
+    return sample < 3 ? on_text((struct heard *)arg + sample, text, bytes, ids, n_ids) : -1;
+}
+
+Test(helpers, samples_are_told_apart)
+{
+    pid_t pid;
+    struct heard h[3] = {{{0}}};
+    struct gqa_params *p;
+    struct gqa_error e;
+    struct gqa *g = peer_connect(generates_samples, NULL, &pid);
+    gqa_params_create(&p);
+    gqa_params_str(p, "model", "m");
+    gqa_params_u64(p, "n", 3);
+    cr_assert_eq(gqa_generate_samples(g, p, NULL, on_sample, h, NULL, &e), 0);
+    cr_expect_str_eq(h[0].text, "a");
+    cr_expect_str_eq(h[1].text, "b");
+    cr_expect_str_eq(h[2].text, "ab");
+    cr_expect(h[0].last == 20 && h[1].last == 22 && h[2].last == 23);
+    gqa_params_destroy(p);
+    gqa_close(g);
+    cr_expect_eq(peer_finish(pid), 0);
+}
+
 static void loads(int fd, void *arg)
 {
     struct ipc_buffer b;
