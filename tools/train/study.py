@@ -21,11 +21,10 @@ import tempfile
 
 import numpy as np
 
-from uptrain import BASE_STEPS
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 BASE = os.path.abspath(os.path.join(HERE, "../../models/demo-mha.gguf"))
 CURVES = os.path.join(HERE, "curves/study")
+BASE_STEPS = 3000
 # Half of the base's tokens a step, so that all arms fit into an afternoon.
 BATCH_WINDOWS, EVAL_EVERY, EVAL_WINDOWS = 4, 50, 32
 CALIBRATION_TOKENS = 512   # the base's context; 16 times a head's dimensions
@@ -36,17 +35,18 @@ Arm = collections.namedtuple("Arm", "kv_heads pool alpha seed")
 
 def arms():
     """In order of importance: what is not reached is missing from the end."""
-    main = [(8, "mean"), (2, "mean"), (1, "mean"), (1, "first"), (1, "random")]
-    out = [Arm(kv, pool, 0.05, 1) for kv, pool in main]
-    out += [Arm(2, "first", 0.05, 1), Arm(2, "random", 0.05, 1)]
-    out += [Arm(2, "aligned", 0.05, 1), Arm(1, "aligned", 0.05, 1)]
+    main = [(8, "mean"), (2, "mean"), (1, "mean"), (1, "first"), (1, "random"), (2, "first"),
+            (2, "random")]
+    aligned = [(2, "aligned"), (1, "aligned")]
+    out = [Arm(kv, pool, 0.05, 1) for kv, pool in main + aligned]
     out += [Arm(kv, "mean", 0.01, 1) for kv in (8, 2, 1)]
-    out += [Arm(kv, pool, 0.05, 2) for kv, pool in main + [(2, "first"), (2, "random")]]
-    out += [Arm(kv, "mean", 0.1, 1) for kv in (8, 2, 1)]
-    out += [Arm(kv, pool, 0.05, 3) for kv, pool in main + [(2, "first"), (2, "random")]]
-    out += [Arm(4, "mean", 0.05, seed) for seed in (1, 2, 3)]
-    out += [Arm(kv, "aligned", 0.05, seed) for seed in (2, 3) for kv in (2, 1)]
-    out += [Arm(2, "similar", 0.05, seed) for seed in (1, 2, 3)]
+    out += [Arm(kv, pool, 0.05, 2) for kv, pool in main[:4]]
+    out += [Arm(kv, "mean", 0.1, 1) for kv in (2, 1, 8)]
+    out += [Arm(kv, pool, 0.05, 2) for kv, pool in aligned + main[4:]]
+    out += [Arm(4, "mean", 0.05, 1), Arm(2, "similar", 0.05, 1)]
+    out += [Arm(kv, pool, 0.05, 3) for kv, pool in main + aligned]
+    out += [Arm(4, "mean", 0.05, seed) for seed in (2, 3)]
+    out += [Arm(2, "similar", 0.05, seed) for seed in (2, 3)]
     return out
 
 
@@ -123,8 +123,8 @@ def uptrain(arm, args, build):
     # Only the first seed and other random heads have a loss at alpha 0 of their own.
     again = arm.alpha != 0.05 or (arm.seed > 1 and arm.pool != "random")
     source = BASE if arm.kv_heads == 8 else convert(arm, args.bin, build)
-    run(sys.executable, os.path.join(HERE, "uptrain.py"), "--from", source, "--build", args.build,
-        "--alpha", arm.alpha, "--seed", arm.seed, "--threads", args.threads, "--resume",
+    run(sys.executable, os.path.join(HERE, "uptrain.py"), "--from", source, "--base-steps", BASE_STEPS, "--build",
+        args.build, "--alpha", arm.alpha, "--seed", arm.seed, "--threads", args.threads, "--resume",
         "--batch-windows", BATCH_WINDOWS, "--eval-every", EVAL_EVERY,
         "--eval-windows", EVAL_WINDOWS, "--out", out, "--curve", curve_of(arm),
         *(["--no-start"] if again else []))

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""Pictures and tables of study.py's curves: docs/gqa/*.svg, and Markdown on standard output.
+"""Pictures and tables of study.py's curves: docs/gqa/*.svg, and the tables of docs/gqa.md.
 
-Draws whatever arms are there; a point is the mean over the seeds that are done,
+Draws whatever arms are there, and decode.jsonl: rows of `gqa bench --kv-heads -o jsonl`. A point is the mean over the seeds that are done,
 its bar their standard deviation. The differences in the tables are between runs
 of one seed, which saw the same data in the same order.
 """
@@ -19,6 +19,7 @@ import study
 
 HEADS = {8: "MHA (8)", 4: "GQA-4", 2: "GQA-2", 1: "MQA (1)"}
 POOLS = ("mean", "first", "random", "aligned", "similar")
+NAMES = {"similar": "aligned, similar heads"}
 COLOURS = {8: "black", 4: "tab:green", 2: "tab:blue", 1: "tab:red"}
 LOSS = "held-out loss, nats a token"
 
@@ -90,8 +91,7 @@ def pooling(losses, path):
         done = [(p, v) for p, v in done if v][::-1]
         for at, (pool, (mean, deviation, n)) in enumerate(done):
             ax.errorbar(mean, at, xerr=deviation, fmt="o", capsize=4, color=COLOURS[kv])
-        ax.set_yticks(range(len(done)), [p if p != "similar" else "aligned,\nsimilar heads"
-                                         for p, _ in done])
+        ax.set_yticks(range(len(done)), [NAMES.get(p, p).replace(", ", ",\n") for p, _ in done])
         ax.set_ylim(-0.6, len(done) - 0.4)
         base = losses.get(8, "mean", 0.05)
         if base:
@@ -144,38 +144,35 @@ def curves(path):
 
 
 def decode_rows():
-    """Rows of `gqa bench --kv-heads`: with the time of a token, and of reading its bytes alone.
+    """{(depth, KV heads): rows}, each with the time of a token, and of reading its bytes alone.
 
     Every run measures the memory's bandwidth itself; the best of them serves for all.
     """
     path = os.path.join(study.HERE, "curves", "decode.jsonl")
-    if not os.path.exists(path):
-        return []
     with open(path) as f:
         rows = [json.loads(line) for line in f]
-    bandwidth = max(r["roofline"]["limit"] * 1e9 for r in rows
-                                  if r["roofline"]["kind"] == "bandwidth")
-    for row in rows:
+    limits = [r["roofline"] for r in rows if "roofline" in r]
+    bandwidth = max(r["limit"] * 1e9 for r in limits if r["kind"] == "bandwidth")
+    out = {}
+    for row in sorted(rows, key=lambda r: (r["depth"], r["kv_heads"])):
         row["ms"] = 1e3 / row["tps_mean"]
         row["bytes_ms"] = row["bytes_per_token"] / bandwidth * 1e3
-    return sorted(rows, key=lambda r: (r["depth"], r["kv_heads"]))
+        out.setdefault((row["depth"], row["kv_heads"]), []).append(row)
+    return out
 
 
 def groups(path):
     """The paper's figure 6: time per token against the number of groups."""
     rows = decode_rows()
-    if not rows:
-        return
     fig, ax = plt.subplots(figsize=(6, 4))
-    for colour, depth in zip(("tab:blue", "tab:orange", "tab:green"),
-                             sorted({r["depth"] for r in rows})):
-        mine = [r for r in rows if r["depth"] == depth]
-        x = [r["kv_heads"] for r in mine]
-        ax.errorbar(x, [r["ms"] for r in mine],
-                    [r["ms"] * r["tps_sd"] / r["tps_mean"] for r in mine], marker="o", capsize=3,
-                    color=colour, label=f"after {depth} tokens")
-        ax.plot(x, [r["bytes_ms"] for r in mine], linestyle=":", color=colour,
-                label="its bytes over the bandwidth")
+    for colour, depth in zip(("tab:blue", "tab:orange", "tab:green"), sorted({d for d, _ in rows})):
+        x = [kv for d, kv in rows if d == depth]
+        ax.plot(x, [min(r["ms"] for r in rows[depth, kv]) for kv in x], color=colour,
+                label=f"after {depth} tokens, fastest run")
+        ax.plot([kv for kv in x for _ in rows[depth, kv]],
+                [r["ms"] for kv in x for r in rows[depth, kv]], ".", color=colour)
+        ax.plot(x, [rows[depth, kv][0]["bytes_ms"] for kv in x], linestyle=":", color=colour,
+                label="reading its bytes")
     ax.set_xscale("log", base=2)
     ax.set_xticks(x, [str(v) for v in x])
     ax.set_ylim(0)
@@ -186,38 +183,64 @@ def groups(path):
     plot.save(fig, path)
 
 
-def tables(losses):
-    print("| model | alpha 0 | alpha 0.01 | alpha 0.05 | alpha 0.1 | at 0.05, more than MHA |\n"
-          "|---|---|---|---|---|---|")
+def loss_table(losses):
+    out = ["| model | seeds | alpha 0 | alpha 0.01 | alpha 0.05 | alpha 0.1 | more than MHA at 0.05 |",
+           "|---|---|---|---|---|---|---|"]
     for kv in HEADS:
         for pool in POOLS if kv < 8 else ("mean",):
             row = [losses.get(kv, pool, a) for a in (0, 0.01, 0.05, 0.1)]
-            if not any(row):
+            if not row[2]:
                 continue
             more = losses.difference(kv, pool, 0.05, (8, "mean", 0.05)) if kv < 8 else None
-            seeds = row[2][2] if row[2] else 0
-            name = HEADS[kv] + (f", {pool}" if kv < 8 else "")
-            print(f"| {name} ({seeds} seeds) | " + " | ".join(map(number, row)) +
-                  f" | {number(more, '+')} |")
-    print("\n| depth | KV heads | ms a token | MB a token | reading them, ms |\n|---|---|---|---|---|")
-    for r in decode_rows():
-        print(f"| {r['depth']} | {r['kv_heads']} | {r['ms']:.1f} ± {r['ms'] * r['tps_sd'] / r['tps_mean']:.1f} "
-              f"| {r['bytes_per_token'] / 1e6:.0f} | {r['bytes_ms']:.1f} |")
+            name = HEADS[kv] + (f", {NAMES.get(pool, pool)}" if kv < 8 else "")
+            out.append(f"| {name} | {row[2][2]} | " + " | ".join(map(number, row)) +
+                       f" | {number(more, '+')} |")
+    return out
+
+
+def decode_table():
+    out = ["| depth | KV heads | runs | ms a token, fastest run | MB a token | reading them, ms |",
+           "|---|---|---|---|---|---|"]
+    for (depth, kv), rows in decode_rows().items():
+        best = min(rows, key=lambda r: r["ms"])
+        slowest = max(r["ms"] for r in rows)
+        out.append(f"| {depth} | {kv} | {len(rows)} | {best['ms']:.1f} (to {slowest:.1f}) | "
+                   f"{best['bytes_per_token'] / 1e6:.0f} | {best['bytes_ms']:.1f} |")
+    return out
+
+
+def write_tables(path, tables):
+    """Puts each table between its comments, <!-- NAME --> and <!-- end of NAME -->."""
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    for name, lines in tables.items():
+        first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not end:
+            raise SystemExit(f"{path}: no place for the table of {name}")
+        text = before + first + "\n".join(lines) + "\n" + end + after
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--out", default=os.path.join(study.HERE, "../../docs/gqa"))
+    ap.add_argument("--docs", default=os.path.join(study.HERE, "../../docs"))
     args = ap.parse_args()
-    os.makedirs(args.out, exist_ok=True)
+    out = os.path.join(args.docs, "gqa")
+    os.makedirs(out, exist_ok=True)
     losses = Losses()
-    quality(losses, os.path.join(args.out, "quality.svg"))
-    pooling(losses, os.path.join(args.out, "pooling.svg"))
-    against_alpha(losses, os.path.join(args.out, "alpha.svg"))
-    curves(os.path.join(args.out, "curves.svg"))
-    groups(os.path.join(args.out, "groups.svg"))
-    tables(losses)
+    quality(losses, os.path.join(out, "quality.svg"))
+    pooling(losses, os.path.join(out, "pooling.svg"))
+    against_alpha(losses, os.path.join(out, "alpha.svg"))
+    curves(os.path.join(out, "curves.svg"))
+    groups(os.path.join(out, "groups.svg"))
+    tables = {"losses": loss_table(losses), "decode": decode_table()}
+    write_tables(os.path.join(args.docs, "gqa.md"), tables)
+    for lines in tables.values():
+        print("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
