@@ -57,6 +57,9 @@ void cpu_attention_destroy(struct cpu_attention *a)
     if (a->depths != NULL) {
         a->host->release(a->host->data, a->depths, a->depths_bytes);
     }
+    if (a->wholes != NULL) {
+        a->host->release(a->host->data, a->wholes, a->wholes_bytes);
+    }
     cpu_attn_fresh_finish(&a->fresh, a->host);
     cpu_attn_plan_finish(&a->plan);
     free(a);

@@ -25,9 +25,13 @@ int cpu_attention_append(struct cpu_attention *a, const struct gqa_attn_layer *l
 int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *layer,
                          const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
 
+int cpu_attention_observe(struct cpu_attention *a, const struct gqa_attn_layer *layer,
+                          const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                          uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes);
+
 #define CPU_ATTENTION_NUMERICS 1u
 #define CPU_ATTENTION_CAPS                                                                    \
     (GQA_ATTN_CAP_SHARED | GQA_ATTN_CAP_SPARSE | GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT | \
-     GQA_ATTN_CAP_MUTUAL)
+     GQA_ATTN_CAP_OBSERVE | GQA_ATTN_CAP_MUTUAL)
 
 #endif

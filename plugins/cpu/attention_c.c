@@ -30,7 +30,7 @@ static void segment_of_query(const struct cpu_attn_pack *pack, uint32_t query, f
     uint32_t begin = pack->begin[query], end = pack->end[query];
     const uint64_t *seen =
         pack->seen != NULL ? pack->seen + (size_t)query * CPU_ATTN_SEGMENT_BLOCKS : NULL;
-    float *p = pack->scores; /* (GQA_ATTN_SEGMENT_TOKENS) */
+    float *p = pack->scores + (size_t)query * GQA_ATTN_SEGMENT_TOKENS;
     float max = -INFINITY, sum = 0.0f;
 
     memset(part, 0, cpu_attn_part_floats(layer->v_dim) * sizeof(*part));

@@ -23,6 +23,8 @@ struct cpu_attention {
     uint32_t *depths; /* (n_rows) see cpu_attn_count_depths() */
     size_t depths_bytes;
     struct cpu_attn_fresh fresh;
+    void *wholes; /* of attention_observe.c */
+    size_t wholes_bytes;
 };
 
 struct cpu_attn_job {

@@ -54,9 +54,11 @@ struct cpu_attn_pack {
     /* (n_queries, CPU_ATTN_SEGMENT_BLOCKS) a bit per token: a query sees only those of [begin, end)
      * whose bit is set; no other bit is. NULL: all of them. */
     const uint64_t *seen;
-    float *scores; /* scratch (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned */
-    float *tile;   /* scratch (GQA_KV_TILE_TOKENS, the wider of K and V in whole quants), aligned */
-    float *parts;  /* out (n_queries, cpu_attn_part_floats(v_dim)) */
+    /* (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned: scratch; afterwards p of those tokens
+     * that a query sees. */
+    float *scores;
+    float *tile;  /* scratch (GQA_KV_TILE_TOKENS, the wider of K and V in whole quants), aligned */
+    float *parts; /* out (n_queries, cpu_attn_part_floats(v_dim)) */
 };
 
 struct cpu_attn_kernels {

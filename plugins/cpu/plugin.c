@@ -172,6 +172,14 @@ static int attention_attend(void *context, const struct gqa_attn_layer *layer,
     return cpu_attention_attend(c->attention, layer, batch, io);
 }
 
+static int attention_observe(void *context, const struct gqa_attn_layer *layer,
+                             const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                             uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes)
+{
+    struct cpu_context *c = context;
+    return cpu_attention_observe(c->attention, layer, batch, io, seq, n_observed, n_votes, votes);
+}
+
 static uint64_t program_pack_bytes(void *context, const struct gqa_weight *weight)
 {
     return cpu_weights_packed_bytes(weight);
@@ -190,7 +198,7 @@ static const struct gqa_attention attention_table = {
     .supports = attention_supports,
     .append = attention_append,
     .attend = attention_attend,
-    .observe = NULL,
+    .observe = attention_observe,
 };
 
 static const struct gqa_program program_table = {

@@ -245,10 +245,10 @@ struct gqa_attention {
      * V is read once per group, for all query heads of the group together. */
     int (*attend)(void *context, const struct gqa_attn_layer *layer,
                   const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
-    /* SnapKV's votes (GQA_ATTN_CAP_OBSERVE), else NULL. After append: for slots t < n_votes, none
-     * of them a new row's, votes (n_kv_heads, n_votes) += the weights that attend gives them, of
-     * the last n_observed rows of sequence seq and of the group's heads: row after row, head after
-     * head, so that votes do not depend on how rows were cut into batches. */
+    /* SnapKV's votes (GQA_ATTN_CAP_OBSERVE), else NULL. After append: for slots t < n_votes, which
+     * lie before the observed rows, votes (n_kv_heads, n_votes) += the weights that attend gives
+     * them, of the last n_observed rows of sequence seq and of the group's heads: row after row,
+     * head after head, so that votes do not depend on how rows were cut into batches. */
     int (*observe)(void *context, const struct gqa_attn_layer *layer,
                    const struct gqa_attn_batch *batch, const struct gqa_attn_io *io, uint32_t seq,
                    uint32_t n_observed, uint32_t n_votes, float *votes);
