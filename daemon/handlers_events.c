@@ -227,12 +227,16 @@ static void answer_generate(struct call *call, const struct request *r)
     const struct proto_text_generate *p = &call->params.text_generate;
     bool many = r->n_samples > 1;
     struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 7 + (r->samples[0].stop_index >= 0) + many + n_collected_keys(p));
+    ipc_pack_map(b, 8 + (r->samples[0].stop_index >= 0) + many + n_collected_keys(p));
     pack_finish(b, r, 0);
     pack_kv_u64(b, "n_prompt", r->n_prompt);
     pack_kv_u64(b, "n_cached", r->n_cached);
     pack_kv_u64(b, "n_generated", r->n_generated);
     pack_kv_u64(b, "seed", r->sampling.seed);
+    pack_kv_map(b, "kv", 3);
+    pack_kv_str(b, "policy", kv_policy_name(r->kv_policy.kind));
+    pack_kv_u64(b, "n_kept", r->n_kept);
+    pack_kv_u64(b, "n_dropped", r->n_dropped);
     pack_timings(b, r);
     pack_kv_map(b, "cache", 3);
     pack_kv_u64(b, "hit_blocks", r->hit_blocks);

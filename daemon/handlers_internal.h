@@ -188,6 +188,11 @@ void call_finish_cancelled_generate(struct call *call);
 /* The realm whose cached blocks the caller shares. */
 void call_realm(const struct call *call, char realm[KV_REALM_BYTES]);
 
+/* ---- what is kept (handlers_policy.c) ----------------------------------------------------- */
+
+/* *ret of the fields kv_*; false: it has failed the call. The model must be known. */
+bool call_read_policy(struct call *call, struct kv_policy *ret);
+
 /* ---- sampling (handlers_sampling.c) ------------------------------------------------------ */
 
 /* False, and the call has failed, when a token, name or text among the parameters is wrong. */

@@ -90,7 +90,8 @@ void call_take_prompt(struct call *call, void (*then)(struct call *))
     then(call);
 }
 
-static bool check_context(struct call *call, uint32_t n_more)
+/* Where all that is seen is in a window, the context does not bound the prompt. */
+static bool check_context(struct call *call, uint32_t n_more, enum kv_policy_kind policy)
 {
     struct model_facts facts;
     model_facts(call->model, &facts);
@@ -98,7 +99,7 @@ static bool check_context(struct call *call, uint32_t n_more)
         call_fail(call, PROTO_E_INVALID_PARAMS, "'prompt' gives no token");
         return false;
     }
-    if (call->n_tokens + n_more > facts.n_ctx) {
+    if (policy != KV_POLICY_WINDOW && call->n_tokens + n_more > facts.n_ctx) {
         call_fail(call, PROTO_E_CONTEXT_EXCEEDED,
                   "the prompt has %zu tokens%s; the context has room for %u", call->n_tokens,
                   n_more ? " and needs one more" : "", facts.n_ctx);
@@ -254,7 +255,9 @@ static void generate_submit(struct call *call)
                   (int)p->numerics.bytes, p->numerics.data);
         return;
     }
-    if (!check_context(call, 1) || !call_check_sampling(call)) {
+    struct kv_policy policy;
+    if (!call_read_policy(call, &policy) || !check_context(call, 1, policy.kind) ||
+        !call_check_sampling(call)) {
         return;
     }
     struct request *r = call_begin_request(call, REQUEST_GENERATE);
@@ -262,6 +265,7 @@ static void generate_submit(struct call *call)
         return;
     }
     r->n_predict = p->n_predict;
+    r->kv_policy = policy;
     r->ignore_eos = p->ignore_eos;
     r->t_max_predict_ms = p->t_max_predict_ms;
     r->cache_exact = p->cache_exact;
@@ -298,7 +302,7 @@ void handle_text_generate(struct call *call)
 
 static void pin_submit(struct call *call)
 {
-    if (!check_context(call, 1)) {
+    if (!check_context(call, 1, KV_POLICY_FULL)) {
         return;
     }
     struct request *r = call_begin_request(call, REQUEST_GENERATE);
@@ -327,7 +331,8 @@ void handle_kv_pin(struct call *call)
 static void logits_submit(struct call *call)
 {
     const struct proto_text_logits *p = &call->params.text_logits;
-    if (!check_context(call, 0)) {
+    struct kv_policy policy;
+    if (!call_read_policy(call, &policy) || !check_context(call, 0, policy.kind)) {
         return;
     }
     if (p->first_row >= call->n_tokens) {
@@ -340,6 +345,7 @@ static void logits_submit(struct call *call)
         return;
     }
     r->first_row = p->first_row;
+    r->kv_policy = policy;
     r->logprobs = p->logprobs;
     if (!p->cache_prompt) {
         r->realm[0] = '\0';

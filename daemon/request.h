@@ -100,6 +100,7 @@ struct request {
     int32_t priority;           /* higher goes first (daemon/sched/order.h) */
     uint32_t deadline_ms;       /* from submission to the end; 0: none */
     bool strict;                /* all rows are of class D: no bit depends on who made a block */
+    struct kv_policy kv_policy; /* what is kept of its tokens */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
     struct request_embed embed;
@@ -122,6 +123,7 @@ struct request {
     uint32_t hit_blocks, store_blocks;        /* adopted; of these from the store */
     enum kv_miss miss;                        /* why no more of them */
     uint32_t n_pinned;                        /* tokens, of whole blocks */
+    uint32_t n_kept, n_dropped;               /* tokens of its last step, by its KV policy */
     uint32_t n_steps;                         /* that had a row of it */
     uint32_t n_preempted;                     /* so often it gave way */
     struct request_timings timings;

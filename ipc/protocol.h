@@ -115,6 +115,20 @@ enum proto_field_type {
     F(U32, deadline_ms, OPTIONAL, 0, 1u << 30, 0,                          \
       "refused, or ended, where waiting and work together take longer; 0: none")
 
+#define GQA_FIELDS_KV_POLICY(F)                                                                   \
+    F(NAME, kv_policy, OPTIONAL, 1, 16, 0,                                                        \
+      "what is kept of the KV cache: full, window, snapkv, snapstream; absent: full")             \
+    F(U32, kv_sinks, OPTIONAL, 0, 1u << 16, 64, "window, snapstream: first tokens kept")          \
+    F(U32, kv_recent, OPTIONAL, 1, 1u << 20, 2048, "window, snapstream: last tokens kept")        \
+    F(NAME, kv_positions, OPTIONAL, 1, 16, 0,                                                     \
+      "window: original, or cache: the sinks keep their distance; absent: original")              \
+    F(U32, kv_budget, OPTIONAL, 2, 1u << 20, 2048, "snapkv: tokens of the prompt kept per group") \
+    F(U32, kv_topk, OPTIONAL, 1, 1u << 20, 1024,                                                  \
+      "snapstream: tokens kept per group between sinks and last ones")                            \
+    F(U32, kv_window, OPTIONAL, 1, 1024, 32, "snapkv, snapstream: last tokens of it that vote")   \
+    F(U32, kv_kernel, OPTIONAL, 1, 63, 5, "snapkv, snapstream: neighbours pooled; odd")           \
+    F(NAME, kv_pool, OPTIONAL, 1, 8, 0, "snapkv, snapstream: avg or max; absent: avg")
+
 #define GQA_FIELDS_GENERATE(F)                                                                    \
     F(NAME, model, REQUIRED, 1, PROTO_PATH_BYTES_MAX, 0, "name of the model")                     \
     F(TEXT, prompt, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "text; or give tokens")                 \
@@ -165,6 +179,7 @@ enum proto_field_type {
     F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")        \
     F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")     \
     F(NAME, numerics, OPTIONAL, 1, 16, 0, "strict: prompts are computed as generated tokens are") \
+    GQA_FIELDS_KV_POLICY(F)                                                                       \
     GQA_FIELDS_SCHEDULING(F)
 
 #define GQA_FIELDS_TOKENIZE(F)                                                \
@@ -187,6 +202,7 @@ enum proto_field_type {
     F(U32, first_row, OPTIONAL, 0, PROTO_TOKENS_MAX, 0, "first position reported")             \
     F(BOOL, logprobs, OPTIONAL, 0, 1, 0, "only the log-probability of each next token")        \
     F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")     \
+    GQA_FIELDS_KV_POLICY(F)                                                                    \
     GQA_FIELDS_SCHEDULING(F)
 
 #define GQA_FIELDS_KV_LIST(F) F(BOOL, all, OPTIONAL, 0, 1, 0, "every realm: administrators")

@@ -22,8 +22,7 @@ void kv_sequence_init(struct kv_sequence *s, const struct kv_layout *layout, str
     }
 }
 
-/* Gives back blocks [first_live, first_live of later) of a class. */
-static void give_back(struct kv_sequence *s, uint32_t layer_class, uint32_t first_live)
+void kv_list_give_back(struct kv_sequence *s, uint32_t layer_class, uint32_t first_live)
 {
     struct kv_block_list *list = &s->lists[layer_class];
     for (; list->first_live < first_live && list->first_live < list->n; list->first_live++) {
@@ -41,8 +40,9 @@ static void give_back(struct kv_sequence *s, uint32_t layer_class, uint32_t firs
 static void release_all(struct kv_sequence *s)
 {
     for (uint32_t c = 0; s->layout != NULL && c < s->layout->n_classes; c++) {
-        give_back(s, c, s->lists[c].n);
-        s->lists[c].n = s->lists[c].first_live = 0;
+        s->lists[c].first_live = s->view.begun ? 0 : s->lists[c].first_live; /* the sinks too */
+        kv_list_give_back(s, c, s->lists[c].n);
+        s->lists[c].n = s->lists[c].first_live = s->lists[c].n_dropped = 0;
         s->tables[c] = (struct gqa_page_table){0};
     }
     while (s->n_sealed > 0) { /* leaves first: an empty node goes when its children have gone */
@@ -51,6 +51,7 @@ static void release_all(struct kv_sequence *s)
         kv_space_drop_if_empty(s->space, n);
     }
     s->n_tokens = 0;
+    kv_view_reset(s);
 }
 
 void kv_sequence_reset(struct kv_sequence *s)
@@ -81,7 +82,7 @@ void kv_sequence_finish(struct kv_sequence *s)
     memset(s, 0, sizeof(*s));
 }
 
-static uint64_t blocks_for(uint64_t n_tokens)
+static uint32_t blocks_for(uint32_t n_tokens)
 {
     return n_tokens / GQA_KV_BLOCK_TOKENS + (n_tokens % GQA_KV_BLOCK_TOKENS != 0);
 }
@@ -110,16 +111,23 @@ void kv_sequence_set_tables(struct kv_sequence *s)
 {
     for (uint32_t c = 0; c < s->layout->n_classes; c++) {
         struct kv_block_list *list = &s->lists[c];
-        s->tables[c] = (struct gqa_page_table){.n_pages = list->n, .pages = list->pages};
+        bool is_view = s->view.begun && s->layout->classes[c].desc.window == 0;
+        s->tables[c] = (struct gqa_page_table){
+            .n_pages = list->n, .pages = list->pages, .n_dropped = list->n_dropped};
+        if (is_view && s->view.recent > 0) {
+            s->tables[c].n_sinks = s->view.n_sinks;
+            s->tables[c].recent = s->view.recent;
+            s->tables[c].turned = s->view.policy.cache_positions;
+        }
     }
 }
 
 int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new)
 {
-    uint32_t n_blocks = (uint32_t)blocks_for((uint64_t)s->n_tokens + n_new);
     int rc = 0;
     for (uint32_t c = 0; rc == 0 && c < s->layout->n_classes; c++) {
         struct kv_block_list *list = &s->lists[c];
+        uint32_t n_blocks = blocks_for(s->n_tokens - list->n_dropped + n_new);
         rc = kv_list_grow(list, n_blocks);
         while (rc == 0 && list->n < n_blocks) {
             struct kv_block *block;
@@ -139,8 +147,13 @@ int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new)
 void kv_sequence_leave_windows(struct kv_sequence *s)
 {
     for (uint32_t c = 0; c < s->layout->n_classes; c++) {
-        give_back(s, c, kv_first_needed(s->layout->classes[c].desc.window, s->n_tokens));
+        uint32_t window = s->layout->classes[c].desc.window;
+        uint32_t n_slots = s->n_tokens - s->lists[c].n_dropped;
+        if (window > 0) {
+            kv_list_give_back(s, c, kv_first_needed(window, n_slots));
+        }
     }
+    kv_view_slide(s);
 }
 
 void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new, const struct kv_text *text)
@@ -152,33 +165,28 @@ void kv_sequence_commit(struct kv_sequence *s, uint32_t n_new, const struct kv_t
     kv_sequence_leave_windows(s);
 }
 
-/* A windowed class holds its window and the rows of a step, each reaching into a block. */
-static uint64_t blocks_held(uint32_t window, uint64_t n_tokens, uint32_t step_rows)
+static uint64_t blocks_held(const struct kv_extent *e, uint32_t window)
 {
-    uint64_t all = blocks_for(n_tokens);
-    uint64_t held = blocks_for((uint64_t)window + step_rows) + 2;
-    return window > 0 && held < all ? held : all;
+    return kv_policy_blocks(e->policy, window, e->n_prompt, e->n_tokens, e->step_rows, e->begun);
 }
 
-uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, uint64_t n_tokens,
-                                 uint32_t step_rows)
+uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, const struct kv_extent *extent)
 {
     uint64_t bytes = 0;
     for (uint32_t c = 0; c < layout->n_classes; c++) {
         const struct kv_class *class = &layout->classes[c];
-        bytes += class->block_bytes * blocks_held(class->desc.window, n_tokens, step_rows);
+        bytes += class->block_bytes * blocks_held(extent, class->desc.window);
     }
     return bytes;
 }
 
-uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens,
-                               uint32_t step_rows)
+uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, const struct kv_extent *extent)
 {
     uint64_t bytes = 0;
     for (uint32_t c = 0; c < layout->n_classes; c++) {
         const struct kv_class *class = &layout->classes[c];
-        uint64_t of_class = kv_arena_bytes_for(
-            class->block_bytes, blocks_held(class->desc.window, n_tokens, step_rows));
+        uint64_t of_class =
+            kv_arena_bytes_for(class->block_bytes, blocks_held(extent, class->desc.window));
         if (__builtin_add_overflow(bytes, of_class, &bytes)) {
             return UINT64_MAX;
         }

@@ -9,6 +9,7 @@
 #define DAEMON_KV_SEQUENCE_H
 
 #include "daemon/kv/cache.h"
+#include "daemon/kv/view.h"
 
 struct kv_node;
 
@@ -34,9 +35,11 @@ struct kv_sequence {
         struct kv_block **blocks; /* (n) NULL: given back, or in the store's mapping */
         void **pages;             /* (n) the blocks' data, as attention wants them */
         uint32_t n, capacity;
-        uint32_t first_live; /* blocks before it have been given back */
+        uint32_t first_live; /* blocks before it have been given back, but for a view's sinks */
+        uint32_t n_dropped;  /* tokens that have no place in it any more: a view's */
     } lists[KV_MAX_CLASSES];
     struct gqa_page_table tables[KV_MAX_CLASSES];
+    struct kv_view view; /* its policy is the owner's to set, before the first token */
 
     /* Its full blocks in the tree. */
     struct kv_node **nodes; /* (n_sealed) */
@@ -70,8 +73,8 @@ void kv_sequence_reset(struct kv_sequence *s);
  * blocks nor gives any. What it has it keeps. */
 void kv_sequence_detach(struct kv_sequence *s);
 
-/* Makes room for tokens [n_tokens, n_tokens + n_new) in every class. On -ENOMEM nothing that was
- * there is lost, and the call may be repeated. */
+/* Makes room for tokens [n_tokens, n_tokens + n_new) in every class; at most kv_view_rows_max(). On
+ * -ENOMEM nothing that was there is lost, and the call may be repeated. */
 int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new);
 
 /* The tokens were written: they count from now on, full blocks go to the tree, and blocks before a
@@ -109,13 +112,20 @@ void kv_sequence_checkpoint(struct kv_sequence *s);
  * many tokens that are: fewer, where half of what may be kept is pinned already. */
 uint32_t kv_sequence_pin(struct kv_sequence *s, uint32_t n_tokens, bool pinned);
 
-/* Bytes of the blocks that a sequence of so many tokens holds, not counting the rest of slabs. */
-uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, uint64_t n_tokens,
-                                 uint32_t step_rows);
+/* How long a sequence gets, and what it keeps of that. */
+struct kv_extent {
+    const struct kv_policy *policy;
+    uint64_t n_prompt; /* of which a policy chooses */
+    uint64_t n_tokens;
+    uint32_t step_rows; /* it is computed in steps of at most so many */
+    bool begun;         /* its view has */
+};
 
-/* Bytes of an arena's bound that a sequence of so many tokens can take, computed in steps of at
- * most step_rows; UINT64_MAX where 64 bits do not hold them. */
-uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, uint64_t n_tokens,
-                               uint32_t step_rows);
+/* Bytes of the blocks that such a sequence holds, not counting the rest of slabs. */
+uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, const struct kv_extent *extent);
+
+/* Bytes of an arena's bound that such a sequence can take; UINT64_MAX where 64 bits do not hold
+ * them. */
+uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, const struct kv_extent *extent);
 
 #endif

@@ -10,6 +10,8 @@ int kv_list_grow(struct kv_block_list *list, uint32_t n); /* -ENOMEM */
 bool kv_sequence_grow_nodes(struct kv_sequence *s, uint32_t n);
 /* The page tables, after the lists have changed. */
 void kv_sequence_set_tables(struct kv_sequence *s);
+/* Gives back the class's blocks from the first live one up to first_live of later. */
+void kv_list_give_back(struct kv_sequence *s, uint32_t layer_class, uint32_t first_live);
 /* Gives back blocks that no later token can see. */
 void kv_sequence_leave_windows(struct kv_sequence *s);
 /* Puts the blocks that have become full into the tree. */

@@ -110,7 +110,8 @@ static bool seal_one(struct kv_sequence *s, const struct kv_text *text)
 
 void kv_sequence_seal(struct kv_sequence *s, const struct kv_text *text)
 {
-    while (s->space != NULL && !s->detached && (s->n_sealed + 1) * BLOCK <= s->n_tokens) {
+    while (s->space != NULL && !s->detached && !s->view.begun &&
+           (s->n_sealed + 1) * BLOCK <= s->n_tokens) {
         if (!seal_one(s, text)) {
             /* Its blocks stay its own; what it holds of the tree stays held until it ends. */
             s->sealing_failed = true;

@@ -96,6 +96,14 @@ const char *model_op_name(uint32_t kind); /* "linear" */
 /* ---- one step, on the engine thread ----------------------------------------------------------
  * Runs the batch through program and attention. Outputs are valid until the next step. */
 enum model_wants { MODEL_WANTS_LOGITS = 1, MODEL_WANTS_EMBEDDINGS = 2, MODEL_WANTS_SCORES = 4 };
+/* Rows whose attention is counted: the last ones of a sequence of the batch
+ * (gqa_attention.observe).
+ */
+struct model_observer {
+    uint32_t seq, n_rows;
+    uint32_t n_votes;
+    float *const *votes; /* by layer (n_kv_heads, n_votes), added to; NULL: not this layer's */
+};
 struct model_batch {
     uint32_t n_rows, n_out;
     const int32_t *tokens;
@@ -103,6 +111,8 @@ struct model_batch {
     const uint32_t *out_rows;
     const struct gqa_attn_batch *attention;
     uint32_t wants; /* enum model_wants: the rest is not computed */
+    uint32_t n_observers;
+    const struct model_observer *observers;
 };
 struct model_outputs {
     const float *logits;     /* (n_out, n_vocab); each NULL where it is not wanted */

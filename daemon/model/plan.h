@@ -26,6 +26,7 @@ void plan_unref(struct plan *p);
 
 struct backend *plan_backend(const struct plan *p);   /* of the program; the plan's reference */
 struct backend *plan_attention(const struct plan *p); /* the same one, or another */
+bool plan_has(const struct plan *p, uint32_t caps);   /* its attention: enum gqa_attn_caps */
 const struct kv_identity *plan_kv_identity(const struct plan *p); /* lives as long as the model */
 
 /* The model's plan, a new reference. Any thread. */

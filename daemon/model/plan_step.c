@@ -7,13 +7,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* Runs attention of one op on the other backend, over the program's registers in host memory. */
-static int foreign_attention(struct plan *p, const struct gqa_op *op,
-                             const struct gqa_attn_batch *batch, struct backend **ret_blame)
+/* An op of attention, as backends take it: the program's registers in host memory. */
+static int io_of(const struct plan *p, const struct gqa_op *op, struct gqa_attn_io *ret)
 {
     const struct gqa_program *iface = backend_program(p->backend);
     void *context = backend_context(p->backend);
-    const struct gqa_attention *attention = backend_attention(p->attention);
     const struct gqa_reg *regs = p->program.regs;
     const float *q = iface->data(context, p->prepared, op->src.reg);
     const float *k = iface->data(context, p->prepared, op->src2.reg);
@@ -22,7 +20,7 @@ static int foreign_attention(struct plan *p, const struct gqa_op *op,
     if (q == NULL || k == NULL || v == NULL || out == NULL) {
         return -ENOTSUP;
     }
-    struct gqa_attn_io io = {
+    *ret = (struct gqa_attn_io){
         .q = q + op->src.first,
         .k = k + op->src2.first,
         .v = v + op->src3.first,
@@ -32,26 +30,64 @@ static int foreign_attention(struct plan *p, const struct gqa_op *op,
         .v_stride = regs[op->src3.reg].width,
         .out_stride = regs[op->dst.reg].width,
     };
+    return 0;
+}
+
+/* Runs attention of one op on the other backend. */
+static int foreign_attention(struct plan *p, const struct gqa_op *op,
+                             const struct gqa_attn_batch *batch, struct backend **ret_blame)
+{
+    const struct gqa_attention *attention = backend_attention(p->attention);
     const struct gqa_attn_layer *layer = &p->program.attn_layers[op->layer];
     void *other = backend_context(p->attention);
-    int rc = attention->append(other, layer, batch, &io);
+    struct gqa_attn_io io;
+    int rc = io_of(p, op, &io);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = attention->append(other, layer, batch, &io);
     rc = rc < 0 ? rc : attention->attend(other, layer, batch, &io);
     *ret_blame = rc < 0 ? p->attention : *ret_blame;
     return rc;
 }
 
-/* The ops up to the hidden states. Without another backend for attention, they are one range. */
-static int run_body(struct plan *p, const struct gqa_attn_batch *batch, struct backend **ret_blame)
+/* Whom the op's rows have looked at, for those who ask. */
+static int observe(struct plan *p, const struct gqa_op *op, const struct model_batch *batch,
+                   struct backend **ret_blame)
+{
+    const struct gqa_attention *attention = backend_attention(plan_attention(p));
+    const struct gqa_attn_layer *layer = &p->program.attn_layers[op->layer];
+    struct gqa_attn_io io;
+    int rc = batch->n_observers > 0 ? io_of(p, op, &io) : 0;
+    for (uint32_t i = 0; rc == 0 && i < batch->n_observers; i++) {
+        const struct model_observer *o = &batch->observers[i];
+        if (o->votes[op->layer] != NULL) {
+            rc = attention->observe(backend_context(plan_attention(p)), layer, batch->attention,
+                                    &io, o->seq, o->n_rows, o->n_votes, o->votes[op->layer]);
+            *ret_blame = rc < 0 ? plan_attention(p) : *ret_blame;
+        }
+    }
+    return rc;
+}
+
+/* The ops up to the hidden states. Without another backend for attention, and nobody who looks on,
+ * they are one range. */
+static int run_body(struct plan *p, const struct model_batch *batch, struct backend **ret_blame)
 {
     const struct gqa_program *iface = backend_program(p->backend);
     void *context = backend_context(p->backend);
+    bool apart = p->attention != NULL || batch->n_observers > 0;
     uint32_t first = 0;
-    for (uint32_t i = 0; p->attention != NULL && i < p->program.head_op; i++) {
-        if (p->program.ops[i].kind != GQA_OP_ATTENTION) {
+    for (uint32_t i = 0; apart && i < p->program.head_op; i++) {
+        const struct gqa_op *op = &p->program.ops[i];
+        if (op->kind != GQA_OP_ATTENTION) {
             continue;
         }
-        int rc = iface->run(context, p->prepared, first, i);
-        rc = rc < 0 ? rc : foreign_attention(p, &p->program.ops[i], batch, ret_blame);
+        int rc = iface->run(context, p->prepared, first, p->attention != NULL ? i : i + 1);
+        if (rc == 0 && p->attention != NULL) {
+            rc = foreign_attention(p, op, batch->attention, ret_blame);
+        }
+        rc = rc < 0 ? rc : observe(p, op, batch, ret_blame);
         if (rc < 0) {
             return rc;
         }
@@ -60,12 +96,17 @@ static int run_body(struct plan *p, const struct gqa_attn_batch *batch, struct b
     return iface->run(context, p->prepared, first, p->program.head_op);
 }
 
+bool plan_has(const struct plan *p, uint32_t caps)
+{
+    return (caps & ~backend_attention(plan_attention(p))->caps) == 0;
+}
+
 static int run_ops(struct plan *p, const struct model_batch *batch, struct backend **ret_blame)
 {
     const struct gqa_program *iface = backend_program(p->backend);
     const struct model_program *program = &p->program;
     void *context = backend_context(p->backend);
-    int rc = run_body(p, batch->attention, ret_blame);
+    int rc = run_body(p, batch, ret_blame);
     if (rc == 0 && (batch->wants & MODEL_WANTS_LOGITS)) {
         rc = iface->run(context, p->prepared, program->head_op, program->scores_op);
     }

@@ -20,11 +20,12 @@ int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs)
     b->out_rows = calloc(max_rows, sizeof(*b->out_rows));
     b->seqs = calloc(max_seqs, sizeof(*b->seqs));
     b->shared = calloc(max_seqs / 2 + 1, sizeof(*b->shared));
+    b->observers = calloc(max_seqs, sizeof(*b->observers));
     b->claims = calloc(max_seqs, sizeof(*b->claims));
     b->claimants = calloc(max_seqs, sizeof(*b->claimants));
     if (b->members == NULL || b->tokens == NULL || b->positions == NULL || b->row_class == NULL ||
-        b->out_rows == NULL || b->seqs == NULL || b->shared == NULL || b->claims == NULL ||
-        b->claimants == NULL) {
+        b->out_rows == NULL || b->seqs == NULL || b->shared == NULL || b->observers == NULL ||
+        b->claims == NULL || b->claimants == NULL) {
         batch_finish(b);
         return -ENOMEM;
     }
@@ -40,6 +41,7 @@ void batch_finish(struct batch *b)
     free(b->out_rows);
     free(b->seqs);
     free(b->shared);
+    free(b->observers);
     free(b->claims);
     free(b->claimants);
     memset(b, 0, sizeof(*b));
@@ -65,13 +67,41 @@ static uint8_t row_class(const struct sequence *s, size_t index)
     return index < prompt_blocks * GQA_KV_BLOCK_TOKENS ? GQA_ROW_P : GQA_ROW_D;
 }
 
+/* Memory for so many more of the sequence's tokens, and for the votes of those that have one. */
+static int reserve(struct sequence *s, uint32_t n, uint32_t *ret_voters)
+{
+    int rc = kv_view_votes(&s->kv, n, ret_voters);
+    return rc < 0 ? rc : kv_sequence_reserve(&s->kv, n);
+}
+
+/* The step's last member keeps a view of its tokens, or is about to choose one. */
+static void note_view(struct batch *b, struct sequence *s, uint32_t n_voters)
+{
+    b->caps |= s->kv.view.begun ? GQA_ATTN_CAP_SPARSE : 0;
+    if (n_voters > 0) {
+        const struct kv_view *v = &s->kv.view;
+        b->caps |= GQA_ATTN_CAP_OBSERVE;
+        b->observers[b->n_observers++] =
+            (struct model_observer){.seq = b->n_seqs - 1,
+                                    .n_rows = n_voters,
+                                    .n_votes = kv_policy_n_votes(&v->policy, v->n_prompt),
+                                    .votes = v->votes};
+    }
+}
+
 /* Adds up to max_rows of the sequence's pending tokens; fewer where the output rows run out. What
  * must be seen at once comes whole, in this step or in one that has room for it. */
 static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
 {
-    size_t first = s->kv.n_tokens;
+    int rc = kv_view_begin(&s->kv);
+    if (rc < 0) {
+        s->hold = rc == -EAGAIN ? SEQUENCE_WAITING : SEQUENCE_STARVED;
+        return;
+    }
+    size_t first = s->kv.n_tokens, most = kv_view_rows_max(&s->kv);
     size_t n = sequence_pending(s);
     n = n < max_rows ? n : max_rows;
+    n = n < most ? n : most;
     n = n < b->max_rows - b->n_rows ? n : b->max_rows - b->n_rows;
     uint32_t outs = 0;
     size_t taken = 0;
@@ -87,7 +117,8 @@ static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
     if (taken == 0 || (!whole && model_is_encoder(s->request->model))) {
         return;
     }
-    if (kv_sequence_reserve(&s->kv, (uint32_t)taken) < 0) {
+    uint32_t n_voters;
+    if (reserve(s, (uint32_t)taken, &n_voters) < 0) {
         s->hold = SEQUENCE_STARVED;
         return;
     }
@@ -113,6 +144,7 @@ static void add_rows(struct batch *b, struct sequence *s, size_t max_rows)
         .tables = encoder ? NULL : s->kv.tables,
     };
     b->members[b->n_seqs++] = s;
+    note_view(b, s, n_voters);
     b->wants |= s->request->kind == REQUEST_EMBED ? embed_wants(s) : MODEL_WANTS_LOGITS;
 }
 
@@ -126,7 +158,7 @@ static bool follows_another(const struct sequence *s, const struct sequence *run
         if (other->has_place && other->hold != SEQUENCE_STARVED && sequence_is_prefilling(other) &&
             !request_is_paused(other->request) &&
             kv_sequence_follows(&s->kv, &text, sequence_adopt_limit(s), &other->kv, &others,
-                                (uint32_t)other->n_prompt)) {
+                                sequence_give_limit(other))) {
             return true;
         }
     }
@@ -202,7 +234,7 @@ uint32_t batch_form(struct batch *b, struct model *model, struct sequence *runni
 {
     b->model = model;
     b->max_outs = model_max_out_rows(model);
-    b->n_rows = b->n_outs = b->n_seqs = b->wants = 0;
+    b->n_rows = b->n_outs = b->n_seqs = b->wants = b->n_observers = b->caps = 0;
     for (struct sequence *s = running; s != NULL; s = s->next) {
         bool room = b->n_rows < b->max_rows && b->n_seqs < b->max_seqs;
         if (takes_part(s, model, false) && room) {
@@ -237,11 +269,21 @@ void batch_run(struct batch *b, struct plan *plan, struct batch_result *ret)
         .out_rows = b->out_rows,
         .attention = &attention,
         .wants = b->wants,
+        .n_observers = b->n_observers,
+        .observers = b->observers,
     };
     /* Of two backends that together gave no numbers, attention is the guest. */
     *ret = (struct batch_result){.blame = plan_attention(plan)};
     ret->rc = plan_step(plan, &step, &ret->outputs, &ret->blame);
     ret->sound = ret->rc == 0 && plan_step_is_sound(plan, &step, &ret->outputs);
+}
+
+void batch_spoil_votes(struct batch *b)
+{
+    for (uint32_t i = 0; i < b->n_observers; i++) {
+        b->members[b->observers[i].seq]->kv.view.spoiled = true;
+    }
+    b->n_observers = 0;
 }
 
 void batch_commit(struct batch *b)

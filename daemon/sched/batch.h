@@ -25,6 +25,9 @@ struct batch {
     uint32_t *out_rows;
     struct gqa_attn_seq *seqs;
     struct gqa_attn_shared *shared; /* (max_seqs / 2) */
+    struct model_observer *observers;
+    uint32_t n_observers; /* members whose rows vote in this step */
+    uint32_t caps;        /* enum gqa_attn_caps that members' KV policies need */
     /* While the batch is formed: whose prompts ask for rows. */
     struct fair_claim *claims; /* (max_seqs) */
     struct sequence **claimants;
@@ -57,6 +60,9 @@ struct batch_result {
 };
 /* Runs the step on a plan of the batch's model. It may be run again, on another. */
 void batch_run(struct batch *b, struct plan *plan, struct batch_result *ret);
+
+/* Before it is run again: the votes that it may have cast count for nothing. */
+void batch_spoil_votes(struct batch *b);
 
 /* The step's results are good: the members' KV counts from now on, and others may adopt it. */
 void batch_commit(struct batch *b);

@@ -35,8 +35,11 @@ static uint64_t bytes_soon(const struct engine *e, const struct request *r,
     const struct kv_layout *layout = model_kv_layout(r->model);
     uint64_t total = sequence_tokens_most(r, s);
     uint64_t soon = (s != NULL ? s->n_tokens : sequence_tokens_first(r)) + ADMIT_AHEAD;
-    return kv_sequence_block_bytes(layout, soon < total ? soon : total, e->options.n_batch) -
-           kv_sequence_block_bytes(layout, charged_tokens, e->options.n_batch);
+    const struct kv_extent extent =
+        sequence_extent(r, s, soon < total ? soon : total, e->options.n_batch);
+    const struct kv_extent charged = sequence_extent(r, s, charged_tokens, e->options.n_batch);
+    return kv_sequence_block_bytes(layout, &extent) -
+           (charged_tokens > 0 ? kv_sequence_block_bytes(layout, &charged) : 0);
 }
 
 void engine_charge(struct engine *e, struct sequence *s)
@@ -44,6 +47,7 @@ void engine_charge(struct engine *e, struct sequence *s)
     e->bytes_committed -= s->bytes_committed;
     s->bytes_committed = bytes_soon(e, s->request, s, s->charged_tokens);
     s->covered_tokens = s->n_tokens + ADMIT_AHEAD;
+    s->covered_view = s->kv.view.begun;
     e->bytes_committed += s->bytes_committed;
 }
 
@@ -84,7 +88,8 @@ void engine_leave_place(struct engine *e, struct sequence *s)
 void engine_commit_growth(struct engine *e)
 {
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        if (s->has_place && s->n_tokens >= s->covered_tokens) {
+        bool outgrown = s->n_tokens >= s->covered_tokens || s->covered_view != s->kv.view.begun;
+        if (s->has_place && outgrown) {
             engine_charge(e, s);
         }
     }
@@ -215,8 +220,12 @@ static int start_sequence(struct engine *e, struct request *r, struct kv_space *
 
 static void begin(struct engine *e, struct request *r, struct kv_space *space, int32_t level)
 {
-    int rc = start_sequence(e, r, space, level);
-    if (rc == -EINVAL) {
+    bool able = plan_has(model_plan_now(r->model), kv_policy_caps(&r->kv_policy));
+    int rc = able ? start_sequence(e, r, space, level) : -ENOTSUP;
+    if (rc == -ENOTSUP) {
+        engine_request_fail(r, PROTO_E_BACKEND,
+                            "the backend of the model's attention lacks what 'kv_policy' needs");
+    } else if (rc == -EINVAL) {
         engine_request_fail(r, PROTO_E_INVALID_PARAMS, "sampling parameters do not fit together");
     } else if (rc == -E2BIG) {
         engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
@@ -232,8 +241,9 @@ static void begin(struct engine *e, struct request *r, struct kv_space *space, i
 /* False, and the request has ended: it would not fit even if it were alone. */
 static bool can_ever_fit(struct engine *e, struct request *r)
 {
-    uint64_t bytes = kv_sequence_bytes_for(model_kv_layout(r->model), sequence_tokens_most(r, NULL),
-                                           e->options.n_batch);
+    const struct kv_extent extent =
+        sequence_extent(r, NULL, sequence_tokens_most(r, NULL), e->options.n_batch);
+    uint64_t bytes = kv_sequence_bytes_for(model_kv_layout(r->model), &extent);
     if (bytes <= e->options.kv.arena_bytes_max) {
         return true;
     }

@@ -94,7 +94,8 @@ static bool is_hopeless(const struct request *r, uint64_t now_ns)
 static uint64_t tokens_least(const struct request *r)
 {
     bool free_to_end = !r->ignore_eos || r->n_stops > 0 || r->grammar != NULL;
-    uint64_t room = model_n_ctx(r->model) > r->n_tokens ? model_n_ctx(r->model) - r->n_tokens : 1;
+    uint32_t n_ctx = sequence_positions_max(r);
+    uint64_t room = n_ctx > r->n_tokens ? n_ctx - r->n_tokens : 1;
     uint64_t n = free_to_end && r->n_predict > 1 ? 1 : r->n_predict;
     return n < room ? n : room;
 }

@@ -106,9 +106,10 @@ int engine_run_step(struct engine *e, struct model_outputs *ret)
         return 0;
     }
     struct plan *by = files_are_sound(e, m) ? find_standby(m, standby, plan) : NULL;
-    if (by == NULL) {
+    if (by == NULL || !plan_has(by, e->batch.caps)) {
         return first.rc;
     }
+    batch_spoil_votes(&e->batch);
     batch_run(&e->batch, by, &second);
     if (second.rc < 0) {
         return first.rc;

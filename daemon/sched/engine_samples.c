@@ -4,7 +4,8 @@
  * each draws its first token from the same logits and joins the running as one that gave way, so
  * that it gets a place in its turn. With the place it takes the prompt's blocks from a sample that
  * has one: whole blocks are shared, the last one's beginning is copied. Where none is left that has
- * one, it goes on as all do that gave way: it adopts what the tree has and computes the rest.
+ * one, it goes on as all do that gave way: it adopts what the tree has and computes the rest. So do
+ * those with a KV policy: views are private.
  *
  * The arena's bound is charged once for shared blocks: to the sample that the others took them
  * from, or to one of these when that leaves. */
@@ -44,7 +45,7 @@ static bool is_better_known(const struct sequence *s)
 struct sequence *engine_find_source(const struct engine *e, const struct sequence *s)
 {
     if (s->request->n_samples < 2 || s->has_place || s->n_tokens == s->n_prompt ||
-        is_better_known(s)) {
+        s->request->kv_policy.kind != KV_POLICY_FULL || is_better_known(s)) {
         return NULL;
     }
     for (struct sequence *other = e->running; other != NULL; other = other->next) {

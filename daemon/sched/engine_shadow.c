@@ -91,7 +91,7 @@ void engine_shadow_step(struct engine *e, const struct model_outputs *out, uint6
     struct batch *b = &e->batch;
     struct model *m = b->model;
     struct model_shadow *s = model_shadow(m);
-    if (s->plan == NULL || out->logits == NULL || b->n_outs == 0 ||
+    if (s->plan == NULL || out->logits == NULL || b->n_outs == 0 || b->caps != 0 ||
         s->n_seen++ % s->facts.every != 0) {
         return;
     }

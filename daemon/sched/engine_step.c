@@ -145,6 +145,8 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
         rc = publish_generated(e, s, rows, now);
         rc = rc == 0 && prompt_ended ? engine_begin_samples(e, s, rows, now) : rc;
     }
+    r->n_kept = kv_view_n_kept(&s->kv);
+    r->n_dropped = s->kv.n_tokens - r->n_kept;
     engine_note_state(s);
     if (rc == -ENODATA) {
         engine_request_fail(r, PROTO_E_INVALID_PARAMS,

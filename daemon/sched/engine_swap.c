@@ -8,6 +8,7 @@
 #include "daemon/sched/engine_internal.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 int engine_swap(struct engine *e, struct engine_swap *swap)
 {
@@ -68,9 +69,26 @@ uint32_t engine_detach(struct engine *e, const struct model *m)
     return n;
 }
 
+/* What a plan cannot do ends the requests that need it. */
+static void fail_unable(struct engine *e, const struct model *m, const struct plan *plan)
+{
+    for (struct sequence *s = e->running; s != NULL; s = s->next) {
+        const struct kv_policy *p = &s->request->kv_policy;
+        if (s->request->model == m && !plan_has(plan, kv_policy_caps(p))) {
+            char message[160];
+            snprintf(message, sizeof(message),
+                     "the model's attention is computed by %s now, which has no views: "
+                     "'kv_policy' %s cannot go on",
+                     backend_spec(plan_attention(plan)), kv_policy_name(p->kind));
+            engine_request_fail(s->request, PROTO_E_BACKEND, message);
+        }
+    }
+}
+
 struct plan *engine_put_plan(struct engine *e, struct model *m, struct plan *plan)
 {
     struct plan *old = model_swap_plan(m, plan);
+    fail_unable(e, m, plan);
     if (plan_kv_identity(old) != plan_kv_identity(plan)) {
         engine_detach(e, m);
     }

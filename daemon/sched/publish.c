@@ -44,7 +44,8 @@ static int emit_tokens(const struct publisher *p, struct sequence *s,
 static void check_limits(struct sequence *s, uint64_t now_ns)
 {
     const struct request *r = s->request;
-    if (sequence_sample(s)->n_generated >= r->n_predict || s->n_tokens >= model_n_ctx(r->model)) {
+    if (sequence_sample(s)->n_generated >= r->n_predict ||
+        s->n_tokens >= sequence_positions_max(r)) {
         sequence_end_sample(s, FINISH_LENGTH);
     } else if (r->t_max_predict_ms > 0 &&
                now_ns - s->prompt_done_ns > (uint64_t)r->t_max_predict_ms * 1000000u) {

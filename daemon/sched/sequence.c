@@ -23,9 +23,32 @@ uint64_t sequence_tokens_first(const struct request *r)
     return next_prompt(r).n_tokens;
 }
 
+uint32_t sequence_positions_max(const struct request *r)
+{
+    bool endless = r->kind == REQUEST_GENERATE && kv_policy_is_endless(&r->kv_policy);
+    return endless || r->kv_policy.kind == KV_POLICY_WINDOW ? UINT32_MAX : model_n_ctx(r->model);
+}
+
+/* Of which a policy chooses: all before the first token that is to be predicted. */
+static uint32_t prompt_of_policy(const struct request *r, uint64_t n_prompt)
+{
+    return r->kind == REQUEST_LOGITS ? r->first_row : (uint32_t)n_prompt;
+}
+
+struct kv_extent sequence_extent(const struct request *r, const struct sequence *s,
+                                 uint64_t n_tokens, uint32_t step_rows)
+{
+    uint64_t n_prompt = s != NULL ? s->n_prompt : next_prompt(r).n_tokens;
+    return (struct kv_extent){.policy = &r->kv_policy,
+                              .n_prompt = prompt_of_policy(r, n_prompt),
+                              .n_tokens = n_tokens,
+                              .step_rows = step_rows,
+                              .begun = s != NULL && s->kv.view.begun};
+}
+
 uint64_t sequence_tokens_most(const struct request *r, const struct sequence *s)
 {
-    uint32_t n_ctx = model_n_ctx(r->model);
+    uint32_t n_ctx = sequence_positions_max(r);
     uint64_t n_tokens = s != NULL ? s->n_prompt : next_prompt(r).n_tokens;
     if (r->kind == REQUEST_GENERATE) {
         n_tokens += r->n_predict;
@@ -52,17 +75,26 @@ void sequence_yield(struct sequence *s)
     kv_sequence_reset(&s->kv);
 }
 
+/* What a policy leaves of the limit: what is the same for all, and not the rows that vote. */
+static uint32_t limit_by_policy(const struct sequence *s, size_t limit)
+{
+    const struct kv_view *v = &s->kv.view;
+    uint32_t n_votes = kv_policy_n_votes(&v->policy, v->n_prompt);
+    uint32_t most = n_votes > 0 ? n_votes : kv_view_n_common(&v->policy, v->n_prompt);
+    return limit < most ? (uint32_t)limit : most;
+}
+
 uint32_t sequence_adopt_limit(const struct sequence *s)
 {
     const struct request *r = s->request;
     if (r->kind == REQUEST_LOGITS) {
-        return (uint32_t)(s->n_taken > r->first_row ? s->n_taken : r->first_row);
+        return limit_by_policy(s, s->n_taken > r->first_row ? s->n_taken : r->first_row);
     }
     bool last_row_only = r->embed.pooling == POOLING_LAST || r->embed.pooling == POOLING_RANK;
     if (r->kind == REQUEST_EMBED && !last_row_only) {
         return (uint32_t)s->n_taken;
     }
-    return (uint32_t)s->n_tokens - 1;
+    return limit_by_policy(s, s->n_tokens - 1);
 }
 
 /* End-of-generation tokens of the vocabulary, for ignore_eos. *ret_ids is malloc'ed. */
@@ -138,6 +170,8 @@ static int create(struct request *r, size_t part, struct request_input prompt,
     s->request = r;
     s->part = part;
     kv_sequence_init(&s->kv, model_kv_layout(r->model), cache, space, r->cache_exact);
+    s->kv.view.policy = r->kv_policy;
+    s->kv.view.n_prompt = prompt_of_policy(r, prompt.n_tokens);
     s->capacity = prompt.n_tokens + 64;
     s->tokens = malloc(s->capacity * sizeof(*s->tokens));
     int rc = s->tokens == NULL ? -ENOMEM : 0;

@@ -33,6 +33,7 @@ struct sequence {
     uint64_t bytes_committed; /* of the arena's bound */
     size_t covered_tokens;    /* that these are for */
     uint32_t charged_tokens;  /* the first so many are another sample's to account for */
+    bool covered_view;        /* and whether its view had begun */
     uint32_t n_starved;       /* steps in a row for which it found no memory */
     uint64_t last_turn;       /* the step in which its model ran last */
     enum sequence_hold {
@@ -68,6 +69,9 @@ static inline struct request_sample *sequence_sample(const struct sequence *s)
 }
 /* The sample ends; its request does with the last of them. */
 void sequence_end_sample(struct sequence *s, enum request_finish how);
+/* Positions that a request's sequences may come to have: the context, unless their KV policy bounds
+ * what is seen. */
+uint32_t sequence_positions_max(const struct request *r);
 
 /* How many sequences a request has in the end. */
 size_t sequence_count_of(const struct request *r);
@@ -89,8 +93,20 @@ static inline struct kv_text sequence_text(const struct sequence *s)
     return (struct kv_text){s->tokens, s->n_tokens, s->request->strict ? 0 : s->n_prompt};
 }
 
-/* How many of its tokens may come from the cache: the others' outputs are wanted. */
+/* Of n_tokens, for what they take; s NULL: of the request's next sequence, likewise. */
+struct kv_extent sequence_extent(const struct request *r, const struct sequence *s,
+                                 uint64_t n_tokens, uint32_t step_rows);
+
+/* How many of its tokens may come from the cache: the others' outputs are wanted, or their votes.
+ */
 uint32_t sequence_adopt_limit(const struct sequence *s);
+
+/* Blocks up to so many tokens it may leave to others. */
+static inline uint32_t sequence_give_limit(const struct sequence *s)
+{
+    uint32_t common = kv_view_n_common(&s->kv.view.policy, s->kv.view.n_prompt);
+    return s->n_prompt < common ? (uint32_t)s->n_prompt : common;
+}
 
 /* Tokens that wait to be computed: the rest of the prompt, or the last generated one. */
 static inline size_t sequence_pending(const struct sequence *s)

@@ -303,6 +303,26 @@ void plan_unref(struct plan *p)
 {
 }
 
+struct plan *model_plan(const struct model *m)
+{
+    return NULL;
+}
+
+struct backend *plan_attention(const struct plan *p)
+{
+    return NULL;
+}
+
+bool plan_has(const struct plan *p, uint32_t caps)
+{
+    return true;
+}
+
+const char *backend_spec(const struct backend *b)
+{
+    return "fake";
+}
+
 int engine_swap(struct engine *e, struct engine_swap *swap)
 {
     return -ESHUTDOWN;

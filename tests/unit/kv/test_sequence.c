@@ -150,12 +150,19 @@ Test(kv_sequence, without_memory_nothing_is_lost_and_the_call_may_be_repeated)
     kv_cache_destroy(small);
 }
 
+static uint64_t bytes_for(uint64_t n_tokens, uint32_t step_rows)
+{
+    const struct kv_policy full = {.kind = KV_POLICY_FULL};
+    const struct kv_extent extent = {&full, n_tokens, n_tokens, step_rows, false};
+    return kv_sequence_bytes_for(&layout, &extent);
+}
+
 Test(kv_sequence, bytes_for_bounds_what_a_sequence_takes)
 {
     const uint32_t lengths[] = {0, 1, 64, 65, 1000, 20000};
     for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
         for (uint32_t step = 1; step <= 1000; step = 10 * step) {
-            struct kv_cache *exact = make_cache(kv_sequence_bytes_for(&layout, lengths[i], step));
+            struct kv_cache *exact = make_cache(bytes_for(lengths[i], step));
             struct kv_sequence alone;
             init(&alone, exact);
             while (alone.n_tokens < lengths[i]) {
@@ -168,5 +175,5 @@ Test(kv_sequence, bytes_for_bounds_what_a_sequence_takes)
             kv_cache_destroy(exact);
         }
     }
-    cr_expect(eq(u64, kv_sequence_bytes_for(&layout, UINT64_MAX, 512), UINT64_MAX));
+    cr_expect(eq(u64, bytes_for(UINT64_MAX, 512), UINT64_MAX));
 }
