@@ -48,6 +48,7 @@ int cli_verb_tokenize(struct cli *c, int argc, char **argv);
 int cli_verb_detokenize(struct cli *c, int argc, char **argv);
 int cli_verb_embed(struct cli *c, int argc, char **argv);
 int cli_verb_eval(struct cli *c, int argc, char **argv);
+int cli_eval_longgen(struct cli *c, int argc, char **argv);
 int cli_verb_logits(struct cli *c, int argc, char **argv);
 int cli_verb_perplexity(struct cli *c, int argc, char **argv);
 int cli_verb_ping(struct cli *c, int argc, char **argv);
@@ -109,6 +110,19 @@ struct cli_sampling {
 };
 /* Adds what takes several options or a file to the params. Prints and returns an exit code. */
 int cli_sampling_finish(struct cli_sampling *s);
+
+/* ---- policy.c -------------------------------------------------------------------------------- */
+
+/* argp children for what is kept of the KV cache; their input is a struct cli_policy. */
+extern const struct argp cli_policy_argp;
+
+#define CLI_POLICY_FIELDS 9
+struct cli_policy {
+    const char *given[CLI_POLICY_FIELDS]; /* as they were given; NULL: not */
+    uint64_t numbers[CLI_POLICY_FIELDS];
+};
+void cli_policy_params(const struct cli_policy *p, struct gqa_params *params);
+const char *cli_policy_name(const struct cli_policy *p); /* "full" where none is given */
 
 /* ---- loading.c ------------------------------------------------------------------------------- */
 

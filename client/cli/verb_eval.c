@@ -17,6 +17,7 @@ enum { KEY_DETAILS = 0x500 };
 
 struct eval {
     struct cli_load load;
+    struct cli_policy policy;
     const char *file;
     uint64_t n_items_max; /* 0: all */
     bool details;
@@ -48,6 +49,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &e->load;
+        state->child_inputs[1] = &e->policy;
         return 0;
     case 'f':
         e->file = arg;
@@ -129,6 +131,7 @@ static int score_tokens(struct cli *c, const struct eval *e, const int32_t *ids,
         gqa_params_tokens(p, "tokens", ids, n);
         gqa_params_bool(p, "logprobs", true);
         gqa_params_u64(p, "first_row", first - 1);
+        cli_policy_params(&e->policy, p);
         int code = cli_call(c, "text.logits", p, on_rows, &s, NULL);
         if (code != CLI_OK) {
             return code;
@@ -391,15 +394,21 @@ static int report(const struct cli *c, const struct eval *e)
 
 int cli_verb_eval(struct cli *c, int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {
+        {&cli_load_argp, 0, NULL, 0}, {&cli_policy_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,
-        .doc = "Tells how well a model answers multiple-choice questions and predicts texts.",
+        .doc = "Tells how well a model answers multiple-choice questions and predicts texts. "
+               "'gqa eval longgen' tells what a KV policy spares and loses.",
         .children = children};
     struct eval e = {0};
     char *data = NULL;
     size_t bytes = 0;
+    if (argc > 1 && strcmp(argv[1], "longgen") == 0) {
+        argv[1] = argv[0];
+        return cli_eval_longgen(c, argc - 1, argv + 1);
+    }
     cli_parse(c, &argp, argc, argv, &e);
     int code = cli_read_file(e.file, &data, &bytes);
     if (code == CLI_OK) {

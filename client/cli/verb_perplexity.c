@@ -14,6 +14,7 @@
 
 struct perplexity {
     struct cli_load load;
+    struct cli_policy policy;
     const char *file;
     uint32_t n_ctx;
     uint32_t n_chunks_max; /* 0: all */
@@ -29,6 +30,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &x->load;
+        state->child_inputs[1] = &x->policy;
         return 0;
     case 'f':
         x->file = arg;
@@ -94,6 +96,7 @@ static int score_chunk(struct cli *c, struct perplexity *x, const int32_t *ids)
     struct gqa_params *p = cli_model_params(x->load.model);
     gqa_params_tokens(p, "tokens", ids, x->n_ctx);
     gqa_params_bool(p, "logprobs", true);
+    cli_policy_params(&x->policy, p);
     x->n_rows = 0;
     int code = cli_call(c, "text.logits", p, on_rows, x, NULL);
     if (code == CLI_OK && x->n_rows + 1 < x->n_ctx) {
@@ -173,7 +176,8 @@ static int read_text(struct cli *c, struct perplexity *x, int32_t **ret_ids, siz
 
 int cli_verb_perplexity(struct cli *c, int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {
+        {&cli_load_argp, 0, NULL, 0}, {&cli_policy_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {.options = options,
                                      .parser = parse,
                                      .doc = "Tells how well a model predicts a text.",

@@ -22,6 +22,7 @@ struct run {
     struct cli_load load;
     struct cli_prompt prompt;
     struct cli_sampling sampling;
+    struct cli_policy policy;
     const char *args[2];
     unsigned n_args;
     bool stream_json;
@@ -68,6 +69,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &run->load;
         state->child_inputs[1] = &run->sampling;
+        state->child_inputs[2] = &run->policy;
         return 0;
     case 'f':
         run->prompt.file = arg;
@@ -107,8 +109,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     }
 }
 
-static const struct argp_child children[] = {
-    {&cli_load_argp, 0, NULL, 0}, {&cli_sampling_argp, 0, NULL, 0}, {0}};
+static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0},
+                                             {&cli_sampling_argp, 0, NULL, 0},
+                                             {&cli_policy_argp, 0, NULL, 0},
+                                             {0}};
 static const struct argp argp = {
     .options = options,
     .parser = parse,
@@ -302,6 +306,7 @@ int cli_verb_run(struct cli *c, int argc, char **argv)
         .c = c, .sampling.params = cli_params(), .load.model_is_argument = true, .n_samples = 1};
     cli_parse(c, &argp, argc, argv, &run);
     struct gqa_params *p = run.sampling.params;
+    cli_policy_params(&run.policy, p);
     int code = cli_sampling_finish(&run.sampling);
     if (code == CLI_OK) {
         code = cli_prompt_params(&run.prompt, p);

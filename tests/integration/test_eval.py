@@ -214,6 +214,42 @@ class Eval(Case):
         self.refused("eval", "-m", "demo", words=["-f FILE"], status=64)
 
 
+class Policies(Case):
+    """gqa eval longgen, and the options --kv-* of the other verbs."""
+
+    def longgen(self, *policy, depth=120):
+        return self.gqa("eval", "longgen", "-m", "demo", "-d", depth, "-n", 16, "--json", *policy).json
+
+    def test_a_policy_that_drops_nothing_loses_nothing(self):
+        for policy in (["--kv-policy", "snapkv", "--kv-budget", 120],
+                       ["--kv-policy", "window", "--kv-sinks", 4, "--kv-recent", 200]):
+            told = self.longgen(*policy)
+            self.assertEqual((told["share_equal"], told["nll_loss"], told["kv_ratio"]), (1.0, 0.0, 1.0), policy)
+
+    def test_what_is_dropped_is_told_with_its_loss(self):
+        told = self.longgen("--kv-policy", "snapkv", "--kv-budget", 40, "--kv-window", 8)
+        full, less = told["runs"]
+        self.assertEqual((full["policy"], full["n_kept"], full["n_dropped"]), ("full", 135, 0))
+        self.assertEqual((less["policy"], less["n_kept"], less["n_dropped"]), ("snapkv", 55, 80))
+        self.assertAlmostEqual(told["nll_loss"], less["nll"] - full["nll"], places=6)
+        self.assertNotEqual(told["nll_loss"], 0)
+        text = self.gqa("eval", "longgen", "-m", "demo", "-d", 64, "-n", 4, "--kv-policy", "window",
+                        "--kv-recent", 20).text
+        self.assertIn("nats a token", text)
+        self.refused("eval", "longgen", "-m", "demo", words=["--kv-policy"], status=64)
+
+    def test_other_verbs_know_the_options(self):
+        text = self.path("text")
+        with open(text, "w") as f:
+            f.write("the library is shared and the games are in the games group " * 20)
+        base = ["perplexity", "-m", "demo", "-f", text, "-c", 64, "--json"]
+        full = self.gqa(*base).json
+        self.assertEqual(self.gqa(*base, "--kv-policy", "window", "--kv-recent", 64).json, full)
+        less = self.gqa(*base, "--kv-policy", "window", "--kv-sinks", 1, "--kv-recent", 4).json
+        self.assertNotEqual(less["perplexity"], full["perplexity"])
+        self.refused("run", "-m", "demo", "x", "--kv-policy", "half", words=["kv_policy", "half"])
+
+
 class Levels(Case):
     """The same figures at every level that this machine has, within what the head of this file states."""
     TEXTS = ["a library", "tool that converts", "Package: python3-apt\nSection: python\n"]
