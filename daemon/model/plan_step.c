@@ -98,7 +98,9 @@ static int run_body(struct plan *p, const struct model_batch *batch, struct back
 
 bool plan_has(const struct plan *p, uint32_t caps)
 {
-    return (caps & ~backend_attention(plan_attention(p))->caps) == 0;
+    const struct gqa_attention *a = backend_attention(plan_attention(p));
+    uint32_t has = a->observe != NULL ? a->caps : a->caps & ~(uint32_t)GQA_ATTN_CAP_OBSERVE;
+    return (caps & ~has) == 0;
 }
 
 static int run_ops(struct plan *p, const struct model_batch *batch, struct backend **ret_blame)

@@ -95,6 +95,20 @@ class Policies(DaemonCase):
             t.join()
         self.assertEqual(together, alone)
 
+    def test_a_view_that_is_lost_is_made_again(self):
+        """A purge takes the blocks of what runs: it computes them again, and no token differs."""
+        for i, policy in enumerate((WINDOW, {**WINDOW, "kv_positions": "cache"}, SNAPKV, SNAPSTREAM)):
+            prompt, n = tokens(90 + i, 200), 50 if policy is SNAPKV else 400
+            undisturbed = self.greedy(prompt, n, **policy)["tokens"]
+            id = self.client.send("text.generate", {"model": "tiny", "tokens": prompt, "n_predict": n,
+                                                    "temperature": 0.0, "ignore_eos": True, **policy})
+            self.client.wait_events(id, 20)
+            with self.daemon.connect() as other:
+                other.call("kv.purge", {})
+            self.client.wait(id)
+            got = [t for e in self.client.events.pop(id) for t in e["tokens"]]
+            self.assertEqual(got, undisturbed, policy)
+
     def test_samples_of_a_prompt_are_what_each_would_be(self):
         prompt = tokens(55, 200)
         for policy in (WINDOW, SNAPKV, SNAPSTREAM):

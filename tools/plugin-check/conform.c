@@ -191,6 +191,58 @@ static int check_views(const struct conform *c, struct gqa_reason *reason)
     return rc;
 }
 
+/* Votes against the reference's, and the same bits when their rows come one by one. */
+static int check_votes_of(const struct conform *c, struct family *f, const struct problem_spec *s,
+                          struct gqa_reason *reason)
+{
+    float *truth = NULL, *got = NULL, *ones = NULL;
+    uint32_t n = 0;
+    int rc = problem_vote(s, 20, c->reference, c->reference_context, &truth, &n, reason);
+    rc = rc < 0 ? rc : problem_vote(s, 20, c->attention, c->context, &got, &n, reason);
+    rc = rc < 0 ? rc : problem_vote(s, 1, c->attention, c->context, &ones, &n, reason);
+    if (rc == -ENOTSUP) {
+        f->n_skipped++;
+        rc = 0;
+    } else if (rc < 0) {
+        rc = fail(reason, s, strerror(-rc));
+    } else {
+        f->n_run++;
+        rc =
+            memcmp(got, ones, n * sizeof(*got)) == 0 ? 0 : fail(reason, s, "other votes in chunks");
+        for (uint32_t i = 0; rc == 0 && i < n; i++) {
+            float difference = fabsf(truth[i] - got[i]);
+            rc = difference <= c->tolerance ? 0 : fail(reason, s, "wrong votes");
+            f->worst = difference > f->worst ? difference : f->worst;
+        }
+    }
+    free(truth);
+    free(got);
+    free(ones);
+    return rc;
+}
+
+static int check_votes(const struct conform *c, struct gqa_reason *reason)
+{
+    struct family f = {.name = "votes"};
+    int rc = 0;
+    for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
+        for (uint32_t k = 0; rc == 0 && k < 4; k++) {
+            const struct problem_spec s = {.name = f.name,
+                                           .n_heads = k & 1 ? 8 : 6,
+                                           .n_kv_heads = 2,
+                                           .dim = 64,
+                                           .kv_type = types[t],
+                                           .softcap = k & 2 ? 5 : 0,
+                                           .with_sinks = k == 3,
+                                           .n_past = 600,
+                                           .n_rows = 20};
+            rc = check_votes_of(c, &f, &s, reason);
+        }
+    }
+    tell(c, &f, rc);
+    return rc;
+}
+
 /* ---- bits -------------------------------------------------------------------------------- */
 
 static int check_bits(const struct conform *c, const char *name, const struct problem_way *way,
@@ -218,6 +270,7 @@ int conform_run(const struct conform *c, struct gqa_reason *reason)
     rc = rc < 0 ? rc : check_types(c, reason);
     rc = rc < 0 ? rc : check_masks(c, reason);
     rc = rc < 0 ? rc : check_views(c, reason);
+    rc = rc < 0 ? rc : check_votes(c, reason);
     rc = rc < 0 ? rc : check_bits(c, "same bits, row by row", &one, c->context, reason);
     rc = rc < 0 ? rc : check_bits(c, "same bits, in chunks of 13", &some, c->context, reason);
     rc = rc < 0 ? rc : check_bits(c, "same bits, in company", &twice, c->context, reason);

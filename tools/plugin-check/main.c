@@ -112,12 +112,20 @@ static int reference_attend(void *context, const struct gqa_attn_layer *layer,
     return cpu_attention_attend(context, layer, batch, io);
 }
 
+static int reference_observe(void *context, const struct gqa_attn_layer *layer,
+                             const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                             uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes)
+{
+    return cpu_attention_observe(context, layer, batch, io, seq, n_observed, n_votes, votes);
+}
+
 static const struct gqa_attention reference = {
     .struct_size = sizeof(reference),
     .caps = CPU_ATTENTION_CAPS,
     .supports = reference_supports,
     .append = reference_append,
     .attend = reference_attend,
+    .observe = reference_observe,
 };
 
 /* ---- the check --------------------------------------------------------------------------- */

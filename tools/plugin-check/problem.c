@@ -58,6 +58,8 @@ struct problem {
     void **view_pages; /* the same without those that the view has dropped */
     double freqs[PROBLEM_FREQS];
     struct gqa_rope_table rope;
+    float *votes; /* (n_kv_heads, n_votes) of the rows from n_votes on; NULL: nobody votes */
+    uint32_t n_votes;
 };
 
 static void problem_finish(struct problem *p)
@@ -67,6 +69,7 @@ static void problem_finish(struct problem *p)
     }
     free(p->pages);
     free(p->view_pages);
+    free(p->votes);
     free(p->q);
     free(p->k);
     free(p->v);
@@ -216,6 +219,9 @@ static int run_rows(struct problem *p, const struct gqa_attention *attention, vo
     if (rc == 0 && out != NULL) {
         rc = attention->attend(context, &p->layer, &batch, &io);
     }
+    if (rc == 0 && p->votes != NULL && first >= p->n_votes) {
+        rc = attention->observe(context, &p->layer, &batch, &io, 0, n, p->n_votes, p->votes);
+    }
     free(row_class);
     return rc;
 }
@@ -315,4 +321,32 @@ int problem_run(const struct problem_spec *spec, const struct gqa_attention *att
 {
     const struct problem_way plain = {0};
     return problem_run_as(spec, &plain, attention, context, ret_out, reason);
+}
+
+int problem_vote(const struct problem_spec *spec, uint32_t chunk,
+                 const struct gqa_attention *attention, void *context, float **ret_votes,
+                 uint32_t *ret_count, struct gqa_reason *reason)
+{
+    struct problem p;
+    uint32_t n_rows = spec->n_rows < 20 ? spec->n_rows : 20;
+    int rc = problem_init(&p, spec);
+    rc = rc < 0 ? rc : attention->supports(context, &p.layer, reason);
+    bool can = (attention->caps & GQA_ATTN_CAP_OBSERVE) != 0 && attention->observe != NULL;
+    rc = rc == 0 && !can ? -ENOTSUP : rc;
+    if (rc == 0) {
+        p.n_votes = p.n_tokens - n_rows;
+        p.votes = calloc((size_t)p.n_votes * spec->n_kv_heads, sizeof(float));
+        rc = p.votes != NULL ? run_rows(&p, attention, context, 0, p.n_votes, NULL) : -ENOMEM;
+    }
+    for (uint32_t at = p.n_votes, n; rc == 0 && at < p.n_tokens; at += n) {
+        n = p.n_tokens - at < chunk ? p.n_tokens - at : chunk;
+        rc = run_rows(&p, attention, context, at, n, NULL);
+    }
+    if (rc == 0) {
+        *ret_votes = p.votes;
+        *ret_count = p.n_votes * spec->n_kv_heads;
+        p.votes = NULL;
+    }
+    problem_finish(&p);
+    return rc;
 }

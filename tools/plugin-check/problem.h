@@ -30,6 +30,12 @@ const struct problem_spec *problem_at(uint32_t i);
 int problem_run(const struct problem_spec *spec, const struct gqa_attention *attention,
                 void *context, float **ret_out, struct gqa_reason *reason);
 
+/* Appends all, and has the last rows, at most 20, vote on those before: *ret_votes (n_kv_heads,
+ * *ret_count) is malloc'ed. The last chunk of way counts. */
+int problem_vote(const struct problem_spec *spec, uint32_t chunk,
+                 const struct gqa_attention *attention, void *context, float **ret_votes,
+                 uint32_t *ret_count, struct gqa_reason *reason);
+
 /* How the rows are handed over: results must not depend on it. */
 struct problem_way {
     uint32_t chunk; /* so many rows at a time; 0: all */
