@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CPU_ATTN_DIM_MAX   1024u
 #define CPU_ATTN_HEADS_MAX 4096u
 #define CPU_ATTN_ROWS_MAX  (1u << 20)
 
@@ -213,8 +212,8 @@ struct cpu_attn_worker cpu_attn_worker_of(const struct cpu_attn_job *job, uint32
     w.scores = base;
     w.parts = w.scores + CPU_ATTN_PACK_MAX * GQA_ATTN_SEGMENT_TOKENS;
     w.states = w.parts + CPU_ATTN_PACK_MAX * part;
-    w.tile = w.states + n_queries * part;
-    w.row = w.tile + GQA_KV_TILE_TOKENS * job->width;
+    w.weights = w.states + n_queries * part;
+    w.row = w.weights + CPU_ATTN_PACK_MAX * GQA_KV_BLOCK_TOKENS;
     w.stored = w.row + job->width;
     w.q = w.stored + job->width;
     return w;
@@ -228,9 +227,9 @@ static int grow_scratch(struct cpu_attn_job *job)
     size_t n_queries = cpu_attn_piece_queries_max(job->group_size);
 
     job->width = round_floats(layer->k_dim > layer->v_dim ? layer->k_dim : layer->v_dim);
-    job->worker_floats = CPU_ATTN_PACK_MAX * (GQA_ATTN_SEGMENT_TOKENS + part) + n_queries * part +
-                         (GQA_KV_TILE_TOKENS + 2) * job->width +
-                         round_floats(n_queries * layer->k_dim);
+    job->worker_floats =
+        CPU_ATTN_PACK_MAX * (GQA_ATTN_SEGMENT_TOKENS + GQA_KV_BLOCK_TOKENS + part) +
+        n_queries * part + 2 * job->width + round_floats(n_queries * layer->k_dim);
     return cpu_attn_grow(job->a->host, &job->a->scratch, &job->a->scratch_bytes,
                          job->worker_floats * sizeof(float) * job->a->host->n_threads);
 }

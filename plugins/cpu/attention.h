@@ -29,7 +29,7 @@ int cpu_attention_observe(struct cpu_attention *a, const struct gqa_attn_layer *
                           const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
                           uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes);
 
-#define CPU_ATTENTION_NUMERICS 1u
+#define CPU_ATTENTION_NUMERICS 2u
 #define CPU_ATTENTION_CAPS                                                                    \
     (GQA_ATTN_CAP_SHARED | GQA_ATTN_CAP_SPARSE | GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT | \
      GQA_ATTN_CAP_OBSERVE | GQA_ATTN_CAP_MUTUAL)

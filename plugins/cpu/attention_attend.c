@@ -135,7 +135,8 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
     const struct cpu_attn_job *job = span->job;
     const struct gqa_attn_layer *layer = job->layer;
     uint32_t group = span->piece->group, block = segment * CPU_ATTN_SEGMENT_BLOCKS;
-    struct cpu_attn_pack pack = {.layer = layer, .scores = span->w.scores, .tile = span->w.tile};
+    struct cpu_attn_pack pack = {
+        .layer = layer, .scores = span->w.scores, .weights = span->w.weights};
     struct sights sights;
 
     for (uint32_t b = 0; b < CPU_ATTN_SEGMENT_BLOCKS; b++) {
@@ -147,6 +148,9 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
         block += CPU_ATTN_SEGMENT_BLOCKS;
         pack.next_k = cpu_attn_home_of(job, span->piece->seq, block, group).k;
     }
+    if (pack.next_k == NULL) {
+        pack.next_k = (const char *)span->w.scores;
+    }
     for (uint32_t first = 0; first < span->n_queries; first += pack.n_queries) {
         pack.n_queries = pack_size(span->n_queries - first);
         pack.q = span->w.q + (size_t)first * layer->k_dim;
@@ -156,9 +160,9 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
         } else {
             set_empty(pack.parts, pack.n_queries, layer->v_dim);
         }
-        for (uint32_t i = 0; parts == NULL && i < pack.n_queries; i++) {
-            job->a->kernels->merge(span->w.states + (first + i) * span->part_floats,
-                                   pack.parts + i * span->part_floats, layer->v_dim);
+        if (parts == NULL) {
+            job->a->kernels->merge(span->w.states + first * span->part_floats, pack.parts,
+                                   pack.n_queries, layer->v_dim);
         }
     }
 }
@@ -220,9 +224,8 @@ static void merge_piece(const struct span *span)
     const float *part = job->a->plan.parts + span->piece->parts;
 
     for (uint32_t s = 0; s < span->piece->n_segments; s++) {
-        for (uint32_t i = 0; i < span->n_queries; i++, part += span->part_floats) {
-            job->a->kernels->merge(span->w.states + i * span->part_floats, part, job->layer->v_dim);
-        }
+        job->a->kernels->merge(span->w.states, part, span->n_queries, job->layer->v_dim);
+        part += span->n_queries * span->part_floats;
     }
 }
 

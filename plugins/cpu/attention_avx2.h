@@ -1,164 +1,119 @@
-/* plugins/cpu/attention_avx2.h - loads of KV elements, exp and tanh for attention_avx2.c. */
+/* plugins/cpu/attention_avx2.h - attention_vector.h's vectors, with AVX2, FMA and F16C. */
 #ifndef PLUGINS_CPU_ATTENTION_AVX2_H
 #define PLUGINS_CPU_ATTENTION_AVX2_H
 
 #include "plugins/cpu/attention_convert.h"
-#include "plugins/cpu/attention_exp.h"
-#include "plugins/cpu/unroll.h"
+#include "plugins/cpu/exp_avx2.h"
 
-#include <immintrin.h>
-
+typedef __m256 vec;
 #define LANES 8u
 
-/* ---- loads ------------------------------------------------------------------------------- */
+/* 16 registers: 12 sums, and what they are made of. 2 vectors for each of 6 queries, 4 for each of
+ * up to 3. */
+#define QUERIES_MAX  6u
+#define WIDE_QUERIES 3u
 
-CPU_SPECIALISE uint32_t bytes_of(const uint32_t type)
+/* How many of the queries that are left go through the registers next: 6 down to 1. */
+CPU_SPECIALISE uint32_t take(uint32_t left)
 {
-    return type == GQA_TYPE_F32 ? 4 : 2;
+    return left >= 12 ? 6 : left > 6 ? (left + 1) / 2 : left;
 }
 
-CPU_SPECIALISE __m256 widen(const uint32_t type, __m128i half)
-{
-    if (type == GQA_TYPE_F16) {
-        return _mm256_cvtph_ps(half);
+/* Calls f(n, ...) with n as a constant: the registers need to know it. */
+#define WITH_COUNT(n, f, ...) \
+    switch (n) {              \
+    case 1:                   \
+        f(1, __VA_ARGS__);    \
+        break;                \
+    case 2:                   \
+        f(2, __VA_ARGS__);    \
+        break;                \
+    case 3:                   \
+        f(3, __VA_ARGS__);    \
+        break;                \
+    case 4:                   \
+        f(4, __VA_ARGS__);    \
+        break;                \
+    case 5:                   \
+        f(5, __VA_ARGS__);    \
+        break;                \
+    default:                  \
+        f(6, __VA_ARGS__);    \
+        break;                \
     }
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
 
-/* 8 values of a type that is a constant where this is called. */
-CPU_SPECIALISE __m256 load_all(const uint32_t type, const char *p)
+/* ---- arithmetic -------------------------------------------------------------------------- */
+
+CPU_SPECIALISE vec vec_all(float x)
 {
-    if (type == GQA_TYPE_F32) {
-        return _mm256_loadu_ps((const float *)(const void *)p);
-    }
-    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_set1_ps(x);
 }
 
-static inline __m256i first_lanes(uint32_t n)
+CPU_SPECIALISE vec vec_load(const float *from)
 {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_load_ps(from);
 }
 
-/* Lane i of all ones where bit i of bits is set. */
-static inline __m256i lanes_of_bits(uint32_t bits)
+CPU_SPECIALISE void vec_store(float *to, vec x)
+{
+    _mm256_store_ps(to, x);
+}
+
+CPU_SPECIALISE vec vec_add(vec x, vec y)
+{
+    return _mm256_add_ps(x, y);
+}
+
+CPU_SPECIALISE vec vec_sub(vec x, vec y)
+{
+    return _mm256_sub_ps(x, y);
+}
+
+CPU_SPECIALISE vec vec_mul(vec x, vec y)
+{
+    return _mm256_mul_ps(x, y);
+}
+
+CPU_SPECIALISE vec vec_div(vec x, vec y)
+{
+    return _mm256_div_ps(x, y);
+}
+
+CPU_SPECIALISE vec vec_max(vec x, vec y)
+{
+    return _mm256_max_ps(x, y);
+}
+
+/* x times y plus z */
+CPU_SPECIALISE vec vec_fma(vec x, vec y, vec z)
+{
+    return _mm256_fmadd_ps(x, y, z);
+}
+
+/* Of x where the lane's bit is set, else of y. */
+CPU_SPECIALISE vec vec_choose(uint32_t bits, vec x, vec y)
 {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), bit), bit);
 
-    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), bit), bit);
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(set));
 }
 
-/* The first n of 8 values, zeros after them; nothing past them is read. */
-CPU_SPECIALISE __m256 load_some(const uint32_t type, const char *p, uint32_t n)
+CPU_SPECIALISE float max_of_lanes(vec x)
 {
-    if (n >= LANES) {
-        return load_all(type, p);
-    }
-    if (type == GQA_TYPE_F32) {
-        return _mm256_maskload_ps((const float *)(const void *)p, first_lanes(n));
-    }
-    uint16_t half[LANES] = {0};
-    memcpy(half, p, n * sizeof(*half));
-    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_permute_ps(y, 0x4e));
+    return _mm_cvtss_f32(_mm_max_ps(y, _mm_permute_ps(y, 0xb1)));
 }
 
-/* ---- quants ------------------------------------------------------------------------------ */
-
-/* 8 codes of a quant, from its bytes, as floats: see struct gqa_kv_quant. */
-CPU_SPECIALISE __m256 codes_of(const uint32_t type, __m128i bytes, const int high)
+CPU_SPECIALISE float sum_of_lanes(vec x)
 {
-    if (type == GQA_TYPE_Q8_0) {
-        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    }
-    __m256i nibbles = _mm256_cvtepu8_epi32(bytes);
-    nibbles =
-        high ? _mm256_srli_epi32(nibbles, 4) : _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_permute_ps(y, 0x4e));
+    return _mm_cvtss_f32(_mm_add_ps(y, _mm_permute_ps(y, 0xb1)));
 }
 
-static inline __m128i load_8_bytes(const char *p)
-{
-    return _mm_loadl_epi64((const __m128i *)(const void *)p);
-}
-
-/* A tile of K in quants as floats, (k_dim in whole quants, 16). ahead: fetched at the same pace. */
-CPU_SPECIALISE void widen_tile(const uint32_t type, const char *k, const char *ahead,
-                               uint32_t k_dim, float *tile)
-{
-    const uint32_t n_rows = type == GQA_TYPE_Q8_0 ? 32 : 16;
-    const uint32_t bytes = GQA_KV_TILE_TOKENS * (2 + n_rows);
-
-    for (uint32_t d = 0; d < k_dim; d += GQA_KV_QUANT_DIMS, k += bytes, ahead += bytes) {
-        __m256 scale[2];
-
-        for (uint32_t line = 0; line < bytes; line += 64) {
-            _mm_prefetch(ahead + line, _MM_HINT_T1);
-        }
-        for (uint32_t j = 0; j < 2; j++) {
-            scale[j] = load_all(GQA_TYPE_F16, k + 2 * LANES * j);
-        }
-        for (uint32_t i = 0; i < n_rows; i++, tile += 2 * LANES) {
-            for (uint32_t j = 0; j < 2; j++) {
-                __m128i row =
-                    load_8_bytes(k + 2 * GQA_KV_TILE_TOKENS + i * GQA_KV_TILE_TOKENS + j * LANES);
-                _mm256_store_ps(tile + j * LANES, _mm256_mul_ps(codes_of(type, row, 0), scale[j]));
-                if (type == GQA_TYPE_Q4_0) {
-                    _mm256_store_ps(tile + 16 * 2 * LANES + j * LANES,
-                                    _mm256_mul_ps(codes_of(type, row, 1), scale[j]));
-                }
-            }
-        }
-        tile += (32 - n_rows) * 2 * LANES;
-    }
-}
-
-/* One token's V in quants as floats, in whole quants. */
-CPU_SPECIALISE void widen_row(const uint32_t type, const char *v, uint32_t v_dim, float *row)
-{
-    const uint32_t n_bytes = type == GQA_TYPE_Q8_0 ? 32 : 16;
-
-    for (uint32_t d = 0; d < v_dim; d += GQA_KV_QUANT_DIMS, v += 2 + n_bytes, row += 32) {
-        uint16_t half;
-        memcpy(&half, v, sizeof(half));
-        __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
-
-        for (uint32_t i = 0; i < n_bytes; i += LANES) {
-            __m128i bytes = load_8_bytes(v + 2 + i);
-            _mm256_store_ps(row + i, _mm256_mul_ps(codes_of(type, bytes, 0), scale));
-            if (type == GQA_TYPE_Q4_0) {
-                _mm256_store_ps(row + 16 + i, _mm256_mul_ps(codes_of(type, bytes, 1), scale));
-            }
-        }
-    }
-}
-
-/* ---- exp and tanh ------------------------------------------------------------------------ */
-
-/* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
-CPU_SPECIALISE __m256 exp_negative(__m256 x)
-{
-    __m256 normal = _mm256_cmp_ps(x, _mm256_set1_ps(CPU_EXP_LEAST), _CMP_NLT_UQ);
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(CPU_EXP_LOG2E)),
-                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_HI), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_LO), r);
-    __m256 p = _mm256_set1_ps(CPU_EXP_C6);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C5));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C4));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C3));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C2));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    __m256 power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
-    return _mm256_and_ps(normal, _mm256_mul_ps(p, power));
-}
-
-static inline float exp_one(float x)
-{
-    return _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(x)));
-}
-
-static inline __m256 tanh_all(__m256 y)
+CPU_SPECIALISE vec tanh_all(vec y)
 {
     __m256 sign_bit = _mm256_set1_ps(-0.0f);
     __m256 magnitude = _mm256_andnot_ps(sign_bit, y);
@@ -174,6 +129,64 @@ static inline __m256 tanh_all(__m256 y)
     __m256 one = _mm256_set1_ps(1.0f);
     __m256 t = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
     return _mm256_blendv_ps(_mm256_or_ps(t, _mm256_and_ps(y, sign_bit)), p, small);
+}
+
+/* ---- elements ---------------------------------------------------------------------------- */
+
+CPU_SPECIALISE __m256i first_lanes(uint32_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+CPU_SPECIALISE vec widen(const uint32_t type, __m128i half)
+{
+    if (type == GQA_TYPE_F16) {
+        return _mm256_cvtph_ps(half);
+    }
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* Values of a type (F32, F16, BF16) that is a constant where this is called. */
+CPU_SPECIALISE vec load_all(const uint32_t type, const char *p)
+{
+    if (type == GQA_TYPE_F32) {
+        return _mm256_loadu_ps((const float *)(const void *)p);
+    }
+    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* The first n of them, zeros after them; nothing past them is read. */
+CPU_SPECIALISE vec load_some(const uint32_t type, const char *p, uint32_t n)
+{
+    if (n >= LANES) {
+        return load_all(type, p);
+    }
+    if (type == GQA_TYPE_F32) {
+        return _mm256_maskload_ps((const float *)(const void *)p, first_lanes(n));
+    }
+    uint16_t half[LANES] = {0};
+    memcpy(half, p, n * sizeof(*half));
+    return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
+}
+
+/* The codes of a quant (Q8_0, Q4_0) in so many bytes at p, as floats: see struct gqa_kv_quant.
+ * high: those in the high halves of Q4_0. */
+CPU_SPECIALISE vec load_codes(const uint32_t type, const char *p, const int high)
+{
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)p);
+
+    if (type == GQA_TYPE_Q8_0) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    }
+    __m256i nibbles = _mm256_cvtepu8_epi32(bytes);
+    nibbles =
+        high ? _mm256_srli_epi32(nibbles, 4) : _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
+}
+
+CPU_SPECIALISE void store_some(float *to, vec x, uint32_t n)
+{
+    _mm256_maskstore_ps(to, first_lanes(n), x);
 }
 
 #endif

@@ -1,141 +1,127 @@
-/* plugins/cpu/attention_avx512.h - loads of KV elements, exp and tanh for attention_avx512.c. */
+/* plugins/cpu/attention_avx512.h - attention_vector.h's vectors, with AVX-512. */
 #ifndef PLUGINS_CPU_ATTENTION_AVX512_H
 #define PLUGINS_CPU_ATTENTION_AVX512_H
 
 #include "plugins/cpu/attention_convert.h"
-#include "plugins/cpu/attention_exp.h"
-#include "plugins/cpu/unroll.h"
+#include "plugins/cpu/exp_avx512.h"
 
-#include <immintrin.h>
-
+typedef __m512 vec;
 #define LANES 16u
 
-/* ---- loads ------------------------------------------------------------------------------- */
+/* 32 registers: 24 sums, and what they are made of. 2 vectors for each of 12 queries, 4 for each of
+ * up to 6. */
+#define QUERIES_MAX  12u
+#define WIDE_QUERIES 6u
 
-CPU_SPECIALISE uint32_t bytes_of(const uint32_t type)
+/* How many of the queries that are left go through the registers next: 12, or 8 down to 1. */
+CPU_SPECIALISE uint32_t take(uint32_t left)
 {
-    return type == GQA_TYPE_F32 ? 4 : 2;
+    return left >= 12 ? 12 : left > 8 ? (left + 1) / 2 : left;
 }
 
-/* 16 values of a type that is a constant where this is called; lanes outside mask are not read. */
-CPU_SPECIALISE __m512 load_some(const uint32_t type, const char *p, __mmask16 mask)
-{
-    if (type == GQA_TYPE_F32) {
-        return _mm512_maskz_loadu_ps(mask, p);
+/* Calls f(n, ...) with n as a constant: the registers need to know it. */
+#define WITH_COUNT(n, f, ...) \
+    switch (n) {              \
+    case 1:                   \
+        f(1, __VA_ARGS__);    \
+        break;                \
+    case 2:                   \
+        f(2, __VA_ARGS__);    \
+        break;                \
+    case 3:                   \
+        f(3, __VA_ARGS__);    \
+        break;                \
+    case 4:                   \
+        f(4, __VA_ARGS__);    \
+        break;                \
+    case 5:                   \
+        f(5, __VA_ARGS__);    \
+        break;                \
+    case 6:                   \
+        f(6, __VA_ARGS__);    \
+        break;                \
+    case 7:                   \
+        f(7, __VA_ARGS__);    \
+        break;                \
+    case 8:                   \
+        f(8, __VA_ARGS__);    \
+        break;                \
+    default:                  \
+        f(12, __VA_ARGS__);   \
+        break;                \
     }
-    __m256i half = _mm256_maskz_loadu_epi16(mask, p);
-    if (type == GQA_TYPE_F16) {
-        return _mm512_cvtph_ps(half);
-    }
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 
-CPU_SPECIALISE __m512 load_all(const uint32_t type, const char *p)
+/* ---- arithmetic -------------------------------------------------------------------------- */
+
+CPU_SPECIALISE vec vec_all(float x)
 {
-    if (type == GQA_TYPE_F32) {
-        return _mm512_loadu_ps(p);
-    }
-    __m256i half = _mm256_loadu_si256((const __m256i *)p);
-    if (type == GQA_TYPE_F16) {
-        return _mm512_cvtph_ps(half);
-    }
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return _mm512_set1_ps(x);
 }
 
-CPU_SPECIALISE __mmask16 first_lanes(uint32_t n)
+CPU_SPECIALISE vec vec_load(const float *from)
 {
-    return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1);
+    return _mm512_load_ps(from);
 }
 
-/* ---- quants ------------------------------------------------------------------------------ */
-
-/* 16 codes of a quant, from its bytes, as floats: see struct gqa_kv_quant. */
-CPU_SPECIALISE __m512 codes_of(const uint32_t type, __m128i bytes, const int high)
+CPU_SPECIALISE void vec_store(float *to, vec x)
 {
-    if (type == GQA_TYPE_Q8_0) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-    }
-    __m512i nibbles = _mm512_cvtepu8_epi32(bytes);
-    nibbles =
-        high ? _mm512_srli_epi32(nibbles, 4) : _mm512_and_si512(nibbles, _mm512_set1_epi32(15));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(nibbles, _mm512_set1_epi32(8)));
+    _mm512_store_ps(to, x);
 }
 
-static inline __m128i load_16_bytes(const char *p)
+CPU_SPECIALISE vec vec_add(vec x, vec y)
 {
-    return _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm512_add_ps(x, y);
 }
 
-/* A tile of K in quants as floats, (k_dim in whole quants, 16). ahead: fetched at the same pace. */
-CPU_SPECIALISE void widen_tile(const uint32_t type, const char *k, const char *ahead,
-                               uint32_t k_dim, float *tile)
+CPU_SPECIALISE vec vec_sub(vec x, vec y)
 {
-    const uint32_t n_rows = type == GQA_TYPE_Q8_0 ? 32 : 16;
-    const uint32_t bytes = GQA_KV_TILE_TOKENS * (2 + n_rows);
-
-    for (uint32_t d = 0; d < k_dim; d += GQA_KV_QUANT_DIMS, k += bytes, ahead += bytes) {
-        __m512 scale = load_all(GQA_TYPE_F16, k);
-
-        for (uint32_t line = 0; line < bytes; line += 64) {
-            _mm_prefetch(ahead + line, _MM_HINT_T1);
-        }
-        for (uint32_t i = 0; i < n_rows; i++, tile += LANES) {
-            __m128i row = load_16_bytes(k + 2 * GQA_KV_TILE_TOKENS + i * GQA_KV_TILE_TOKENS);
-            _mm512_store_ps(tile, _mm512_mul_ps(codes_of(type, row, 0), scale));
-            if (type == GQA_TYPE_Q4_0) {
-                _mm512_store_ps(tile + 16 * LANES, _mm512_mul_ps(codes_of(type, row, 1), scale));
-            }
-        }
-        tile += (32 - n_rows) * LANES;
-    }
+    return _mm512_sub_ps(x, y);
 }
 
-/* One token's V in quants as floats, in whole quants. */
-CPU_SPECIALISE void widen_row(const uint32_t type, const char *v, uint32_t v_dim, float *row)
+CPU_SPECIALISE vec vec_mul(vec x, vec y)
 {
-    const uint32_t n_bytes = type == GQA_TYPE_Q8_0 ? 32 : 16;
-
-    for (uint32_t d = 0; d < v_dim; d += GQA_KV_QUANT_DIMS, v += 2 + n_bytes, row += 32) {
-        uint16_t half;
-        memcpy(&half, v, sizeof(half));
-        __m512 scale = _mm512_cvtph_ps(_mm256_set1_epi16((short)half));
-
-        for (uint32_t i = 0; i < n_bytes; i += LANES) {
-            __m128i bytes = load_16_bytes(v + 2 + i);
-            _mm512_store_ps(row + i, _mm512_mul_ps(codes_of(type, bytes, 0), scale));
-            if (type == GQA_TYPE_Q4_0) {
-                _mm512_store_ps(row + 16, _mm512_mul_ps(codes_of(type, bytes, 1), scale));
-            }
-        }
-    }
+    return _mm512_mul_ps(x, y);
 }
 
-/* ---- exp and tanh ------------------------------------------------------------------------ */
-
-/* exp of x <= 0: see attention_exp.h. -INFINITY gives 0, NaN gives NaN. */
-CPU_SPECIALISE __m512 exp_negative(__m512 x)
+CPU_SPECIALISE vec vec_div(vec x, vec y)
 {
-    __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CPU_EXP_LEAST), _CMP_NLT_UQ);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(CPU_EXP_LOG2E)),
-                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(CPU_EXP_LN2_HI), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(CPU_EXP_LN2_LO), r);
-    __m512 p = _mm512_set1_ps(CPU_EXP_C6);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C5));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C4));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C3));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C2));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(normal, p, n);
+    return _mm512_div_ps(x, y);
 }
 
-static inline float exp_one(float x)
+CPU_SPECIALISE vec vec_max(vec x, vec y)
 {
-    return _mm512_cvtss_f32(exp_negative(_mm512_set1_ps(x)));
+    return _mm512_max_ps(x, y);
 }
 
-static inline __m512 tanh_all(__m512 y)
+/* x times y plus z */
+CPU_SPECIALISE vec vec_fma(vec x, vec y, vec z)
+{
+    return _mm512_fmadd_ps(x, y, z);
+}
+
+/* Of x where the lane's bit is set, else of y. */
+CPU_SPECIALISE vec vec_choose(uint32_t bits, vec x, vec y)
+{
+    return _mm512_mask_mov_ps(y, (__mmask16)bits, x);
+}
+
+CPU_SPECIALISE float max_of_lanes(vec x)
+{
+    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
+    return _mm512_cvtss_f32(_mm512_max_ps(x, _mm512_permute_ps(x, 0xb1)));
+}
+
+CPU_SPECIALISE float sum_of_lanes(vec x)
+{
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+    return _mm512_cvtss_f32(_mm512_add_ps(x, _mm512_permute_ps(x, 0xb1)));
+}
+
+CPU_SPECIALISE vec tanh_all(vec y)
 {
     __m512 magnitude = _mm512_abs_ps(y);
     __mmask16 small = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(CPU_TANH_SMALL), _CMP_LT_OQ);
@@ -151,6 +137,59 @@ static inline __m512 tanh_all(__m512 y)
     __m512 t = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
     __m512 sign = _mm512_and_ps(y, _mm512_set1_ps(-0.0f));
     return _mm512_mask_mov_ps(_mm512_or_ps(t, sign), small, p);
+}
+
+/* ---- elements ---------------------------------------------------------------------------- */
+
+CPU_SPECIALISE __mmask16 first_lanes(uint32_t n)
+{
+    return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+CPU_SPECIALISE vec widen(const uint32_t type, __m256i half)
+{
+    if (type == GQA_TYPE_F16) {
+        return _mm512_cvtph_ps(half);
+    }
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* Values of a type (F32, F16, BF16) that is a constant where this is called. */
+CPU_SPECIALISE vec load_all(const uint32_t type, const char *p)
+{
+    if (type == GQA_TYPE_F32) {
+        return _mm512_loadu_ps(p);
+    }
+    return widen(type, _mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+/* The first n of them, zeros after them; nothing past them is read. */
+CPU_SPECIALISE vec load_some(const uint32_t type, const char *p, uint32_t n)
+{
+    if (type == GQA_TYPE_F32) {
+        return _mm512_maskz_loadu_ps(first_lanes(n), p);
+    }
+    return widen(type, _mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+
+/* The codes of a quant (Q8_0, Q4_0) in so many bytes at p, as floats: see struct gqa_kv_quant.
+ * high: those in the high halves of Q4_0. */
+CPU_SPECIALISE vec load_codes(const uint32_t type, const char *p, const int high)
+{
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)p);
+
+    if (type == GQA_TYPE_Q8_0) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    }
+    __m512i nibbles = _mm512_cvtepu8_epi32(bytes);
+    /* The choice looks at the lowest four bits only. */
+    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(nibbles, 4) : nibbles, values);
+}
+
+CPU_SPECIALISE void store_some(float *to, vec x, uint32_t n)
+{
+    _mm512_mask_storeu_ps(to, first_lanes(n), x);
 }
 
 #endif

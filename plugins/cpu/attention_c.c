@@ -66,7 +66,7 @@ static void segment_c(const struct cpu_attn_pack *pack)
     }
 }
 
-static void merge_c(float *state, const float *part, uint32_t v_dim)
+static void merge_one(float *state, const float *part, uint32_t v_dim)
 {
     float *state_end = state + cpu_attn_v_pad(v_dim);
     const float *part_end = part + cpu_attn_v_pad(v_dim);
@@ -81,6 +81,15 @@ static void merge_c(float *state, const float *part, uint32_t v_dim)
     }
     state_end[0] = max;
     state_end[1] = state_end[1] * state_weight + part_end[1] * part_weight;
+}
+
+static void merge_c(float *states, const float *parts, uint32_t n, uint32_t v_dim)
+{
+    const size_t stride = cpu_attn_part_floats(v_dim);
+
+    for (uint32_t i = 0; i < n; i++) {
+        merge_one(states + i * stride, parts + i * stride, v_dim);
+    }
 }
 
 static void finish_c(const float *state, const float *sink, uint32_t v_dim, float *out)

@@ -41,13 +41,13 @@ struct cpu_attn_job {
 
 /* One worker's memory, one after the other in a 64-byte aligned allocation. */
 struct cpu_attn_worker {
-    float *scores; /* (CPU_ATTN_PACK_MAX, GQA_ATTN_SEGMENT_TOKENS) */
-    float *parts;  /* (CPU_ATTN_PACK_MAX, part) */
-    float *q;      /* (queries of a piece, k_dim), pack by pack */
-    float *tile;   /* (GQA_KV_TILE_TOKENS, width): quants of a tile as floats */
-    float *row;    /* (width) one token's K or V, or one query; */
-    float *stored; /* (width) the same as its type has it */
-    float *states; /* (queries of a piece, part) */
+    float *scores;  /* (CPU_ATTN_PACK_MAX, GQA_ATTN_SEGMENT_TOKENS) */
+    float *weights; /* (CPU_ATTN_PACK_MAX, GQA_KV_BLOCK_TOKENS) */
+    float *parts;   /* (CPU_ATTN_PACK_MAX, part) */
+    float *q;       /* (queries of a piece, k_dim), pack by pack */
+    float *row;     /* (width) one token's K or V, or one query; */
+    float *stored;  /* (width) the same as its type has it */
+    float *states;  /* (queries of a piece, part) */
 };
 
 /* Checks the layer and the batch, and makes the workers' memory large enough. 0, -ENOTSUP, -EINVAL

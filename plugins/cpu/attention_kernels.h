@@ -20,7 +20,8 @@
 #include <gqa/plugin.h>
 
 #define CPU_ATTN_SEGMENT_BLOCKS (GQA_ATTN_SEGMENT_TOKENS / GQA_KV_BLOCK_TOKENS)
-#define CPU_ATTN_PACK_MAX       12u /* queries; what fits 32 vector registers twice over */
+#define CPU_ATTN_DIM_MAX        1024u /* of K or V */
+#define CPU_ATTN_PACK_MAX       12u   /* queries; what fits 32 vector registers twice over */
 
 /* Floats before a part's maximum, and of the whole part. */
 static inline uint32_t cpu_attn_v_pad(uint32_t v_dim)
@@ -44,7 +45,8 @@ struct cpu_attn_pack {
     /* The group's K and V in the segment's blocks: entry i has its tokens [64 i, 64 i + 64). An
      * entry is read only if some query of the pack sees a token of it. */
     const char *k[CPU_ATTN_SEGMENT_BLOCKS], *v[CPU_ATTN_SEGMENT_BLOCKS];
-    /* K where the planner goes after this segment, or NULL: kernels may fetch it ahead. */
+    /* K of the block that the planner goes to after this segment: kernels may fetch it ahead. Never
+     * NULL; where nothing comes next it is some memory that is at hand. */
     const char *next_k;
     uint32_t n_queries;
     const float *q; /* (k_dim, n_queries) */
@@ -57,15 +59,16 @@ struct cpu_attn_pack {
     /* (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned: scratch; afterwards p of those tokens
      * that a query sees. */
     float *scores;
-    float *tile;  /* scratch (GQA_KV_TILE_TOKENS, the wider of K and V in whole quants), aligned */
-    float *parts; /* out (n_queries, cpu_attn_part_floats(v_dim)) */
+    float *weights; /* scratch (n_queries, GQA_KV_BLOCK_TOKENS), 64-byte aligned */
+    float *parts;   /* out (n_queries, cpu_attn_part_floats(v_dim)) */
 };
 
 struct cpu_attn_kernels {
     enum cpu_isa isa;
     void (*segment)(const struct cpu_attn_pack *pack);
-    /* state = state + part; a state starts as the part of a query that sees nothing. */
-    void (*merge)(float *state, const float *part, uint32_t v_dim);
+    /* state = state + part for n of them, one after the other; a state starts as the part of a
+     * query that sees nothing. */
+    void (*merge)(float *states, const float *parts, uint32_t n, uint32_t v_dim);
     /* out (v_dim) = the state divided by its sum; sink joins the sum unless NULL. */
     void (*finish)(const float *state, const float *sink, uint32_t v_dim, float *out);
     /* dst (n values of type F32, F16 or BF16) = src, rounded to nearest even. */

@@ -41,18 +41,26 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Tokens [first, end) of one block for those queries only that see them. Neighbours of one range
- * (the heads of one row) go together. */
+/* How many queries from query on, neighbours (the heads of one row), see one range. */
+static uint32_t count_alike(const struct cpu_attn_pack *pack, uint32_t query)
+{
+    uint32_t i = query + 1;
+
+    while (i < pack->n_queries && pack->begin[i] == pack->begin[query] &&
+           pack->end[i] == pack->end[query]) {
+        i++;
+    }
+    return i - query;
+}
+
+/* Tokens [first, end) of one block for those queries only that see them. */
 static void weigh_own(const struct cpu_attn_steps *steps, const struct cpu_attn_pack *pack,
                       uint32_t first, uint32_t end, const char *ahead)
 {
     for (uint32_t i = 0, n; i < pack->n_queries; i += n) {
         uint32_t from = max_u32(pack->begin[i], first), to = min_u32(pack->end[i], end);
 
-        for (n = 1; i + n < pack->n_queries && pack->begin[i + n] == pack->begin[i] &&
-                    pack->end[i + n] == pack->end[i];
-             n++) {
-        }
+        n = count_alike(pack, i);
         if (from < to) {
             steps->weigh(pack, i, n, from, to, ahead);
         }
@@ -103,32 +111,46 @@ static void weigh_block(const struct cpu_attn_steps *steps, const struct cpu_att
     weigh_own(steps, pack, max_u32(first, h->all_end), end, ahead);
 }
 
+static void softmax(const struct cpu_attn_steps *steps, const struct cpu_attn_pack *pack)
+{
+    const size_t part_floats = cpu_attn_part_floats(pack->layer->v_dim);
+    float *ends = pack->parts + cpu_attn_v_pad(pack->layer->v_dim);
+
+    for (uint32_t i = 0, n; i < pack->n_queries; i += n) {
+        n = pack->seen == NULL ? count_alike(pack, i) : 1;
+        if (pack->begin[i] < pack->end[i]) {
+            steps->softmax(pack->layer, mask_of(pack, i), n,
+                           pack->scores + (size_t)i * GQA_ATTN_SEGMENT_TOKENS, pack->begin[i],
+                           pack->end[i], ends + i * part_floats, part_floats);
+            continue;
+        }
+        for (uint32_t j = i; j < i + n; j++) {
+            ends[j * part_floats] = -INFINITY;
+        }
+    }
+}
+
 void cpu_attn_segment_by_blocks(const struct cpu_attn_steps *steps,
                                 const struct cpu_attn_pack *pack)
 {
-    const struct gqa_attn_layer *layer = pack->layer;
     struct hull h = hull_of(pack);
     uint32_t first = h.first / GQA_KV_BLOCK_TOKENS;
-    uint32_t last = h.end == 0 ? 0 : (h.end - 1) / GQA_KV_BLOCK_TOKENS;
-    uint32_t v_pad = cpu_attn_v_pad(layer->v_dim), part_floats = cpu_attn_part_floats(layer->v_dim);
+    uint32_t n_blocks = h.end > 0 ? (h.end - 1) / GQA_KV_BLOCK_TOKENS - first + 1 : 0;
+    /* Memory in the order in which it will be read: K, V, what comes next. */
+    const char *ways[2 * CPU_ATTN_SEGMENT_BLOCKS + 1];
 
-    memset(pack->parts, 0, (size_t)pack->n_queries * part_floats * sizeof(float));
-    for (uint32_t b = first; b <= last && h.end > 0; b++) {
-        steps->score(pack, b, b < last ? pack->k[b + 1] : pack->v[first]);
+    memset(pack->parts, 0,
+           (size_t)pack->n_queries * cpu_attn_part_floats(pack->layer->v_dim) * sizeof(float));
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        ways[i] = pack->k[first + i];
+        ways[n_blocks + i] = pack->v[first + i];
     }
-    for (uint32_t i = 0; i < pack->n_queries; i++) {
-        float *end = pack->parts + (size_t)i * part_floats + v_pad;
-
-        if (pack->begin[i] < pack->end[i]) {
-            steps->softmax(layer, mask_of(pack, i),
-                           pack->scores + (size_t)i * GQA_ATTN_SEGMENT_TOKENS, pack->begin[i],
-                           pack->end[i], end);
-        } else {
-            end[0] = -INFINITY;
-        }
+    ways[2 * n_blocks] = pack->next_k;
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        steps->score(pack, first + i, ways[i + 1]);
     }
-    for (uint32_t b = first; b <= last && h.end > 0; b++) {
-        const char *next = pack->next_k != NULL ? pack->next_k : pack->v[b];
-        weigh_block(steps, pack, &h, b, b < last ? pack->v[b + 1] : next);
+    softmax(steps, pack);
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        weigh_block(steps, pack, &h, first + i, ways[n_blocks + i + 1]);
     }
 }

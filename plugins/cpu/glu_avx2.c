@@ -1,5 +1,5 @@
-/* plugins/cpu/glu_avx2.c - activations with AVX2 and FMA; the exponential is attention_exp.h's. */
-#include "plugins/cpu/attention_exp.h"
+/* plugins/cpu/glu_avx2.c - activations with AVX2 and FMA; the exponential is attention's. */
+#include "plugins/cpu/exp_avx2.h"
 #include "plugins/cpu/glu.h"
 #include "plugins/cpu/unroll.h"
 
@@ -10,26 +10,6 @@
 #include <string.h>
 
 #define LANES 8u
-
-/* exp(x) for x <= 0. A NaN stays. */
-CPU_SPECIALISE __m256 exp_negative(__m256 x)
-{
-    __m256 too_small = _mm256_cmp_ps(x, _mm256_set1_ps(CPU_EXP_LEAST), _CMP_LT_OQ);
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(CPU_EXP_LOG2E)),
-                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_HI), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(CPU_EXP_LN2_LO), r);
-    __m256 p = _mm256_set1_ps(CPU_EXP_C6);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C5));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C4));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C3));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(CPU_EXP_C2));
-    p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-    /* 2^n by its exponent: n is -126 at least where the result is kept. */
-    __m256i power =
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_andnot_ps(too_small, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
-}
 
 /* x times the logistic function of z, by exp(-|z|), which cannot overflow. */
 CPU_SPECIALISE __m256 gated(__m256 x, __m256 z)

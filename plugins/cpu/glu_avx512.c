@@ -1,5 +1,5 @@
-/* plugins/cpu/glu_avx512.c - activations with AVX-512; the exponential is attention_exp.h's. */
-#include "plugins/cpu/attention_exp.h"
+/* plugins/cpu/glu_avx512.c - activations with AVX-512; the exponential is attention's. */
+#include "plugins/cpu/exp_avx512.h"
 #include "plugins/cpu/glu.h"
 #include "plugins/cpu/unroll.h"
 
@@ -9,23 +9,6 @@
 #include <stddef.h>
 
 #define LANES 16u
-
-/* exp(x) for x <= 0. A NaN stays. */
-CPU_SPECIALISE __m512 exp_negative(__m512 x)
-{
-    __mmask16 too_small = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CPU_EXP_LEAST), _CMP_LT_OQ);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(CPU_EXP_LOG2E)),
-                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(CPU_EXP_LN2_HI), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(CPU_EXP_LN2_LO), r);
-    __m512 p = _mm512_set1_ps(CPU_EXP_C6);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C5));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C4));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C3));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(CPU_EXP_C2));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), too_small, _mm512_setzero_ps());
-}
 
 /* x times the logistic function of z, by exp(-|z|), which cannot overflow. */
 CPU_SPECIALISE __m512 gated(__m512 x, __m512 z)

@@ -21,7 +21,7 @@
 
 #include <gqa/plugin.h>
 
-#define CPU_PROGRAM_NUMERICS 1u
+#define CPU_PROGRAM_NUMERICS 2u
 
 /* Limits of a description: far above any model, small enough that no product overflows. */
 #define CPU_PROGRAM_ROWS_MAX  (1u << 20)
