@@ -14,6 +14,8 @@
  * together; for many its strips share the activations that pass by, and still fit in L2. */
 #define TASK_BYTES_FEW_ROWS  32768u
 #define TASK_BYTES_MANY_ROWS 131072u
+/* Blocks of activations that one worker quantises in about the time that a fork and a join take. */
+#define QUANTISE_ALONE_BLOCKS 256u
 /* Tasks per worker to aim at, so that a late worker leaves little behind. */
 #define TASKS_PER_WORKER 4u
 
@@ -139,7 +141,7 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
         return 0;
     }
     /* Scales, sums and totals take four bytes each; q comes first, so that all stay aligned. */
-    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4 + 4);
+    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4 + 4 + 4);
     lin->memory = host->allocate(host->data, lin->memory_bytes);
     if (lin->memory == NULL) {
         return -ENOMEM;
@@ -147,7 +149,8 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
     lin->acts.q = lin->memory;
     lin->acts.scale = (float *)(void *)(lin->acts.q + n_blocks * CPU_BLOCK);
     lin->acts.total = lin->acts.scale + n_blocks;
-    lin->acts.halves = (int16_t *)(void *)(lin->acts.total + n_blocks);
+    lin->acts.minus = (int32_t *)(void *)(lin->acts.total + n_blocks);
+    lin->acts.halves = (int16_t *)(void *)(lin->acts.minus + n_blocks);
     return 0;
 }
 
@@ -164,12 +167,17 @@ void cpu_linear_finish(struct cpu_linear *lin)
     }
 }
 
+/* The rows of a tile: acts is the group's, of float matrices only its n_rows is set. */
+static uint32_t tile_rows(const struct cpu_acts *acts, uint32_t tile)
+{
+    uint32_t left = acts->n_rows - tile * CPU_TILE_ROWS;
+    return left < CPU_TILE_ROWS ? left : CPU_TILE_ROWS;
+}
+
 struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
 {
-    uint32_t first = tile * CPU_TILE_ROWS;
-    uint32_t left = acts->n_rows - first;
-    uint32_t n = left < CPU_TILE_ROWS ? left : CPU_TILE_ROWS;
-    size_t at = (size_t)first * acts->n_blocks;
+    uint32_t n = tile_rows(acts, tile);
+    size_t at = (size_t)tile * CPU_TILE_ROWS * acts->n_blocks;
 
     return (struct cpu_act_tile){
         .n_rows = n,
@@ -178,6 +186,7 @@ struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
         .q = acts->q + at * CPU_BLOCK,
         .scale = acts->scale + at,
         .halves = acts->halves + at * 2,
+        .minus = acts->minus + at,
         .total = acts->total + at,
     };
 }
@@ -191,6 +200,8 @@ struct job {
     uint32_t n_groups;
     const struct cpu_product *products;
     uint32_t n_products;
+    /* Of quantising: how many pieces of k each tile is cut into, and their blocks. */
+    uint32_t k_pieces, piece_blocks;
 };
 
 static uint32_t group_first(const struct job *job, uint32_t group)
@@ -213,6 +224,7 @@ static struct cpu_acts group_acts(const struct job *job, uint32_t group)
     acts.q += at * CPU_BLOCK;
     acts.scale += at;
     acts.halves += at * 2;
+    acts.minus += at;
     acts.total += at;
     return acts;
 }
@@ -234,37 +246,62 @@ static uint32_t group_of_row(const struct job *job, uint32_t row)
     return low;
 }
 
-static void quantise_row(const struct job *job, uint32_t index)
+/* Blocks [first, first + n) of one row. */
+static void quantise_row(const struct job *job, uint32_t index, uint32_t first, uint32_t n)
 {
     uint32_t group = group_of_row(job, index);
     const struct cpu_acts acts = group_acts(job, group);
     uint32_t row = index - group_first(job, group);
-    uint32_t first = row / CPU_TILE_ROWS * CPU_TILE_ROWS, r = row - first;
-    size_t at = (size_t)first * acts.n_blocks + r;
+    const struct cpu_act_tile tile = cpu_acts_tile(&acts, row / CPU_TILE_ROWS);
+    size_t at = (size_t)first * tile.n_tile_rows + row % CPU_TILE_ROWS;
+    at += (size_t)(row - row % CPU_TILE_ROWS) * acts.n_blocks;
     const struct cpu_act_place place = {
-        .n_blocks = acts.n_blocks,
-        .n_tile_rows = cpu_acts_tile(&acts, row / CPU_TILE_ROWS).n_rows,
+        .n_blocks = n,
+        .n_tile_rows = tile.n_tile_rows,
         .q = acts.q + at * CPU_BLOCK,
         .scale = acts.scale + at,
         .halves = acts.halves + at * 2,
+        .minus = acts.minus + at,
         .total = acts.total + at,
     };
 
-    job->lin->kernels.quantise(job->x + index * job->x_stride, &place);
+    job->lin->kernels.quantise(job->x + index * job->x_stride + (size_t)first * CPU_BLOCK, &place);
 }
 
 /* As many rows as a tile has: a tile's rows share cache lines, which two workers would take from
- * each other with every block. */
-static void quantise_rows(void *arg, uint32_t index, uint32_t worker)
+ * each other with every block. For the same reason a piece of k is a multiple of 16 blocks. */
+static void quantise_piece(void *arg, uint32_t index, uint32_t worker)
 {
     const struct job *job = arg;
-    uint32_t first = index * CPU_TILE_ROWS;
-    uint32_t left = job->first_rows[job->n_groups] - job->first_rows[0] - first;
-    uint32_t n = left < CPU_TILE_ROWS ? left : CPU_TILE_ROWS;
+    uint32_t first_row = index / job->k_pieces * CPU_TILE_ROWS;
+    uint32_t rows_left = job->first_rows[job->n_groups] - job->first_rows[0] - first_row;
+    uint32_t n_rows = rows_left < CPU_TILE_ROWS ? rows_left : CPU_TILE_ROWS;
+    uint32_t n_blocks = job->lin->acts.n_blocks;
+    uint32_t first = index % job->k_pieces * job->piece_blocks;
 
-    for (uint32_t r = 0; r < n; r++) {
-        quantise_row(job, first + r);
+    if (first >= n_blocks) {
+        return;
     }
+    uint32_t n = n_blocks - first < job->piece_blocks ? n_blocks - first : job->piece_blocks;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        quantise_row(job, first_row + r, first, n);
+    }
+}
+
+/* Tiles are shared out whole where there are enough, and else cut along k where that is worth the
+ * fork and the join. */
+static void quantise(struct job *job, uint32_t n_rows)
+{
+    const struct gqa_host *host = job->lin->host;
+    uint32_t n_blocks = job->lin->acts.n_blocks;
+    uint32_t n_tiles = (n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS;
+
+    job->k_pieces =
+        n_tiles < host->n_threads && (uint64_t)n_rows * n_blocks >= QUANTISE_ALONE_BLOCKS
+            ? host->n_threads
+            : 1;
+    job->piece_blocks = ((n_blocks + job->k_pieces - 1) / job->k_pieces + 15) / 16 * 16;
+    host->parallel(host->data, quantise_piece, job, n_tiles * job->k_pieces);
 }
 
 /* Writes a kernel's outputs to their places. out (n_rows, 16) */
@@ -286,35 +323,62 @@ static void store(const struct cpu_product *p, uint32_t first_out, uint32_t n_ou
     }
 }
 
-/* acts: the group's; of float matrices only its n_rows is set. */
-static void run_strip(const struct job *job, const struct cpu_product *p,
-                      const struct cpu_acts *acts, uint32_t strip, uint32_t tile_index)
+/* The outputs of a strip: fewer than CPU_STRIP_ROWS in the last one only. */
+static uint32_t strip_outs(const struct cpu_matrix *m, uint32_t strip)
+{
+    uint32_t left = m->n - strip * CPU_STRIP_ROWS;
+    return left < CPU_STRIP_ROWS ? left : CPU_STRIP_ROWS;
+}
+
+static void run_quant_strips(const struct job *job, const struct cpu_product *p,
+                             const struct cpu_acts *acts, uint32_t first, uint32_t n, uint32_t tile)
 {
     const struct cpu_matrix *m = p->matrix;
-    uint32_t first_out = strip * CPU_STRIP_ROWS;
-    uint32_t n_outs = m->n - first_out < CPU_STRIP_ROWS ? m->n - first_out : CPU_STRIP_ROWS;
-    uint32_t first_row = tile_index * CPU_TILE_ROWS;
-    uint32_t rows_left = acts->n_rows - first_row;
-    uint32_t n_rows = rows_left < CPU_TILE_ROWS ? rows_left : CPU_TILE_ROWS;
-    const uint8_t *w = m->data + strip * m->strip_bytes;
+    const struct cpu_quant_strips strips = {m->data + first * m->strip_bytes, m->strip_bytes, n};
+    const struct cpu_act_tile rows = cpu_acts_tile(acts, tile);
+    _Alignas(64) float out[CPU_STRIPS_MAX * CPU_TILE_ROWS * CPU_STRIP_ROWS];
+
+    job->lin->kernels.quant[m->layout](&rows, &strips, out);
+    for (uint32_t i = 0; i < n; i++) {
+        store(p, (first + i) * CPU_STRIP_ROWS, strip_outs(m, first + i), tile * CPU_TILE_ROWS,
+              rows.n_rows, out + (size_t)i * rows.n_rows * CPU_STRIP_ROWS);
+    }
+}
+
+static void run_float_strip(const struct job *job, const struct cpu_product *p,
+                            const struct cpu_acts *acts, uint32_t strip, uint32_t tile)
+{
+    const struct cpu_matrix *m = p->matrix;
+    uint32_t first_row = tile * CPU_TILE_ROWS;
+    const struct cpu_float_strip s = {
+        .w = m->data + strip * m->strip_bytes,
+        .w_stride = m->strip_bytes / CPU_STRIP_ROWS,
+        .n_outs = strip_outs(m, strip),
+        .k = m->k,
+        .x = job->x + (group_first(job, p->group) + first_row) * job->x_stride,
+        .x_stride = job->x_stride,
+        .n_rows = tile_rows(acts, tile),
+    };
     _Alignas(64) float out[CPU_TILE_ROWS * CPU_STRIP_ROWS];
 
-    if (m->layout != CPU_LAYOUT_COUNT) {
-        struct cpu_act_tile tile = cpu_acts_tile(acts, tile_index);
-        job->lin->kernels.quant[m->layout](&tile, w, out);
-    } else {
-        struct cpu_float_strip s = {
-            .w = w,
-            .w_stride = m->strip_bytes / CPU_STRIP_ROWS,
-            .n_outs = n_outs,
-            .k = m->k,
-            .x = job->x + (group_first(job, p->group) + first_row) * job->x_stride,
-            .x_stride = job->x_stride,
-            .n_rows = n_rows,
-        };
-        job->lin->kernels.real[m->real](&s, out);
+    job->lin->kernels.real[m->real](&s, out);
+    store(p, strip * CPU_STRIP_ROWS, s.n_outs, first_row, s.n_rows, out);
+}
+
+/* One tile's rows against strips [first, last). */
+static void run_tile(const struct job *job, const struct cpu_product *p,
+                     const struct cpu_acts *acts, uint32_t first, uint32_t last, uint32_t tile)
+{
+    if (p->matrix->layout == CPU_LAYOUT_COUNT) {
+        for (uint32_t strip = first; strip < last; strip++) {
+            run_float_strip(job, p, acts, strip, tile);
+        }
+        return;
     }
-    store(p, first_out, n_outs, first_row, n_rows, out);
+    for (uint32_t strip = first; strip < last; strip += CPU_STRIPS_MAX) {
+        uint32_t n = last - strip < CPU_STRIPS_MAX ? last - strip : CPU_STRIPS_MAX;
+        run_quant_strips(job, p, acts, strip, n, tile);
+    }
 }
 
 /* Deals the tasks out: every worker gets a run of neighbours, so that it reads memory as one
@@ -330,8 +394,7 @@ static void share_out(struct cpu_linear *lin, uint32_t n_tasks)
     }
 }
 
-/* The next task of the worker's own share or, when that is used up, of another's. There are as
- * many calls as tasks and each takes one at most: so each finds one. */
+/* The next task of the worker's own share or, when that is used up, of another's. */
 static uint32_t take_task(const struct cpu_linear *lin, uint32_t worker)
 {
     uint32_t n = lin->host->n_threads;
@@ -364,14 +427,8 @@ static const struct cpu_product *product_of_task(const struct job *job, uint32_t
     return &job->products[low];
 }
 
-static void run_task(void *arg, uint32_t call, uint32_t worker)
+static void run_task(const struct job *job, uint32_t index)
 {
-    const struct job *job = arg;
-    uint32_t index = take_task(job->lin, worker);
-
-    if (index == GQA_NONE) {
-        return;
-    }
     const struct cpu_product *p = product_of_task(job, index);
     struct cpu_acts acts = {.n_rows = group_rows(job, p->group)};
     uint32_t n_strips = (p->matrix->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
@@ -383,9 +440,19 @@ static void run_task(void *arg, uint32_t call, uint32_t worker)
         acts = group_acts(job, p->group);
     }
     for (uint32_t tile = 0; tile < n_tiles; tile++) {
-        for (uint32_t strip = first; strip < last; strip++) {
-            run_strip(job, p, &acts, strip, tile);
-        }
+        run_tile(job, p, &acts, first, last, tile);
+    }
+}
+
+/* One call for each worker, which takes tasks until none are left: so the host's counters, which
+ * all workers share, are touched once and not with every task. A worker that comes late finds its
+ * share done by the others. */
+static void run_tasks(void *arg, uint32_t call, uint32_t worker)
+{
+    const struct job *job = arg;
+
+    for (uint32_t task; (task = take_task(job->lin, worker)) != GQA_NONE;) {
+        run_task(job, task);
     }
 }
 
@@ -398,7 +465,8 @@ static uint32_t plan_task_strips(const struct cpu_matrix *m, uint32_t n_rows, ui
     uint64_t by_workers = n_strips / ((uint64_t)TASKS_PER_WORKER * n_threads);
     uint64_t strips = by_bytes < by_workers ? by_bytes : by_workers;
 
-    return strips > 0 ? (uint32_t)strips : 1;
+    strips -= strips % CPU_STRIPS_MAX;
+    return strips > 0 ? (uint32_t)strips : (uint32_t)(n_strips < 2 ? 1 : CPU_STRIPS_MAX);
 }
 
 /* Cuts the products into tasks; returns how many there are. */
@@ -423,7 +491,7 @@ void cpu_linear_run_groups(struct cpu_linear *lin, const float *x, size_t x_stri
                            struct cpu_product *products, uint32_t n_products)
 {
     const struct gqa_host *host = lin->host;
-    struct job job = {lin, x, x_stride, first_rows, n_groups, products, n_products};
+    struct job job = {lin, x, x_stride, first_rows, n_groups, products, n_products, 1, 0};
     uint32_t n_rows = first_rows[n_groups] - first_rows[0];
     uint32_t quantised = 0;
 
@@ -433,12 +501,12 @@ void cpu_linear_run_groups(struct cpu_linear *lin, const float *x, size_t x_stri
     if (quantised) {
         lin->acts.n_rows = n_rows;
         lin->acts.n_blocks = products[0].matrix->k / CPU_BLOCK;
-        host->parallel(host->data, quantise_rows, &job,
-                       (n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS);
+        quantise(&job, n_rows);
     }
     uint32_t n_tasks = plan_tasks(&job, products, host->n_threads);
     share_out(lin, n_tasks);
-    host->parallel(host->data, run_task, &job, n_tasks);
+    host->parallel(host->data, run_tasks, &job,
+                   n_tasks < host->n_threads ? n_tasks : host->n_threads);
 }
 
 void cpu_linear_run(struct cpu_linear *lin, const float *x, size_t x_stride, uint32_t n_rows,

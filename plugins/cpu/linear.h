@@ -29,6 +29,8 @@
 
 /* Rows that a kernel takes at once: a tile of quantised activations. */
 #define CPU_TILE_ROWS 16u
+/* Strips that a kernel takes at once, so that they share the reading of the activations. */
+#define CPU_STRIPS_MAX 2u
 
 /* Quantised activations: value = scale * q. Tiles of CPU_TILE_ROWS rows follow each other; a tile
  * of t rows (only the last has fewer) holds, block of k by block, its rows side by side:
@@ -36,6 +38,8 @@
  *   q       (n_blocks, t, 32) int8
  *   scale   (n_blocks, t) float
  *   halves  (n_blocks, t, 2) int16: the sums of q over k 0..15 and 16..31 of the block
+ *   minus   (n_blocks, t) int32: the sum of q, negated; times a type's offset it is what the offset
+ *           adds too much to sum(q * stored)
  *   total   (n_blocks, t) float: scale times the sum of q
  *
  * A block with a non-finite value gets scale NaN and zeros; one whose peak is below
@@ -45,6 +49,7 @@ struct cpu_acts {
     int8_t *q;
     float *scale;
     int16_t *halves;
+    int32_t *minus;
     float *total;
 };
 
@@ -60,6 +65,7 @@ struct cpu_act_tile {
     const int8_t *q;
     const float *scale;
     const int16_t *halves;
+    const int32_t *minus;
     const float *total;
 };
 
@@ -84,20 +90,28 @@ struct cpu_act_place {
     int8_t *q;
     float *scale;
     int16_t *halves;
+    int32_t *minus;
     float *total;
+};
+
+/* Strips of quantised weights, one after the other in memory. */
+struct cpu_quant_strips {
+    const uint8_t *first;
+    uint64_t bytes; /* of one */
+    uint32_t n;     /* 1..CPU_STRIPS_MAX */
 };
 
 /* Quantises one row of 32 * n_blocks values. */
 typedef void (*cpu_quantise_fn)(const float *x, const struct cpu_act_place *place);
-/* out (n_rows, 16) = tile x strip. */
-typedef void (*cpu_quant_strip_fn)(const struct cpu_act_tile *tile, const uint8_t *strip,
-                                   float *out);
+/* out (strips->n, n_rows, 16) = tile x strips. */
+typedef void (*cpu_quant_strips_fn)(const struct cpu_act_tile *tile,
+                                    const struct cpu_quant_strips *strips, float *out);
 /* out (n_rows, 16); columns past n_outs are left alone. */
 typedef void (*cpu_float_strip_fn)(const struct cpu_float_strip *s, float *out);
 
 struct cpu_linear_kernels {
     cpu_quantise_fn quantise;
-    cpu_quant_strip_fn quant[CPU_LAYOUT_COUNT];
+    cpu_quant_strips_fn quant[CPU_LAYOUT_COUNT];
     cpu_float_strip_fn real[CPU_FLOAT_COUNT];
 };
 

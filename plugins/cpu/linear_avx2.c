@@ -287,10 +287,20 @@ CPU_SPECIALISE void multiply_tile(const enum cpu_layout_id id, const struct cpu_
     }
 }
 
-#define DEFINE_QUANT(name, id)                                                          \
-    static void name(const struct cpu_act_tile *tile, const uint8_t *strip, float *out) \
-    {                                                                                   \
-        multiply_tile(id, tile, strip, out);                                            \
+CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                             const struct cpu_quant_strips *strips, float *out)
+{
+    for (uint32_t i = 0; i < strips->n; i++) {
+        multiply_tile(id, tile, strips->first + i * strips->bytes,
+                      out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS);
+    }
+}
+
+#define DEFINE_QUANT(name, id)                                                               \
+    static void name(const struct cpu_act_tile *tile, const struct cpu_quant_strips *strips, \
+                     float *out)                                                             \
+    {                                                                                        \
+        multiply(id, tile, strips, out);                                                     \
     }
 
 DEFINE_QUANT(multiply_q4_0, CPU_LAYOUT_Q4_0)
@@ -361,6 +371,7 @@ static void quantise(const float *x, const struct cpu_act_place *place)
             halves[1] = quantise_16(v[2], v[3], inverse, q + 16);
             place->scale[at] = peak / 127.0f;
         }
+        place->minus[at] = -(halves[0] + halves[1]);
         place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }

@@ -14,6 +14,9 @@
  * hardware's own prefetch stops at each page. */
 #define PREFETCH_BYTES 4096u
 
+/* Rows whose sums, with those of two strips, stay in registers for all of k. */
+#define ROWS_MAX 8
+
 /* One block: vectors of unsigned values, and what its sums are multiplied with. */
 struct block {
     __m512i q[8];
@@ -141,127 +144,221 @@ CPU_SPECIALISE __m512i broadcast_dword(const void *at)
     return _mm512_set1_epi32(bits);
 }
 
-/* Exact products of vectors [first, first + n) with one row's activations a (32), starting from
- * start. */
-CPU_SPECIALISE __m512i dot(const struct block *w, int first, int n, const int8_t *a, __m512i start)
+/* Where the exact sums of a row begin, so that they end as those of values without offset: of the
+ * whole block, or of each half. */
+CPU_SPECIALISE void start_sums(const struct cpu_layout *l, const int16_t *a_halves,
+                               const int32_t *a_minus, __m512i *ret)
+{
+    const uint32_t low = (uint32_t)-offset_of(l) & 0xffff;
+
+    ret[0] = ret[1] = _mm512_setzero_si512();
+    if (low == 0) {
+        return;
+    }
+    if (cpu_layout_has_halves(l)) {
+        __m512i halves = broadcast_dword(a_halves);
+        ret[0] = _mm512_dpwssd_epi32(ret[0], halves, _mm512_set1_epi32((int32_t)low));
+        ret[1] = _mm512_dpwssd_epi32(ret[1], halves, _mm512_set1_epi32((int32_t)(low << 16)));
+    } else {
+        const unsigned log2_offset = (unsigned)__builtin_ctz((unsigned)offset_of(l));
+        ret[0] = _mm512_slli_epi32(broadcast_dword(a_minus), log2_offset);
+    }
+}
+
+/* Exact products of n vectors from first on with one row's activations a (32), added to the sums of
+ * each strip. */
+CPU_SPECIALISE void dot(const int n_strips, const struct block *w, int first, int n,
+                        const int8_t *a, __m512i *sums)
 {
     CPU_UNROLL
     for (int v = first; v < first + n; v++) {
-        start = _mm512_dpbusd_epi32(start, w->q[v], broadcast_dword(a + 4 * v));
+        __m512i four = broadcast_dword(a + 4 * v);
+        CPU_UNROLL
+        for (int s = 0; s < n_strips; s++) {
+            sums[s] = _mm512_dpbusd_epi32(sums[s], w[s].q[v], four);
+        }
     }
-    return start;
 }
 
-/* Adds one block of one row to its outputs. The pair of 16-bit sums of the activations' halves,
- * times the offset that the stored values have too much, is one VPDPWSSD. Halves stay below 2^24
- * also when scaled (Q6_K: 65,024 x 128, and their sum): float32 adds them exactly. */
-CPU_SPECIALISE __m512 multiply_block(const struct cpu_layout *l, const struct block *w,
-                                     const int8_t *a, float a_scale, const int16_t *a_halves,
-                                     float a_total, __m512 acc)
+/* A row's activations of one block. */
+struct row {
+    const int8_t *q; /* (32) */
+    const float *scale, *total;
+    const int16_t *halves; /* (2) */
+    const int32_t *minus;
+};
+
+/* Adds one block of one row to its outputs. Halves stay below 2^24 also when scaled (Q6_K: 65,024 x
+ * 128, and their sum): float32 adds them exactly. acc (n_strips) */
+CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const int n_strips,
+                                   const struct block *w, const struct row *row, __m512 *acc)
 {
-    const __m512i zero = _mm512_setzero_si512();
-    const uint32_t low = (uint32_t)-offset_of(l) & 0xffff;
-    __m512i halves = broadcast_dword(a_halves);
-    __m512 products;
+    const int parts = cpu_layout_has_halves(l) ? 2 : 1;
+    const __m512 a_scale = _mm512_set1_ps(*row->scale);
+    __m512i starts[2], sums[2][CPU_STRIPS_MAX];
 
-    if (cpu_layout_has_halves(l)) {
-        __m512i first = _mm512_dpwssd_epi32(zero, halves, _mm512_set1_epi32((int32_t)low));
-        __m512i second = _mm512_dpwssd_epi32(zero, halves, _mm512_set1_epi32((int32_t)(low << 16)));
-        __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot(w, 0, 4, a, first)), w->half_scale[0]);
-        products =
-            _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(w, 4, 4, a, second)), w->half_scale[1], scaled);
-    } else {
-        __m512i both = _mm512_set1_epi32((int32_t)(low << 16 | low));
-        __m512i start = low != 0 ? _mm512_dpwssd_epi32(zero, halves, both) : zero;
-        products = _mm512_cvtepi32_ps(dot(w, 0, 8, a, start));
+    start_sums(l, row->halves, row->minus, starts);
+    CPU_UNROLL
+    for (int part = 0; part < parts; part++) {
+        CPU_UNROLL
+        for (int s = 0; s < n_strips; s++) {
+            sums[part][s] = starts[part];
+        }
+        dot(n_strips, w, part * 4, 8 / parts, row->q, sums[part]);
     }
-    acc = _mm512_fmadd_ps(_mm512_mul_ps(w->scale, _mm512_set1_ps(a_scale)), products, acc);
-    if (l->scales == CPU_SCALES_HALVES_MIN) {
-        __m512i sums = _mm512_dpwssd_epi32(zero, halves, w->half_min);
-        __m512 total = _mm512_mul_ps(_mm512_set1_ps(a_scale), _mm512_cvtepi32_ps(sums));
-        return _mm512_fmadd_ps(w->min, total, acc);
+    CPU_UNROLL
+    for (int s = 0; s < n_strips; s++) {
+        __m512 products = _mm512_cvtepi32_ps(sums[0][s]);
+        if (parts == 2) {
+            products = _mm512_mul_ps(products, w[s].half_scale[0]);
+            products =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][s]), w[s].half_scale[1], products);
+        }
+        acc[s] = _mm512_fmadd_ps(_mm512_mul_ps(w[s].scale, a_scale), products, acc[s]);
+        if (l->scales == CPU_SCALES_HALVES_MIN) {
+            __m512i mins = _mm512_dpwssd_epi32(_mm512_setzero_si512(), broadcast_dword(row->halves),
+                                               w[s].half_min);
+            __m512 total = _mm512_mul_ps(a_scale, _mm512_cvtepi32_ps(mins));
+            acc[s] = _mm512_fmadd_ps(w[s].min, total, acc[s]);
+        } else if (l->has_min) {
+            acc[s] = _mm512_fmadd_ps(w[s].min, _mm512_set1_ps(*row->total), acc[s]);
+        }
     }
-    return l->has_min ? _mm512_fmadd_ps(w->min, _mm512_set1_ps(a_total), acc) : acc;
 }
 
-/* n_rows rows of the tile from first on. out (n_rows, 16) */
-CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
+/* Where the kernel is in each strip. */
+struct place {
+    const uint8_t *at;
+    __m512 scale, min; /* of the unit's header */
+};
+
+CPU_SPECIALISE void enter_unit(const struct cpu_layout *l, struct place *p)
+{
+    p->scale = load_header(l, p->at);
+    p->min = l->has_min ? load_f16(p->at + cpu_layout_header_scales_bytes(l)) : _mm512_setzero_ps();
+    p->at += cpu_layout_header_bytes(l);
+}
+
+CPU_SPECIALISE void unpack_block(const struct cpu_layout *l, __m512i levels, struct place *p,
+                                 struct block *w)
+{
+    unpack_scales(l, p->at, p->scale, p->min, w);
+    unpack_values(l, levels, p->at + cpu_layout_scales_bytes(l), w->q);
+    p->at += cpu_layout_block_bytes(l);
+}
+
+/* Memory is read best as one stream. So one strip's bytes are asked for some way ahead; of two that
+ * are read side by side those of the next two, in the order in which they lie, into L2. */
+CPU_SPECIALISE const uint8_t *prefetch_block(const struct cpu_layout *l, const int n_strips,
+                                             const uint8_t *ahead)
+{
+    const uint32_t bytes = (uint32_t)n_strips * cpu_layout_unit_bytes(l) / (l->unit / CPU_BLOCK);
+
+    for (uint32_t i = 0; i < bytes; i += CPU_BLOCK_LINE) {
+        if (n_strips == 1) {
+            _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
+        } else {
+            _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
+        }
+    }
+    return ahead + bytes;
+}
+
+/* n_rows rows of the tile from first on, and n_strips strips. */
+CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_strips, const int n_rows,
                                   const struct cpu_act_tile *tile, uint32_t first,
-                                  const uint8_t *strip, float *out)
+                                  const struct cpu_quant_strips *strips, float *out)
 {
     const struct cpu_layout *l = &cpu_layouts[id];
     const uint32_t unit_blocks = l->unit / CPU_BLOCK;
-    const int8_t *a = tile->q + (size_t)first * CPU_BLOCK;
-    const float *a_scale = tile->scale + first;
-    const float *a_total = tile->total + first;
-    const int16_t *a_halves = tile->halves + (size_t)first * 2;
+    const size_t step = tile->n_tile_rows;
     const __m512i levels = load_levels(l);
-    __m512 acc[CPU_TILE_ROWS];
+    struct row row = {tile->q + (size_t)first * CPU_BLOCK, tile->scale + first, tile->total + first,
+                      tile->halves + (size_t)first * 2, tile->minus + first};
+    const uint8_t *ahead =
+        strips->first + (n_strips == 1 ? PREFETCH_BYTES : CPU_STRIPS_MAX * strips->bytes);
+    struct place places[CPU_STRIPS_MAX] = {{NULL, _mm512_setzero_ps(), _mm512_setzero_ps()}};
+    __m512 acc[ROWS_MAX][CPU_STRIPS_MAX];
 
     CPU_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        acc[r] = _mm512_setzero_ps();
+    for (int i = 0; i < n_rows * n_strips; i++) {
+        acc[i / n_strips][i % n_strips] = _mm512_setzero_ps();
     }
-    for (uint32_t unit = 0; unit < tile->n_blocks / unit_blocks; unit++) {
-        __m512 scale = load_header(l, strip);
-        __m512 min =
-            l->has_min ? load_f16(strip + cpu_layout_header_scales_bytes(l)) : _mm512_setzero_ps();
+    CPU_UNROLL
+    for (int s = 0; s < n_strips; s++) {
+        places[s].at = strips->first + (size_t)s * strips->bytes;
+    }
+    for (uint32_t b = 0; b < tile->n_blocks; b++) {
+        struct block w[CPU_STRIPS_MAX];
 
-        strip += cpu_layout_header_bytes(l);
-        for (uint32_t b = 0; b < unit_blocks; b++) {
-            struct block w;
-
-            for (uint32_t i = 0; i < cpu_layout_block_bytes(l); i += CPU_BLOCK_LINE) {
-                _mm_prefetch((const char *)strip + PREFETCH_BYTES + i, _MM_HINT_T0);
+        ahead = prefetch_block(l, n_strips, ahead);
+        CPU_UNROLL
+        for (int s = 0; s < n_strips; s++) {
+            if (b % unit_blocks == 0) {
+                enter_unit(l, &places[s]);
             }
-            unpack_scales(l, strip, scale, min, &w);
-            unpack_values(l, levels, strip + cpu_layout_scales_bytes(l), w.q);
-            CPU_UNROLL
-            for (int r = 0; r < n_rows; r++) {
-                acc[r] = multiply_block(l, &w, a + r * CPU_BLOCK, a_scale[r], a_halves + r * 2,
-                                        a_total[r], acc[r]);
-            }
-            strip += cpu_layout_block_bytes(l);
-            a += tile->n_tile_rows * CPU_BLOCK;
-            a_scale += tile->n_tile_rows;
-            a_halves += tile->n_tile_rows * 2;
-            a_total += tile->n_tile_rows;
+            unpack_block(l, levels, &places[s], &w[s]);
         }
+        CPU_KEEP(row.q);
+        CPU_KEEP(row.scale);
+        CPU_UNROLL
+        for (int r = 0; r < n_rows; r++) {
+            const struct row one = {row.q + r * CPU_BLOCK, row.scale + r, row.total + r,
+                                    row.halves + r * 2, row.minus + r};
+            multiply_block(l, n_strips, w, &one, acc[r]);
+        }
+        row = (struct row){row.q + step * CPU_BLOCK, row.scale + step, row.total + step,
+                           row.halves + step * 2, row.minus + step};
     }
     CPU_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        _mm512_storeu_ps(out + r * CPU_STRIP_ROWS, acc[r]);
+    for (int i = 0; i < n_rows * n_strips; i++) {
+        size_t at = (size_t)(i % n_strips) * tile->n_rows + first + (size_t)(i / n_strips);
+        _mm512_storeu_ps(out + at * CPU_STRIP_ROWS, acc[i / n_strips][i % n_strips]);
     }
 }
 
-/* All rows of a tile, in groups whose sums fit the registers. */
-CPU_SPECIALISE void multiply_tile(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
-                                  const uint8_t *strip, float *out)
+/* The rows from first on against one strip, in groups. */
+CPU_SPECIALISE void multiply_strip(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                                   uint32_t row, const struct cpu_quant_strips *strip, float *out)
+{
+    for (; tile->n_rows - row >= 8; row += 8) {
+        multiply_rows(id, 1, 8, tile, row, strip, out);
+    }
+    for (; tile->n_rows - row >= 4; row += 4) {
+        multiply_rows(id, 1, 4, tile, row, strip, out);
+    }
+    for (; tile->n_rows - row >= 2; row += 2) {
+        multiply_rows(id, 1, 2, tile, row, strip, out);
+    }
+    if (row < tile->n_rows) {
+        multiply_rows(id, 1, 1, tile, row, strip, out);
+    }
+}
+
+/* Groups of rows that have enough to do with two strips at once take both, the rest one after the
+ * other. */
+CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                             const struct cpu_quant_strips *strips, float *out)
 {
     uint32_t row = 0;
 
-    if (tile->n_rows == 16) {
-        multiply_rows(id, 16, tile, 0, strip, out);
-        return;
+    for (; strips->n == 2 && tile->n_rows - row >= 8; row += 8) {
+        multiply_rows(id, 2, 8, tile, row, strips, out);
     }
-    for (; tile->n_rows - row >= 8; row += 8) {
-        multiply_rows(id, 8, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    for (; strips->n == 2 && tile->n_rows - row >= 4; row += 4) {
+        multiply_rows(id, 2, 4, tile, row, strips, out);
     }
-    for (; tile->n_rows - row >= 4; row += 4) {
-        multiply_rows(id, 4, tile, row, strip, out + row * CPU_STRIP_ROWS);
-    }
-    for (; tile->n_rows - row >= 2; row += 2) {
-        multiply_rows(id, 2, tile, row, strip, out + row * CPU_STRIP_ROWS);
-    }
-    if (row < tile->n_rows) {
-        multiply_rows(id, 1, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    for (uint32_t i = 0; i < strips->n && row < tile->n_rows; i++) {
+        const struct cpu_quant_strips one = {strips->first + i * strips->bytes, strips->bytes, 1};
+        multiply_strip(id, tile, row, &one, out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS);
     }
 }
 
-#define DEFINE_QUANT(name, id)                                                          \
-    static void name(const struct cpu_act_tile *tile, const uint8_t *strip, float *out) \
-    {                                                                                   \
-        multiply_tile(id, tile, strip, out);                                            \
+#define DEFINE_QUANT(name, id)                                                               \
+    static void name(const struct cpu_act_tile *tile, const struct cpu_quant_strips *strips, \
+                     float *out)                                                             \
+    {                                                                                        \
+        multiply(id, tile, strips, out);                                                     \
     }
 
 DEFINE_QUANT(multiply_q4_0, CPU_LAYOUT_Q4_0)
@@ -278,12 +375,21 @@ DEFINE_QUANT(multiply_iq4_nl, CPU_LAYOUT_IQ4_NL)
 DEFINE_QUANT(multiply_iq4_xs, CPU_LAYOUT_IQ4_XS)
 DEFINE_QUANT(multiply_mxfp4, CPU_LAYOUT_MXFP4)
 
-/* Rounds 16 values to int8 at q; returns their sum. */
-CPU_SPECIALISE int32_t quantise_16(__m512 x, __m512 inverse, int8_t *q)
+/* Rounds 32 values to int8 at q; halves get the sums of 16. VPSADBW adds eight bytes, which must be
+ * unsigned: each is 128 too much. */
+CPU_SPECIALISE void quantise_32(__m512 low, __m512 high, __m512 inverse, int8_t *q, int16_t *halves)
 {
-    __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
-    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(rounded));
-    return _mm512_reduce_add_epi32(rounded);
+    __m128i first = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)));
+    __m128i second = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
+    const __m128i sign = _mm_set1_epi8((char)0x80), zero = _mm_setzero_si128();
+    __m128i a = _mm_sad_epu8(_mm_xor_si128(first, sign), zero);
+    __m128i b = _mm_sad_epu8(_mm_xor_si128(second, sign), zero);
+    __m128i sums = _mm_add_epi64(_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b));
+
+    _mm_storeu_si128((__m128i *)(void *)q, first);
+    _mm_storeu_si128((__m128i *)(void *)(q + 16), second);
+    halves[0] = (int16_t)(_mm_cvtsi128_si32(sums) - 16 * 128);
+    halves[1] = (int16_t)(_mm_cvtsi128_si32(_mm_unpackhi_epi64(sums, sums)) - 16 * 128);
 }
 
 static void quantise(const float *x, const struct cpu_act_place *place)
@@ -306,11 +412,10 @@ static void quantise(const float *x, const struct cpu_act_place *place)
             memset(halves, 0, 2 * sizeof(*halves));
             place->scale[at] = peak_bits >= 0x7f800000 ? NAN : 0.0f;
         } else {
-            __m512 inverse = _mm512_set1_ps(127.0f / peak);
-            halves[0] = (int16_t)quantise_16(low, inverse, q);
-            halves[1] = (int16_t)quantise_16(high, inverse, q + 16);
+            quantise_32(low, high, _mm512_set1_ps(127.0f / peak), q, halves);
             place->scale[at] = peak / 127.0f;
         }
+        place->minus[at] = -(halves[0] + halves[1]);
         place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }

@@ -49,6 +49,7 @@ static void quantise(const float *x, const struct cpu_act_place *place)
         int16_t *halves = place->halves + at * 2;
 
         quantise_block(x + b * CPU_BLOCK, place->q + at * CPU_BLOCK, place->scale + at, halves);
+        place->minus[at] = -(halves[0] + halves[1]);
         place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }
@@ -170,8 +171,8 @@ static void multiply_block(const struct block *w, uint32_t has_min, const int8_t
     }
 }
 
-static void multiply(enum cpu_layout_id id, const struct cpu_act_tile *tile, const uint8_t *strip,
-                     float *out)
+static void multiply_strip(enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                           const uint8_t *strip, float *out)
 {
     const struct cpu_layout *l = &cpu_layouts[id];
     uint32_t unit_blocks = l->unit / CPU_BLOCK;
@@ -192,10 +193,20 @@ static void multiply(enum cpu_layout_id id, const struct cpu_act_tile *tile, con
     }
 }
 
-#define DEFINE_QUANT(name, id)                                                          \
-    static void name(const struct cpu_act_tile *tile, const uint8_t *strip, float *out) \
-    {                                                                                   \
-        multiply(id, tile, strip, out);                                                 \
+static void multiply(enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                     const struct cpu_quant_strips *strips, float *out)
+{
+    for (uint32_t i = 0; i < strips->n; i++) {
+        multiply_strip(id, tile, strips->first + i * strips->bytes,
+                       out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS);
+    }
+}
+
+#define DEFINE_QUANT(name, id)                                                               \
+    static void name(const struct cpu_act_tile *tile, const struct cpu_quant_strips *strips, \
+                     float *out)                                                             \
+    {                                                                                        \
+        multiply(id, tile, strips, out);                                                     \
     }
 
 DEFINE_QUANT(multiply_q4_0, CPU_LAYOUT_Q4_0)

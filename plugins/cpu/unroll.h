@@ -15,4 +15,8 @@
 #define CPU_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Makes the compiler take a pointer as it finds it: addresses near it become offsets from it
+ * instead of pointers of their own, which it would keep in memory. */
+#define CPU_KEEP(pointer) __asm__("" : "+r"(pointer))
+
 #endif

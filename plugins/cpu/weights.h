@@ -72,7 +72,7 @@ struct cpu_layout {
     uint32_t unit;     /* k per header: CPU_BLOCK or CPU_SUPER_BLOCK */
     uint32_t bits;     /* per stored value: 2..6 unsigned, or 8 signed */
     uint32_t peak;     /* the largest magnitude of stored values or of levels */
-    int32_t offset;    /* what these have too much */
+    int32_t offset;    /* what these have too much: 0 or a power of two */
     uint32_t has_min;  /* the header holds minimums */
     uint32_t has_exps; /* the header's scales are exponents */
     enum cpu_scales scales;
@@ -82,9 +82,9 @@ struct cpu_layout {
 /* IQ4_NL's and IQ4_XS's levels plus 128. */
 _Alignas(16) static const uint8_t cpu_levels_iq4[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                         129, 141, 153, 166, 181, 197, 217, 241};
-/* Twice the values of a 4-bit float (sign, two bits of exponent, one of mantissa) plus 12. */
-_Alignas(16) static const uint8_t cpu_levels_e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24,
-                                                         12, 11, 10, 9,  8,  6,  4,  0};
+/* Twice the values of a 4-bit float (sign, two bits of exponent, one of mantissa) plus 16. */
+_Alignas(16) static const uint8_t cpu_levels_e2m1[16] = {16, 17, 18, 19, 20, 22, 24, 28,
+                                                         16, 15, 14, 13, 12, 10, 8,  4};
 
 /* In the header, so that every kernel's constants are known to the compiler. */
 static const struct cpu_layout cpu_layouts[CPU_LAYOUT_COUNT] = {
@@ -105,7 +105,7 @@ static const struct cpu_layout cpu_layouts[CPU_LAYOUT_COUNT] = {
                            cpu_levels_iq4},
     [CPU_LAYOUT_IQ4_XS] = {GQA_TYPE_IQ4_XS, CPU_SUPER_BLOCK, 4, 241, 128, 0, 0, CPU_SCALES_BLOCK,
                            cpu_levels_iq4},
-    [CPU_LAYOUT_MXFP4] = {GQA_TYPE_MXFP4, CPU_BLOCK, 4, 24, 12, 0, 1, CPU_SCALES_NONE,
+    [CPU_LAYOUT_MXFP4] = {GQA_TYPE_MXFP4, CPU_BLOCK, 4, 28, 16, 0, 1, CPU_SCALES_NONE,
                           cpu_levels_e2m1},
 };
 

@@ -1,10 +1,12 @@
 /* tests/bench/linear.c - how near the products come to what the machine can do.
  *
- *   bench_linear [-t threads] [-s isa] [-y type] [-r rows] [-n rounds]
+ *   bench_linear [-t threads] [-s isa] [-y type] [-m outputs,inputs] [-r rows] [-n rounds]
  *
- * Each round measures the limit (read bandwidth for few rows, the VNNI unit's peak for many) and
- * then the product, so that a neighbour's load hits both. Printed are the best of all rounds and
- * the median of the rounds' ratios. Weights rotate through copies far larger than the last cache.*/
+ * Each round measures read bandwidth and the unit's peak (VNNI, or float32 for float weights) and
+ * then the product, so that a neighbour's load hits all of them. The limit of a product is the
+ * longer of reading its weights and of computing; printed are the best of all rounds and the median
+ * of the rounds' shares of the limit. Weights rotate through copies far larger than the last
+ * cache. */
 #include "plugins/cpu/linear.h"
 
 #include "format/types.h"
@@ -24,10 +26,10 @@
 #include <immintrin.h>
 #endif
 
-#define THREADS_MAX  64u
-#define ROUNDS_MAX   101u
-#define COPIES_BYTES (384u << 20)
-#define COMPUTE_ROWS 64u /* from here on the limit is compute */
+#define THREADS_MAX   64u
+#define ROUNDS_MAX    101u
+#define COPIES_BYTES  (384u << 20)
+#define ONE_COPY_ROWS 64u /* from here on one product takes long enough to be timed */
 
 /* ---- a pool: the caller and n - 1 threads that spin -------------------------------------- */
 
@@ -353,7 +355,7 @@ static int make_copies(struct copies *c, uint32_t type, struct shape shape)
 static double time_products(struct cpu_linear *lin, const struct copies *c, const float *x,
                             uint32_t n_rows, float *y)
 {
-    uint32_t n = n_rows >= COMPUTE_ROWS ? 1 : c->n;
+    uint32_t n = n_rows >= ONE_COPY_ROWS ? 1 : c->n;
     double start = seconds();
 
     for (uint32_t i = 0; i < n; i++) {
@@ -371,8 +373,9 @@ static int bench_shape(struct pool *p, enum cpu_isa isa, uint32_t type, struct s
     struct gqa_host host = {sizeof(host), p->n_threads, p, NULL, pool_parallel, allocate, release};
     struct copies c;
     struct cpu_linear lin;
-    double ratios[ROUNDS_MAX], best = 0.0, best_limit = 0.0;
-    int compute = n_rows >= COMPUTE_ROWS;
+    double ratios[ROUNDS_MAX], best = 0.0, best_bandwidth = 0.0, best_peak = 0.0;
+    double ops = 2.0 * shape.n * shape.k * n_rows;
+    uint32_t n_compute = 0;
 
     int r = make_copies(&c, type, shape);
     if (r < 0) {
@@ -390,20 +393,23 @@ static int bench_shape(struct pool *p, enum cpu_isa isa, uint32_t type, struct s
     time_products(&lin, &c, x, n_rows, y);
     for (uint32_t i = 0; i < rounds; i++) {
         size_t read_bytes = c.n * c.bytes_each / READ_PIECE * READ_PIECE;
-        double limit = compute ? peak_ops(p, c.matrix.layout == CPU_LAYOUT_COUNT)
-                               : read_bandwidth(p, c.memory, read_bytes);
-        double t = time_products(&lin, &c, x, n_rows, y);
-        double rate = compute ? 2.0 * shape.n * shape.k * n_rows / t : (double)c.bytes_each / t;
+        double bandwidth = read_bandwidth(p, c.memory, read_bytes);
+        double peak = peak_ops(p, c.matrix.layout == CPU_LAYOUT_COUNT);
+        double rate = 1.0 / time_products(&lin, &c, x, n_rows, y);
+        double by_bytes = rate * (double)c.bytes_each / bandwidth;
+        double by_ops = peak > 0.0 ? rate * ops / peak : 0.0;
         best = rate > best ? rate : best;
-        best_limit = limit > best_limit ? limit : best_limit;
-        ratios[i] = limit > 0.0 ? rate / limit : 0.0;
+        best_bandwidth = bandwidth > best_bandwidth ? bandwidth : best_bandwidth;
+        best_peak = peak > best_peak ? peak : best_peak;
+        ratios[i] = by_ops > by_bytes ? by_ops : by_bytes;
+        n_compute += by_ops > by_bytes;
     }
-    printf("%-6s %-5s %6u x %-5u %4u rows  %9.1f %s  limit %9.1f  best/best %4.0f %%  median %4.0f "
-           "%%  %.3f bytes/weight\n",
-           cpu_isa_name(isa), fmt_type_info(type)->name, shape.n, shape.k, n_rows, best * 1e-9,
-           compute ? "GOP/s" : "GB/s ", best_limit * 1e-9,
-           best_limit > 0.0 ? 100.0 * best / best_limit : 0.0, 100.0 * median(ratios, rounds),
-           (double)c.bytes_each / ((double)shape.n * shape.k));
+    printf("%-6s %-6s %6u x %-5u %4u rows  %6.1f of %6.1f GB/s  %7.1f of %7.1f GOP/s  median %4.0f "
+           "%% of %s\n",
+           cpu_isa_name(isa), fmt_type_info(type)->name, shape.n, shape.k, n_rows,
+           best * (double)c.bytes_each * 1e-9, best_bandwidth * 1e-9, best * ops * 1e-9,
+           best_peak * 1e-9, 100.0 * median(ratios, rounds),
+           2 * n_compute > rounds ? "compute" : "bandwidth");
     fflush(stdout);
     cpu_linear_finish(&lin);
     release(NULL, c.memory, c.n * c.bytes_each);
@@ -418,10 +424,11 @@ int main(int argc, char **argv)
     static const struct shape shapes[] = {{2048, 2048}, {5632, 2048}, {2048, 5632}, {32000, 2048}};
     uint32_t n_threads = 2, rounds = 7, n_rows = 0, type = GQA_TYPE_Q4_0;
     enum cpu_isa isa = cpu_isa_best();
+    struct shape only = {0, 0};
     struct pool pool;
     int option, r = 0;
 
-    while ((option = getopt(argc, argv, "t:s:y:r:n:")) != -1) {
+    while ((option = getopt(argc, argv, "t:s:y:m:r:n:")) != -1) {
         switch (option) {
         case 't':
             n_threads = (uint32_t)atoi(optarg);
@@ -432,6 +439,9 @@ int main(int argc, char **argv)
         case 'y':
             r = fmt_type_by_name(optarg) == NULL ? -EINVAL : r;
             type = r == 0 ? fmt_type_by_name(optarg)->type : type;
+            break;
+        case 'm':
+            r = sscanf(optarg, "%u,%u", &only.n, &only.k) == 2 ? r : -EINVAL;
             break;
         case 'r':
             n_rows = (uint32_t)atoi(optarg);
@@ -444,17 +454,18 @@ int main(int argc, char **argv)
         }
     }
     if (r < 0 || n_threads == 0 || n_threads > THREADS_MAX || rounds == 0 || rounds > ROUNDS_MAX) {
-        fprintf(stderr,
-                "usage: bench_linear [-t threads] [-s isa] [-y type] [-r rows] [-n rounds]\n");
+        fprintf(stderr, "usage: bench_linear [-t threads] [-s isa] [-y type] [-m outputs,inputs] "
+                        "[-r rows] [-n rounds]\n");
         return 64;
     }
     if (pool_start(&pool, n_threads) < 0) {
         return 1;
     }
-    for (size_t i = 0; r == 0 && i < sizeof(shapes) / sizeof(shapes[0]); i++) {
-        r = bench_shape(&pool, isa, type, shapes[i], n_rows > 0 ? n_rows : 1, rounds);
+    for (size_t i = 0; r == 0 && i < (only.n > 0 ? 1 : sizeof(shapes) / sizeof(shapes[0])); i++) {
+        struct shape shape = only.n > 0 ? only : shapes[i];
+        r = bench_shape(&pool, isa, type, shape, n_rows > 0 ? n_rows : 1, rounds);
         if (r == 0 && n_rows == 0) {
-            r = bench_shape(&pool, isa, type, shapes[i], 512, rounds);
+            r = bench_shape(&pool, isa, type, shape, 512, rounds);
         }
     }
     pool_stop(&pool);
