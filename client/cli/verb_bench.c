@@ -4,7 +4,7 @@
  * as many threads, while the daemon is idle; then each test, repeated. */
 #include "client/cli/bench.h"
 
-#include "client/cli/roofline.h"
+#include "roofline/roofline.h"
 
 #include <errno.h>
 #include <stdlib.h>

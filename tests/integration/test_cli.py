@@ -301,7 +301,15 @@ class Server(Case):
         self.assertIn("frame_bytes", self.gqa("info").text)
         backends = {b["name"]: b for b in self.gqa("backend", "list", "--json").json["backends"]}
         self.assertTrue(backends["cpu"]["usable"] and backends["cpu"]["isa"] in backends["cpu"]["isas"])
-        self.assertIn("cpu", self.gqa("backend", "list").text)
+        listed = self.gqa("backend", "list").text
+        for word in ("NAME", "LEVEL", backends["cpu"]["isa"], "default", "attention can shared", backends["cpu"]["path"]):
+            self.assertIn(word, listed)
+
+    def test_a_bench_of_a_backend_is_another_program(self):
+        self.refused("backend", "bench", "none", words=["none is called 'none'"])
+        done = subprocess.run([GQA, "backend", "bench", "/nonexistent.so", "--json"], stdout=subprocess.PIPE, text=True)
+        told = json.loads(done.stdout)
+        self.assertEqual((done.returncode, told["file"], told["verdict"]), (1, "/nonexistent.so", "refused"))
 
     def test_call_prints_events_and_the_result(self):
         params = {"model": "tiny", "prompt": PROMPT, "n_predict": 2, "ignore_eos": True, "seed": 1}

@@ -8,12 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct family {
-    const char *name;
-    uint32_t n_run, n_skipped;
-    float worst;
-};
-
 static size_t n_floats(const struct problem_spec *s)
 {
     return (size_t)s->n_rows * s->n_heads * s->dim;
@@ -28,7 +22,7 @@ static int fail(struct gqa_reason *reason, const struct problem_spec *s, const c
     return -EBADMSG;
 }
 
-static int compare(struct family *f, const struct problem_spec *s, const float *truth,
+static int compare(struct results_family *f, const struct problem_spec *s, const float *truth,
                    const float *got, float tolerance, struct gqa_reason *reason)
 {
     for (size_t i = 0; i < n_floats(s); i++) {
@@ -45,8 +39,8 @@ static int compare(struct family *f, const struct problem_spec *s, const float *
 }
 
 /* One problem against the reference. */
-static int check_case(const struct conform *c, struct family *f, const struct problem_spec *s,
-                      struct gqa_reason *reason)
+static int check_case(const struct conform *c, struct results_family *f,
+                      const struct problem_spec *s, struct gqa_reason *reason)
 {
     const struct problem_way plain = {0};
     float *truth = NULL, *got = NULL;
@@ -67,8 +61,9 @@ static int check_case(const struct conform *c, struct family *f, const struct pr
 }
 
 /* One problem in two ways that must give the same bits. */
-static int check_way(const struct conform *c, struct family *f, const struct problem_spec *s,
-                     const struct problem_way *way, void *context, struct gqa_reason *reason)
+static int check_way(const struct conform *c, struct results_family *f,
+                     const struct problem_spec *s, const struct problem_way *way, void *context,
+                     struct gqa_reason *reason)
 {
     const struct problem_way plain = {0};
     float *truth = NULL, *got = NULL;
@@ -89,10 +84,10 @@ static int check_way(const struct conform *c, struct family *f, const struct pro
     return rc;
 }
 
-static void tell(const struct conform *c, const struct family *f, int rc)
+static struct results_family family(const struct conform *c, const char *name, bool bits)
 {
-    fprintf(c->out, "%-40s %3u run, %3u NOT SUPPORTED  %.3g  %s\n", f->name, f->n_run, f->n_skipped,
-            (double)f->worst, rc < 0 ? "WRONG" : "ok");
+    return (struct results_family){
+        .interface = GQA_ATTENTION_0, .name = name, .tolerance = bits ? 0 : c->tolerance};
 }
 
 /* ---- shapes ------------------------------------------------------------------------------ */
@@ -105,8 +100,8 @@ static const uint32_t types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_
 
 static int check_shapes(const struct conform *c, bool chunk, struct gqa_reason *reason)
 {
-    struct family f = {.name = chunk ? "head dims and groups, a chunk"
-                                     : "head dims and groups, decode"};
+    struct results_family f =
+        family(c, chunk ? "head dims and groups, a chunk" : "head dims and groups, decode", false);
     int rc = 0;
     for (size_t d = 0; rc == 0 && d < COUNT(dims); d++) {
         for (size_t r = 0; rc == 0 && r < COUNT(ratios); r++) {
@@ -125,13 +120,13 @@ static int check_shapes(const struct conform *c, bool chunk, struct gqa_reason *
             rc = check_case(c, &f, &s, reason);
         }
     }
-    tell(c, &f, rc);
+    results_family(c->results, &f, rc == 0);
     return rc;
 }
 
 static int check_types(const struct conform *c, struct gqa_reason *reason)
 {
-    struct family f = {.name = "KV types, plain, windowed, capped, sinks"};
+    struct results_family f = family(c, "KV types, plain, windowed, capped, sinks", false);
     int rc = 0;
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 8; k++) {
@@ -141,13 +136,13 @@ static int check_types(const struct conform *c, struct gqa_reason *reason)
             rc = check_case(c, &f, &s, reason);
         }
     }
-    tell(c, &f, rc);
+    results_family(c->results, &f, rc == 0);
     return rc;
 }
 
 static int check_masks(const struct conform *c, struct gqa_reason *reason)
 {
-    struct family f = {.name = "trees, no commit, mutual, nothing seen"};
+    struct results_family f = family(c, "trees, frames, no commit, mutual, nothing seen", false);
     const uint32_t caps[] = {GQA_ATTN_CAP_TREE, GQA_ATTN_CAP_NO_COMMIT,
                              GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT,
                              GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT};
@@ -160,16 +155,31 @@ static int check_masks(const struct conform *c, struct gqa_reason *reason)
             rc = check_case(c, &f, &s, reason);
         }
     }
+    for (uint32_t k = 0; rc == 0 && k < 4; k++) {
+        const struct problem_spec frames = {f.name,
+                                            8,
+                                            2,
+                                            32,
+                                            k & 1 ? GQA_TYPE_F16 : GQA_TYPE_F32,
+                                            0,
+                                            0,
+                                            0,
+                                            k & 2 ? 100 : 30,
+                                            70,
+                                            GQA_ATTN_CAP_TREE,
+                                            PROBLEM_FRAMES};
+        rc = check_case(c, &f, &frames, reason);
+    }
     const struct problem_spec blank = {f.name, 4, 2, 32, GQA_TYPE_F32,      0,
-                                       0,      0, 0, 5,  GQA_ATTN_CAP_TREE, true};
+                                       0,      0, 0, 5,  GQA_ATTN_CAP_TREE, PROBLEM_BLANK};
     rc = rc < 0 ? rc : check_case(c, &f, &blank, reason);
-    tell(c, &f, rc);
+    results_family(c->results, &f, rc == 0);
     return rc;
 }
 
 static int check_views(const struct conform *c, struct gqa_reason *reason)
 {
-    struct family f = {.name = "views: sinks, recent, dropped, turned"};
+    struct results_family f = family(c, "views: sinks, recent, dropped, turned", false);
     int rc = 0;
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 8; k++) {
@@ -187,13 +197,13 @@ static int check_views(const struct conform *c, struct gqa_reason *reason)
             rc = check_case(c, &f, &s, reason);
         }
     }
-    tell(c, &f, rc);
+    results_family(c->results, &f, rc == 0);
     return rc;
 }
 
 /* Votes against the reference's, and the same bits when their rows come one by one. */
-static int check_votes_of(const struct conform *c, struct family *f, const struct problem_spec *s,
-                          struct gqa_reason *reason)
+static int check_votes_of(const struct conform *c, struct results_family *f,
+                          const struct problem_spec *s, struct gqa_reason *reason)
 {
     float *truth = NULL, *got = NULL, *ones = NULL;
     uint32_t n = 0;
@@ -223,7 +233,7 @@ static int check_votes_of(const struct conform *c, struct family *f, const struc
 
 static int check_votes(const struct conform *c, struct gqa_reason *reason)
 {
-    struct family f = {.name = "votes"};
+    struct results_family f = family(c, "votes", false);
     int rc = 0;
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 4; k++) {
@@ -239,7 +249,7 @@ static int check_votes(const struct conform *c, struct gqa_reason *reason)
             rc = check_votes_of(c, &f, &s, reason);
         }
     }
-    tell(c, &f, rc);
+    results_family(c->results, &f, rc == 0);
     return rc;
 }
 
@@ -248,7 +258,7 @@ static int check_votes(const struct conform *c, struct gqa_reason *reason)
 static int check_bits(const struct conform *c, const char *name, const struct problem_way *way,
                       void *context, struct gqa_reason *reason)
 {
-    struct family f = {.name = name};
+    struct results_family f = family(c, name, true);
     int rc = 0;
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 4; k++) {
@@ -257,27 +267,40 @@ static int check_bits(const struct conform *c, const char *name, const struct pr
             rc = check_way(c, &f, &s, way, context, reason);
         }
     }
-    tell(c, &f, rc);
+    results_family(c->results, &f, rc == 0);
     return rc;
 }
 
 int conform_run(const struct conform *c, struct gqa_reason *reason)
 {
-    const struct problem_way plain = {0}, one = {.chunk = 1}, some = {.chunk = 13},
-                             twice = {.twice = true}, shared = {.twice = true, .shared = true};
+    static const struct {
+        const char *name;
+        struct problem_way way;
+        uint32_t caps; /* that it takes */
+    } ways[] = {
+        {"same bits, row by row", {.chunk = 1}, 0},
+        {"same bits, in chunks of 13", {.chunk = 13}, 0},
+        {"same bits, in company", {.n_copies = 2}, 0},
+        {"same bits, with a shared prefix", {.n_copies = 2, .shared = true}, GQA_ATTN_CAP_SHARED},
+        {"same bits, with nested shared prefixes",
+         {.n_copies = 4, .shared = true},
+         GQA_ATTN_CAP_SHARED},
+    };
+    const struct problem_way plain = {0};
     int rc = check_shapes(c, false, reason);
     rc = rc < 0 ? rc : check_shapes(c, true, reason);
     rc = rc < 0 ? rc : check_types(c, reason);
     rc = rc < 0 ? rc : check_masks(c, reason);
     rc = rc < 0 ? rc : check_views(c, reason);
     rc = rc < 0 ? rc : check_votes(c, reason);
-    rc = rc < 0 ? rc : check_bits(c, "same bits, row by row", &one, c->context, reason);
-    rc = rc < 0 ? rc : check_bits(c, "same bits, in chunks of 13", &some, c->context, reason);
-    rc = rc < 0 ? rc : check_bits(c, "same bits, in company", &twice, c->context, reason);
-    if (rc == 0 && (c->attention->caps & GQA_ATTN_CAP_SHARED) != 0) {
-        rc = check_bits(c, "same bits, with a shared prefix", &shared, c->context, reason);
-    } else if (rc == 0) {
-        fprintf(c->out, "%-40s NOT SUPPORTED\n", "same bits, with a shared prefix");
+    for (size_t i = 0; rc == 0 && i < COUNT(ways); i++) {
+        if ((ways[i].caps & ~c->attention->caps) == 0) {
+            rc = check_bits(c, ways[i].name, &ways[i].way, c->context, reason);
+        } else {
+            struct results_family f = family(c, ways[i].name, true);
+            f.n_skipped = 1;
+            results_family(c->results, &f, true);
+        }
     }
     return rc < 0 ? rc
                   : check_bits(c, "same bits, by other workers", &plain, c->crowd_context, reason);

@@ -54,8 +54,8 @@ struct problem {
     uint32_t n_tokens, n_pages;
     float *q, *k, *v, *out, *sinks; /* q, k, v of all tokens; out of the last n_rows */
     uint64_t *mask;                 /* (n_rows, words) of the last n_rows */
-    void **pages;
-    void **view_pages; /* the same without those that the view has dropped */
+    void **pages, **seen;           /* seen: without those that lie before every row's window */
+    void **view_pages;              /* the same without those that the view has dropped */
     double freqs[PROBLEM_FREQS];
     struct gqa_rope_table rope;
     float *votes; /* (n_kv_heads, n_votes) of the rows from n_votes on; NULL: nobody votes */
@@ -70,6 +70,7 @@ static void problem_finish(struct problem *p)
     free(p->pages);
     free(p->view_pages);
     free(p->votes);
+    free(p->seen);
     free(p->q);
     free(p->k);
     free(p->v);
@@ -125,11 +126,17 @@ static struct gqa_page_table view_of(const struct problem *p)
                                    .turned = s->view.turned};
 }
 
-/* Row i is a child of row i / 2: it sees itself, and what its parent sees. */
-static void fill_mask(uint64_t *mask, uint32_t n_rows)
+#define FRAME_ROWS 8u
+
+static void fill_mask(enum problem_mask kind, uint64_t *mask, uint32_t n_rows)
 {
     size_t n_words = (n_rows + 63) / 64;
-    for (uint32_t i = 0; i < n_rows; i++) {
+    for (uint32_t i = 0; kind == PROBLEM_FRAMES && i < n_rows; i++) {
+        for (uint32_t j = 0; j < n_rows && j / FRAME_ROWS <= i / FRAME_ROWS; j++) {
+            mask[i * n_words + j / 64] |= (uint64_t)1 << j % 64;
+        }
+    }
+    for (uint32_t i = 0; kind == PROBLEM_TREE && i < n_rows; i++) {
         for (size_t w = 0; i > 0 && w < n_words; w++) {
             mask[i * n_words + w] = mask[i / 2 * n_words + w];
         }
@@ -152,19 +159,18 @@ static int problem_init(struct problem *p, const struct problem_spec *s)
     p->sinks = calloc(s->n_heads, sizeof(float));
     p->out = calloc((size_t)s->n_rows * s->n_heads * s->dim, sizeof(float));
     p->pages = calloc(p->n_pages, sizeof(*p->pages));
+    p->seen = calloc(p->n_pages, sizeof(*p->seen));
     p->view_pages = calloc(p->n_pages, sizeof(*p->view_pages));
     p->mask = calloc((size_t)s->n_rows * ((s->n_rows + 63) / 64), sizeof(*p->mask));
     if (p->q == NULL || p->k == NULL || p->v == NULL || p->sinks == NULL || p->out == NULL ||
-        p->pages == NULL || p->view_pages == NULL || p->mask == NULL) {
+        p->pages == NULL || p->seen == NULL || p->view_pages == NULL || p->mask == NULL) {
         return -ENOMEM;
     }
     fill_random(p->q, q_floats, 1);
     fill_random(p->k, kv_floats, 2);
     fill_random(p->v, kv_floats, 3);
     fill_random(p->sinks, s->n_heads, 4);
-    if (!s->blank) {
-        fill_mask(p->mask, s->n_rows);
-    }
+    fill_mask(s->mask, p->mask, s->n_rows);
     describe_layer(p);
     size_t page_bytes = (size_t)(p->layer.v_offset + s->n_kv_heads * p->layer.v_head_bytes);
     for (uint32_t i = 0; i < p->n_pages; i++) {
@@ -177,14 +183,25 @@ static int problem_init(struct problem *p, const struct problem_spec *s)
     return 0;
 }
 
+/* The pages as a host hands them over: what no row from first on can see may be gone. */
+static void hide_pages(struct problem *p, uint32_t first)
+{
+    for (uint32_t i = 0; i < p->n_pages; i++) {
+        uint32_t end = (i + 1) * GQA_KV_BLOCK_TOKENS;
+        bool hidden = p->spec->window > 0 && end + p->spec->window <= first + 1;
+        p->seen[i] = hidden ? NULL : p->pages[i];
+    }
+}
+
 /* Appends tokens [first, first + n); where out is not NULL, these are the rows in question: attends
  * them too, with all that caps ask for. */
 static int run_rows(struct problem *p, const struct gqa_attention *attention, void *context,
                     uint32_t first, uint32_t n, float *out)
 {
     const struct problem_spec *s = p->spec;
+    struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->seen};
+    hide_pages(p, first);
     uint32_t caps = out != NULL ? s->caps : 0;
-    struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
     table = caps & GQA_ATTN_CAP_SPARSE ? view_of(p) : table;
     struct gqa_attn_seq seq = {.n_rows = n,
                                .n_past = first,
@@ -226,55 +243,72 @@ static int run_rows(struct problem *p, const struct gqa_attention *attention, vo
     return rc;
 }
 
-static float *doubled(const float *rows, size_t n)
+static float *copies(const float *rows, size_t n, uint32_t n_copies)
 {
-    float *both = malloc(2 * n * sizeof(*both));
-    if (both != NULL) {
-        memcpy(both, rows, n * sizeof(*both));
-        memcpy(both + n, rows, n * sizeof(*both));
+    float *all = malloc(n_copies * n * sizeof(*all));
+    for (uint32_t i = 0; all != NULL && i < n_copies; i++) {
+        memcpy(all + i * n, rows, n * sizeof(*all));
     }
-    return both;
+    return all;
 }
 
-/* Attends rows that were appended once more, as the second of two sequences that are alike. */
-static int attend_second(struct problem *p, bool shared, const struct gqa_attention *attention,
-                         void *context, float *out)
+#define COPIES_MAX 4u
+
+/* The hints of what n copies share; returns how many. Of four: one block is common to all, and to
+ * the two in the middle all that is whole. */
+static uint32_t share(uint32_t n, uint32_t n_past, struct gqa_attn_shared ret[2])
+{
+    uint32_t whole = n_past / GQA_KV_BLOCK_TOKENS * GQA_KV_BLOCK_TOKENS;
+    if (n < COPIES_MAX || whole <= GQA_KV_BLOCK_TOKENS) {
+        ret[0] = (struct gqa_attn_shared){whole, 0, n - 1};
+        return whole > 0;
+    }
+    ret[0] = (struct gqa_attn_shared){GQA_KV_BLOCK_TOKENS, 0, n - 1};
+    ret[1] = (struct gqa_attn_shared){whole, 1, 2};
+    return 2;
+}
+
+/* Attends rows that were appended once more, as the second of several sequences that are alike. */
+static int attend_in_company(struct problem *p, const struct problem_way *way,
+                             const struct gqa_attention *attention, void *context, float *out)
 {
     const struct problem_spec *s = p->spec;
-    size_t q_stride = (size_t)s->n_heads * s->dim, kv_stride = (size_t)s->n_kv_heads * s->dim;
-    const struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->pages};
-    const struct gqa_attn_seq seqs[2] = {
-        {.n_rows = s->n_rows, .n_past = s->n_past, .tables = &table},
-        {.first_row = s->n_rows, .n_rows = s->n_rows, .n_past = s->n_past, .tables = &table},
-    };
-    const struct gqa_attn_shared hint = {s->n_past / GQA_KV_BLOCK_TOKENS * GQA_KV_BLOCK_TOKENS, 0,
-                                         1};
-    uint8_t *row_class = calloc(2 * (size_t)s->n_rows, 1);
-    float *q = doubled(p->q + s->n_past * q_stride, s->n_rows * q_stride);
-    float *k = doubled(p->k + s->n_past * kv_stride, s->n_rows * kv_stride);
-    float *v = doubled(p->v + s->n_past * kv_stride, s->n_rows * kv_stride);
-    float *both = calloc(2 * s->n_rows * q_stride, sizeof(*both));
-    int rc = row_class == NULL || q == NULL || k == NULL || v == NULL || both == NULL ? -ENOMEM : 0;
+    const size_t q_stride = (size_t)s->n_heads * s->dim, kv_stride = (size_t)s->n_kv_heads * s->dim;
+    const struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->seen};
+    const uint32_t n = way->n_copies;
+    struct gqa_attn_shared hints[2];
+    struct gqa_attn_seq seqs[COPIES_MAX];
+    uint8_t *row_class = calloc((size_t)n * s->n_rows, 1);
+    float *q = copies(p->q + s->n_past * q_stride, s->n_rows * q_stride, n);
+    float *k = copies(p->k + s->n_past * kv_stride, s->n_rows * kv_stride, n);
+    float *v = copies(p->v + s->n_past * kv_stride, s->n_rows * kv_stride, n);
+    float *all = calloc((size_t)n * s->n_rows * q_stride, sizeof(*all));
+    int rc = row_class == NULL || q == NULL || k == NULL || v == NULL || all == NULL ? -ENOMEM : 0;
+    hide_pages(p, s->n_past);
+    for (uint32_t i = 0; i < n; i++) {
+        seqs[i] = (struct gqa_attn_seq){
+            .first_row = i * s->n_rows, .n_rows = s->n_rows, .n_past = s->n_past, .tables = &table};
+    }
     if (rc == 0) {
         const struct gqa_attn_batch batch = {
             .struct_size = sizeof(batch),
-            .n_rows = 2 * s->n_rows,
-            .n_seqs = 2,
+            .n_rows = n * s->n_rows,
+            .n_seqs = n,
             .commit = 1,
             .seqs = seqs,
             .row_class = row_class,
-            .n_shared = shared && hint.n_tokens > 0,
-            .shared = &hint,
+            .n_shared = way->shared ? share(n, s->n_past, hints) : 0,
+            .shared = hints,
         };
-        const struct gqa_attn_io io = {q, k, v, both, q_stride, kv_stride, kv_stride, q_stride};
+        const struct gqa_attn_io io = {q, k, v, all, q_stride, kv_stride, kv_stride, q_stride};
         rc = attention->attend(context, &p->layer, &batch, &io);
-        memcpy(out, both + s->n_rows * q_stride, s->n_rows * q_stride * sizeof(*out));
+        memcpy(out, all + s->n_rows * q_stride, s->n_rows * q_stride * sizeof(*out));
     }
     free(row_class);
     free(q);
     free(k);
     free(v);
-    free(both);
+    free(all);
     return rc;
 }
 
@@ -305,8 +339,8 @@ int problem_run_as(const struct problem_spec *spec, const struct problem_way *wa
         rc = run_rows(&p, attention, context, 0, spec->n_past, NULL);
     }
     rc = rc < 0 ? rc : run_in_chunks(&p, way->chunk, attention, context);
-    if (rc == 0 && way->twice) {
-        rc = attend_second(&p, way->shared, attention, context, p.out);
+    if (rc == 0 && way->n_copies > 1) {
+        rc = attend_in_company(&p, way, attention, context, p.out);
     }
     if (rc == 0) {
         *ret_out = p.out;

@@ -5,6 +5,13 @@
 #include <gqa/plugin.h>
 #include <stdbool.h>
 
+/* Which new rows a tree's row sees. */
+enum problem_mask {
+    PROBLEM_TREE,  /* itself, and what row i / 2 sees */
+    PROBLEM_BLANK, /* nothing at all */
+    PROBLEM_FRAMES /* all rows of its frame of 8 and of those before: block-causal */
+};
+
 struct problem_spec {
     const char *name;
     uint32_t n_heads, n_kv_heads, dim; /* dim of K and V heads */
@@ -14,7 +21,7 @@ struct problem_spec {
     uint32_t with_sinks;
     uint32_t n_past, n_rows; /* of the one sequence: past is appended first */
     uint32_t caps;           /* enum gqa_attn_caps that it uses: a tree, mutual rows, no commit */
-    bool blank;              /* the tree's rows see nothing at all */
+    enum problem_mask mask;  /* of a tree */
     /* GQA_ATTN_CAP_SPARSE: how gqa_page_table has the rows; whole blocks are dropped, the first one
      * after the sinks. */
     struct {
@@ -38,9 +45,10 @@ int problem_vote(const struct problem_spec *spec, uint32_t chunk,
 
 /* How the rows are handed over: results must not depend on it. */
 struct problem_way {
-    uint32_t chunk; /* so many rows at a time; 0: all */
-    bool twice;     /* in a batch of two sequences over the same pages */
-    bool shared;    /* and with the hint that they share what lies before */
+    uint32_t chunk;    /* so many rows at a time; 0: all */
+    uint32_t n_copies; /* above 1: in a batch of so many sequences over the same pages */
+    bool shared;       /* and with the hint that they share what lies before; of four the two in the
+                          middle share more, in a segment within that of all */
 };
 int problem_run_as(const struct problem_spec *spec, const struct problem_way *way,
                    const struct gqa_attention *attention, void *context, float **ret_out,

@@ -1,12 +1,12 @@
-/* client/cli/roofline.c - measuring the machine: reading memory, and peaks of the units. */
-#include "client/cli/roofline.h"
-
-#include "client/cli/cli.h"
+/* roofline/roofline.c - measuring the machine: reading memory, and peaks of the units. */
+#include "roofline/roofline.h"
 
 #include <pthread.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -179,6 +179,13 @@ static compute_fn pick_compute(const char *unit, double *ret_ops)
     return NULL;
 }
 
+static double now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
 /* ---- threads that start together --------------------------------------------------------- */
 
 #define TRIES_MAX (BANDWIDTH_TRIES > COMPUTE_TRIES ? BANDWIDTH_TRIES : COMPUTE_TRIES)
@@ -208,13 +215,13 @@ static void *work(void *arg)
     pthread_mutex_unlock(&team->gate);
     for (int i = 0; i < team->tries; i++) {
         pthread_barrier_wait(&team->barrier);
-        w->start_us[i] = cli_now_us();
+        w->start_us[i] = now_us();
         if (team->read != NULL) {
             w->sink ^= team->read(w->data, w->bytes);
         } else {
             team->compute();
         }
-        w->end_us[i] = cli_now_us();
+        w->end_us[i] = now_us();
     }
     return NULL;
 }

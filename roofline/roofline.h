@@ -1,8 +1,8 @@
-/* client/cli/roofline.h - what this machine can do at best: the yardstick of gqa bench.
+/* roofline/roofline.h - what this machine can do at best: the yardstick of the benches.
  *
- * Measured with threads of our own while the daemon is idle; the best of several tries counts. */
-#ifndef CLI_ROOFLINE_H
-#define CLI_ROOFLINE_H
+ * Measured with threads of its own while nothing else runs; the best of several tries counts. */
+#ifndef ROOFLINE_ROOFLINE_H
+#define ROOFLINE_ROOFLINE_H
 
 /* Bytes per second that n_threads read together from memory (not from caches). 0: no memory for
  * the measurement. */
