@@ -40,9 +40,8 @@ class PluginCheck(unittest.TestCase):
             self.assertEqual(told["verdict"], "refused", name)
             self.assertIn(words, told["reason"])
         told = self.document(WRONG, fixture("idle_program"))
-        self.assertIn("rms norm over groups of 256: wrong by", told["reason"])
-        self.assertEqual([(f["family"], f["verdict"]) for f in told["matrix"] if f["interface"] == "gqa.program.0"],
-                         [("norm", "wrong")])
+        self.assertIn("norm, linear, glu, F32: wrong by", told["reason"])
+        self.assertEqual((told["selftest"][-1]["name"], told["selftest"][-1]["verdict"]), ("norm, linear, glu, F32", "wrong"))
         self.assertIn("cannot open shared object", self.document(WRONG, "/nonexistent.so")["reason"])
 
     def test_one_that_hangs_is_given_up(self):

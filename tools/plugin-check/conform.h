@@ -19,6 +19,7 @@ struct conform {
 /* Attention; then the ops of a program. 0, or -EBADMSG (or an op's own error) with the first case
  * that is wrong. */
 int conform_run(const struct conform *c, struct gqa_reason *reason);
+int conform_program_selftest(const struct conform *c, struct gqa_reason *reason); /* a few ops */
 int conform_program_run(const struct conform *c, struct gqa_reason *reason);
 
 #endif

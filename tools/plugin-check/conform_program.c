@@ -223,7 +223,7 @@ static bool make_experts(uint32_t i, struct trial *t)
 {
     static const uint32_t of[] = {GQA_TYPE_F32,  GQA_TYPE_F16,  GQA_TYPE_Q4_0,
                                   GQA_TYPE_Q8_0, GQA_TYPE_Q4_K, GQA_TYPE_MXFP4};
-    enum { N_FF = 512 };
+    enum { N_FF = 256 };
     if (i >= COUNT(of) * COUNT(mixtures)) {
         return false;
     }
@@ -395,6 +395,34 @@ static int run_family(const struct conform *c, const char *name, make_fn make,
         trial_finish(&t);
     }
     results_family(c->results, &f, rc == 0);
+    return rc;
+}
+
+int conform_program_selftest(const struct conform *c, struct gqa_reason *reason)
+{
+    /* Types by their places in the table: F32, Q4_0, Q8_0, Q4_K. */
+    static const struct {
+        make_fn make;
+        uint32_t index;
+    } problems[] = {{make_chain, 0}, {make_chain, 3},  {make_chain, 7},   {make_chain, 10},
+                    {make_rope, 1},  {make_logits, 3}, {make_experts, 10}};
+    const struct comparison truth = {.a = c->reference_program,
+                                     .a_context = c->reference_program_context,
+                                     .b = c->program,
+                                     .b_context = c->context};
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < COUNT(problems); i++) {
+        struct results_family f = {.name = "self-test"};
+        struct trial t;
+        problems[i].make(problems[i].index, &t);
+        rc = compare(&truth, &t, has_quantised(&t) ? NEAR_QUANTISED : NEAR, &f, reason);
+        results_case(c->results, t.name,
+                     rc < 0            ? "wrong"
+                     : f.n_skipped > 0 ? "not supported"
+                                       : "ok",
+                     f.worst);
+        trial_finish(&t);
+    }
     return rc;
 }
 

@@ -157,7 +157,7 @@ static int run_problems(const struct examination *e, const struct gqa_attention 
     return rc < 0 ? rc : 0;
 }
 
-/* All that the ABI promises. */
+/* A few ops of a program; then, where it is wanted, all that the ABI promises. */
 static int run_matrix(const struct examination *e, const struct gqa_plugin *plugin,
                       const struct gqa_attention *attention, const struct gqa_program *program,
                       void *context, struct gqa_reason *reason)
@@ -177,8 +177,12 @@ static int run_matrix(const struct examination *e, const struct gqa_plugin *plug
     }
     c.reference_context = truth.attention;
     c.reference_program_context = &truth;
-    rc = plugin->open(&host_crowd, e->options, &c.crowd_context, reason);
-    if (rc == 0) {
+    rc = program != NULL ? conform_program_selftest(&c, reason) : 0;
+    if (rc == 0 && e->matrix) {
+        *e->phase = "matrix";
+        rc = plugin->open(&host_crowd, e->options, &c.crowd_context, reason);
+    }
+    if (rc == 0 && e->matrix) {
         rc = conform_run(&c, reason);
         rc = rc == 0 && program != NULL ? conform_program_run(&c, reason) : rc;
         plugin->close(c.crowd_context);
@@ -241,11 +245,7 @@ static int use_context(const struct examination *e, const struct gqa_plugin *plu
     }
     *e->phase = "self-test";
     int rc = run_problems(e, attention, context, reason);
-    if (rc == 0 && e->matrix) {
-        *e->phase = "matrix";
-        rc = run_matrix(e, plugin, attention, program, context, reason);
-    }
-    return rc;
+    return rc < 0 ? rc : run_matrix(e, plugin, attention, program, context, reason);
 }
 
 static int open_and_use(const struct examination *e, const struct gqa_plugin *plugin,

@@ -367,6 +367,11 @@ Test(backend, results_that_are_not_numbers)
     refused("nan", LONG_MS, "wrong by inf");
 }
 
+Test(backend, a_program_that_computes_nothing)
+{
+    refused("idle_program", LONG_MS, "norm, linear, glu, F32: wrong by");
+}
+
 Test(backend, a_plugin_that_quits)
 {
     refused("quits", LONG_MS, "its check ended early, with status 0");
