@@ -72,7 +72,8 @@ int bench_print_head(enum bench_format format, const struct bench_model *m)
                "---------------: | -------------------: | -------------------- |\n");
     } else if (format == BENCH_CSV) {
         printf("model,size,params,backend,isa,threads,test,depth,streams,tps_mean,tps_sd,"
-               "bytes_per_token,flops_per_token,roofline_kind,roofline_limit,roofline_share\n");
+               "bytes_per_token,flops_per_token,roofline_kind,roofline_limit,roofline_share,kv_"
+               "heads\n");
     }
     return cli_flush();
 }
@@ -121,14 +122,15 @@ static void print_md(const struct bench_model *m, const json_t *row)
 static void print_csv(const struct bench_model *m, const json_t *row)
 {
     const json_t *roofline = json_object_get(row, "roofline");
-    printf("\"%s\",%.0f,%.0f,\"%s\",\"%s\",%.0f,%s,%.0f,%.0f,%.4f,%.4f,%.1f,%.1f,%s,%.6g,%.6f\n",
-           cli_str(row, "model", ""), cli_num(m->info, "bytes", 0), cli_num(m->info, "params", 0),
-           cli_str(row, "backend", ""), cli_str(row, "isa", ""), cli_num(row, "threads", 0),
-           cli_str(row, "test", ""), cli_num(row, "depth", 0), cli_num(row, "streams", 0),
-           cli_num(row, "tps_mean", 0), cli_num(row, "tps_sd", 0),
-           cli_num(row, "bytes_per_token", 0), cli_num(row, "flops_per_token", 0),
-           cli_str(roofline, "kind", ""), cli_num(roofline, "limit", 0),
-           cli_num(roofline, "share", 0));
+    printf(
+        "\"%s\",%.0f,%.0f,\"%s\",\"%s\",%.0f,%s,%.0f,%.0f,%.4f,%.4f,%.1f,%.1f,%s,%.6g,%.6f,%.0f\n",
+        cli_str(row, "model", ""), cli_num(m->info, "bytes", 0), cli_num(m->info, "params", 0),
+        cli_str(row, "backend", ""), cli_str(row, "isa", ""), cli_num(row, "threads", 0),
+        cli_str(row, "test", ""), cli_num(row, "depth", 0), cli_num(row, "streams", 0),
+        cli_num(row, "tps_mean", 0), cli_num(row, "tps_sd", 0), cli_num(row, "bytes_per_token", 0),
+        cli_num(row, "flops_per_token", 0), cli_str(roofline, "kind", ""),
+        cli_num(roofline, "limit", 0), cli_num(roofline, "share", 0),
+        cli_num(m->info, "n_kv_heads", 0));
 }
 
 int bench_print_row(enum bench_format format, const struct bench_model *m, const json_t *row)

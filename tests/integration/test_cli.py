@@ -394,6 +394,8 @@ class Bench(Case):
     def test_comma_separated_and_lines(self):
         head, *rows = self.gqa("bench", "-m", "q8", "-p", 0, "-n", 8, "-r", 1, "-o", "csv").text.splitlines()
         self.assertEqual([len(r.split(",")) for r in rows], [len(head.split(","))])
+        self.assertEqual(head.split(",")[-1], "kv_heads")
+        self.assertGreater(int(rows[0].split(",")[-1]), 0)
         row, = self.gqa("bench", "-m", "q8", "-p", 16, "-n", 0, "-r", 2, "-o", "jsonl").lines
         self.assertEqual(set(row), BENCH_KEYS)
 
