@@ -145,7 +145,7 @@ static void run_wave(struct job *job)
     cpu_spread(host, scatter_rows, job, job->n_rows, m->n_out);
 }
 
-void cpu_experts_run(struct cpu_program *p, const struct cpu_op *op)
+uint64_t cpu_experts_run(struct cpu_program *p, const struct cpu_op *op)
 {
     const struct cpu_mixture_room *room = &p->mixture_room;
     const struct gqa_op_experts *e = &op->op.u.experts;
@@ -158,7 +158,7 @@ void cpu_experts_run(struct cpu_program *p, const struct cpu_op *op)
         .matrix = &op->mixture->router, .dst = room->logits, .dst_stride = e->n_experts};
 
     if (job.n_rows == 0) {
-        return;
+        return 0;
     }
     cpu_linear_run(&p->linear, cpu_view_row(p, &op->op.src, 0), p->regs[op->op.src.reg].width,
                    job.n_rows, &router, 1);
@@ -177,4 +177,9 @@ void cpu_experts_run(struct cpu_program *p, const struct cpu_op *op)
             run_wave(&job);
         }
     }
+    uint64_t n_read = 0;
+    for (uint32_t i = 0; i < e->n_experts; i++) {
+        n_read += room->first[i + 1] > room->first[i];
+    }
+    return op->mixture->router_bytes + n_read * op->mixture->expert_bytes;
 }

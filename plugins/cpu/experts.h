@@ -45,6 +45,7 @@ struct cpu_mixture {
     /* As float32, or NULL: (n_experts) and (n_experts, outputs). Matrices point into them. */
     float *router_bias, *selection_bias;
     float *gate_bias, *up_bias, *down_bias;
+    uint64_t router_bytes, expert_bytes; /* as they are read; of one expert */
 };
 
 /* What the mixtures of a program share: room for the largest of them. */
@@ -78,6 +79,7 @@ void cpu_mixture_room_finish(struct cpu_program *p);
 void cpu_experts_route(const struct gqa_op_experts *op, const float *logits,
                        const float *selection_bias, uint32_t *ret_ids, float *ret_weights);
 
-void cpu_experts_run(struct cpu_program *p, const struct cpu_op *op);
+/* Returns the bytes of weights that it read: the router, and each expert that a row has chosen. */
+uint64_t cpu_experts_run(struct cpu_program *p, const struct cpu_op *op);
 
 #endif

@@ -105,6 +105,11 @@ int cpu_mixture_create(const struct gqa_program_desc *desc, uint32_t index,
     m->gate = n_sets == 3 ? matrices : NULL;
     m->up = matrices + (size_t)(n_sets - 2) * op->n_experts;
     m->down = m->up + op->n_experts;
+    m->router_bytes = cpu_weight_read_bytes(&desc->weights[op->router]);
+    m->expert_bytes = (cpu_weight_read_bytes(&desc->weights[op->up]) +
+                       cpu_weight_read_bytes(&desc->weights[op->down]) +
+                       (m->gate != NULL ? cpu_weight_read_bytes(&desc->weights[op->gate]) : 0)) /
+                      op->n_experts;
     int r = init_vectors(m, desc, op);
     if (r == 0) {
         r = init_router(m, desc, index, reason);

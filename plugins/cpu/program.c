@@ -245,7 +245,7 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
             }
             bytes = cpu_attention_bytes(&p->layers[op->op.layer], p->batch->attention);
         } else if (op->op.kind == GQA_OP_EXPERTS) {
-            cpu_experts_run(p, op);
+            bytes = cpu_experts_run(p, op);
         } else {
             struct row_job job = {p, op};
             cpu_spread(p->context->host, run_rows, &job, cpu_view_n_rows(p, &op->op.dst),

@@ -115,6 +115,14 @@ void cpu_op_scale(const struct cpu_program *p, const struct cpu_op *op, uint32_t
 void cpu_op_softcap(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
 void cpu_op_gather(const struct cpu_program *p, const struct cpu_op *op, uint32_t row);
 
+/* Bytes of a matrix, or of all experts' ones, as they are read: packed, or as they lie in the file.
+ */
+static inline uint64_t cpu_weight_read_bytes(const struct gqa_weight *w)
+{
+    uint64_t n = w->ne[0] * w->ne[1] * (w->n_dims > 2 ? w->ne[2] : 1);
+    return w->packed_bytes > 0 ? w->packed_bytes : fmt_type_bytes(fmt_type_info(w->type), n);
+}
+
 /* Fills a table's row of angles for a position. */
 void cpu_rope_fill(const struct cpu_rope *rope, uint32_t row, uint32_t position);
 

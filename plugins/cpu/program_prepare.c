@@ -169,10 +169,7 @@ static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint
         if (r < 0) {
             return cpu_program_fail(desc, index, op->op.weight, r, reason, "%.120s", why.text);
         }
-        const struct gqa_weight *w = &desc->weights[op->op.weight];
-        op->weight_bytes = w->packed_bytes > 0
-                               ? w->packed_bytes
-                               : fmt_type_bytes(fmt_type_info(w->type), w->ne[0] * w->ne[1]);
+        op->weight_bytes = cpu_weight_read_bytes(&desc->weights[op->op.weight]);
         op->matrix.bias = op->bias;
         if (op->op.u.linear.adapters) {
             op->adapters = cpu_adapters_of(adapters, op->op.weight, &op->n_adapters);

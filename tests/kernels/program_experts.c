@@ -316,6 +316,34 @@ Test(experts, quantised_mixtures_are_the_same_at_all_levels)
     }
 }
 
+/* One row reads the router and the experts that it chose; many rows all of them, at most once. */
+Test(experts, bytes_that_are_read_are_counted)
+{
+    struct test_random r = {test_seed("bytes")};
+    for (size_t s = 0; s < N_SHAPES; s++) {
+        struct test_mixture m;
+        struct test_program t;
+        struct gqa_op_time time;
+        static float y[ROWS * TEST_WIDTH_MAX];
+        test_mixture_init(&m, &shapes[s], &r);
+        test_mixture_program(&t, &m, CPU_ISA_C, 1, ROWS);
+        const uint32_t n_experts = shapes[s].op.n_experts, n_used = shapes[s].op.n_used;
+        uint64_t router = cpu_weight_read_bytes(&m.router.weight);
+        uint64_t all =
+            cpu_weight_read_bytes(&m.up.weight) + cpu_weight_read_bytes(&m.down.weight) +
+            (shapes[s].no_gate || shapes[s].op.fused ? 0 : cpu_weight_read_bytes(&m.gate.weight));
+        test_mixture_step(&t, &m, 0, 1, y);
+        cr_assert_eq(cpu_program_op_times(&t.context, t.program, &time, 1), 1);
+        cr_expect_eq(time.kind, GQA_OP_EXPERTS);
+        cr_expect_eq(time.bytes, router + all / n_experts * n_used, "%s", shapes[s].name);
+        test_mixture_step(&t, &m, 0, ROWS, y);
+        cpu_program_op_times(&t.context, t.program, &time, 1);
+        cr_expect(time.bytes <= 2 * router + all / n_experts * n_used + all, "%s", shapes[s].name);
+        test_program_finish(&t);
+        test_mixture_finish(&m);
+    }
+}
+
 /* Experts 1 and 6 are never chosen, 3 always. */
 Test(experts, may_have_no_rows_or_all)
 {
