@@ -4,6 +4,8 @@
 #include "daemon/options.h"
 #include "daemon/server.h"
 
+#include <gqa/host_x86.h>
+
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -89,6 +91,7 @@ int main(int argc, char **argv)
     struct config *config;
     struct config_error err;
 
+    gqa_host_permit_tiles();
     umask(0077);
     signal(SIGPIPE, SIG_IGN);
     if (options_parse(argc, argv, &options) < 0) {

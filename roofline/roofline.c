@@ -9,7 +9,10 @@
 #include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
+#include <cpuid.h>
 #include <immintrin.h>
+#include <stdbool.h>
+#include <sys/syscall.h>
 #endif
 
 #define BANDWIDTH_BYTES (768u << 20) /* of all threads together; several times any cache */
@@ -148,6 +151,48 @@ __attribute__((target("avx512f,avx512vnni"))) static void int8_vnni512(void)
     ROUNDS(__m512i, STEP)
 #undef STEP
 }
+
+/* A product of tiles is 16 x 16 x 32 multiplications and takes sixteen cycles. */
+#define TILE_ROUNDS   (COMPUTE_ROUNDS / 16)
+#define TILE_PRODUCTS 6
+
+__attribute__((target("amx-tile,amx-bf16"))) static void bf16_amx(void)
+{
+    /* Palette 1, then from byte 16 on eight tiles' bytes a row, from byte 48 on their rows. */
+    uint8_t shapes[64] = {1};
+    for (unsigned t = 0; t < 8; t++) {
+        shapes[16 + 2 * t] = 64;
+        shapes[48 + t] = 16;
+    }
+    __asm__ volatile("" ::: "memory");
+    _tile_loadconfig(shapes);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (unsigned i = 0; i < TILE_ROUNDS; i++) {
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_dpbf16ps(5, 6, 7);
+    }
+    _tile_release();
+}
+
+/* The processor has it, and the kernel lets this process: for good, so ask before threads start. */
+static bool may_use_tiles(void)
+{
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, ARCH_REQ_PERM = 0x1023, TILE_DATA = 18 };
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & AMX_BF16) &&
+           (edx & AMX_TILE) && syscall(SYS_arch_prctl, ARCH_REQ_PERM, TILE_DATA) == 0;
+}
 #endif
 
 /* ops: of one kernel call. NULL where the processor lacks the unit. */
@@ -155,6 +200,10 @@ static compute_fn pick_compute(const char *unit, double *ret_ops)
 {
     const double steps = (double)COMPUTE_ROUNDS * CHAINS;
 #ifdef __x86_64__
+    if (strcmp(unit, "bf16-amx") == 0 && may_use_tiles()) {
+        *ret_ops = (double)TILE_ROUNDS * TILE_PRODUCTS * 16 * 16 * 32 * 2;
+        return bf16_amx;
+    }
     if (strcmp(unit, "int8-vnni512") == 0 && __builtin_cpu_supports("avx512vnni")) {
         *ret_ops = steps * 64 * 2;
         return int8_vnni512;

@@ -9,8 +9,8 @@
 double roofline_bandwidth(unsigned n_threads);
 
 /* Operations per second (a multiply and an add are two) of the unit that a backend computes with:
- * "int8-vnni512", "int8-avx2", "f32-avx512", "f32-avx2", "f32". 0: a unit that is not known or not
- * there. */
+ * "bf16-amx", "int8-vnni512", "int8-avx2", "f32-avx512", "f32-avx2", "f32". 0: a unit that is not
+ * known or not there. */
 double roofline_compute(const char *unit, unsigned n_threads);
 
 #endif

@@ -59,12 +59,16 @@ static uint64_t weight_bytes_per_token(const struct model *m, const struct plan 
     return bytes;
 }
 
+/* The unit that bounds prompts: with tiles that of their class P rows. */
 static const char *unit_name(const struct plan *p)
 {
     const char *isa = backend_isa(p->backend);
     struct packed_facts packed;
     packed_weights_facts(p->packed, &packed);
     bool quantised = packed.bytes > 0;
+    if (strcmp(isa, "amx") == 0) {
+        return quantised ? "bf16-amx" : "f32-avx512";
+    }
     if (strcmp(isa, "avx512") == 0) {
         return quantised ? "int8-vnni512" : "f32-avx512";
     }

@@ -17,7 +17,7 @@
 static const struct cpu_attn_kernels *kernels_of(enum cpu_isa isa)
 {
 #if defined(__x86_64__)
-    if (isa == CPU_ISA_AVX512) {
+    if (isa == CPU_ISA_AVX512 || isa == CPU_ISA_AMX) { /* tiles do not attend */
         return &cpu_attn_kernels_avx512;
     }
     if (isa == CPU_ISA_AVX2) {

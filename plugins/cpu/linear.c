@@ -26,6 +26,7 @@ void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret)
 #if defined(__x86_64__)
         [CPU_ISA_AVX2] = &cpu_linear_avx2,
         [CPU_ISA_AVX512] = &cpu_linear_avx512,
+        [CPU_ISA_AMX] = &cpu_linear_amx,
 #endif
     };
 

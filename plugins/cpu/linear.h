@@ -115,7 +115,8 @@ struct cpu_linear_kernels {
     cpu_float_strip_fn real[CPU_FLOAT_COUNT];
 };
 
-extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avx512;
+extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avx512,
+    cpu_linear_amx;
 
 /* Float products that live in files of their own. */
 void cpu_multiply_f32_avx2(const struct cpu_float_strip *s, float *out);

@@ -5,8 +5,6 @@
 
 /* Values per task from which rows are lent to the workers; less is quicker on the spot. */
 #define TASK_VALUES 8192u
-/* Consecutive LINEARs of one input that share a call. */
-#define PRODUCTS_MAX 8u
 
 static const cpu_row_op row_ops[] = {
     [GQA_OP_EMBED] = cpu_op_embed,     [GQA_OP_NORM] = cpu_op_norm,
@@ -171,55 +169,6 @@ static int run_attention(const struct cpu_program *p, const struct cpu_op *op)
     return cpu_attention_attend(p->context->attention, layer, p->batch->attention, &io);
 }
 
-static int views_overlap(const struct gqa_view *a, const struct gqa_view *b)
-{
-    return a->reg == b->reg && a->first < b->first + b->width && b->first < a->first + a->width;
-}
-
-/* Whether op may join the products ops[0..n): same input, and an output of its own. */
-static int may_join(const struct cpu_op *ops, uint32_t n, const struct cpu_op *op)
-{
-    const struct gqa_view *a = &ops[0].op.src, *b = &op->op.src;
-
-    if (op->op.kind != GQA_OP_LINEAR || n == PRODUCTS_MAX || a->reg != b->reg ||
-        a->first != b->first || a->width != b->width) {
-        return 0;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        if (views_overlap(&ops[i].op.dst, &op->op.dst)) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-/* Runs ops[0], a LINEAR, with all its followers that read the same view: their input is quantised
- * once, and their strips are one set of tasks. Returns how many ops that were. */
-static uint32_t run_linears(struct cpu_program *p, const struct cpu_op *ops, uint32_t n_ops)
-{
-    struct cpu_product products[PRODUCTS_MAX];
-    const struct gqa_view *src = &ops[0].op.src;
-    uint32_t n_rows = cpu_view_n_rows(p, src);
-    uint32_t n = 0;
-
-    do {
-        products[n] = (struct cpu_product){
-            .matrix = &ops[n].matrix,
-            .dst = cpu_view_row(p, &ops[n].op.dst, 0),
-            .dst_stride = p->regs[ops[n].op.dst.reg].width,
-        };
-        n++;
-    } while (n < n_ops && may_join(ops, n, &ops[n]));
-    if (n_rows > 0) {
-        cpu_linear_run(&p->linear, cpu_view_row(p, src, 0), p->regs[src->reg].width, n_rows,
-                       products, n);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        cpu_adapters_run(p, &ops[i]);
-    }
-    return n;
-}
-
 int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t last_op)
 {
     struct cpu_program *p = program;
@@ -234,7 +183,7 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
         uint64_t bytes = 0;
 
         if (op->op.kind == GQA_OP_LINEAR) {
-            n = run_linears(p, op, last_op - i);
+            n = cpu_program_run_linears(p, op, last_op - i);
             for (uint32_t k = 0; k < n; k++) {
                 bytes += op[k].weight_bytes;
             }

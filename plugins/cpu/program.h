@@ -6,7 +6,8 @@
  * ATTENTION is a function of one row, and rows are lent to the host's workers where there is enough
  * to do.
  *
- * Class P equals class D in this backend: both use the arithmetic of linear.h. */
+ * Rows of class P differ from those of class D in LINEAR ops of the batch's rows only, and where
+ * the level has panels (panels.h); elsewhere both use the arithmetic of linear.h. */
 #ifndef PLUGINS_CPU_PROGRAM_H
 #define PLUGINS_CPU_PROGRAM_H
 
@@ -16,6 +17,7 @@
 #include "plugins/cpu/glu.h"
 #include "plugins/cpu/linear.h"
 #include "plugins/cpu/op_times.h"
+#include "plugins/cpu/panels.h"
 
 #include "format/types.h"
 
@@ -66,6 +68,7 @@ struct cpu_program {
     float *sinks; /* the layers' own copies, one after the other */
     struct cpu_rope *ropes;
     struct cpu_linear linear;
+    struct cpu_panels panels;
     struct cpu_glu_kernels glu;
     struct cpu_mixture_room mixture_room;
     struct cpu_adapter_list adapters;
@@ -82,6 +85,10 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
 int cpu_program_end(void *context, void *program);
 float *cpu_program_data(void *context, void *program, uint32_t reg);
 uint32_t cpu_program_op_times(void *context, void *program, struct gqa_op_time *ret, uint32_t max);
+
+/* Runs ops[0], a LINEAR, with all its followers among n_ops that read the same view; returns how
+ * many ops that were. */
+uint32_t cpu_program_run_linears(struct cpu_program *p, const struct cpu_op *ops, uint32_t n_ops);
 
 /* A view's first value in a row. */
 static inline float *cpu_view_row(const struct cpu_program *p, const struct gqa_view *v,

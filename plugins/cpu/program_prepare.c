@@ -214,6 +214,20 @@ static int build_ops(struct cpu_program *p, const struct gqa_program_desc *desc,
     return 0;
 }
 
+/* Room for the widest input of a LINEAR, whether or not its matrix has panels. */
+static int build_panels(struct cpu_program *p)
+{
+    uint32_t max_k = 0;
+
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        const struct cpu_op *op = &p->ops[i];
+        if (op->op.kind == GQA_OP_LINEAR && op->matrix.k > max_k) {
+            max_k = op->matrix.k;
+        }
+    }
+    return cpu_panels_init(&p->panels, p->context->host, p->context->isa, p->max_rows, max_k);
+}
+
 int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void **ret_program,
                         struct gqa_reason *reason)
 {
@@ -257,6 +271,9 @@ int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void
         r = cpu_linear_init(&p->linear, c->host, c->isa, slots > p->max_rows ? slots : p->max_rows,
                             max_k);
     }
+    if (r == 0) {
+        r = build_panels(p);
+    }
     if (r < 0) {
         goto err_release;
     }
@@ -281,6 +298,7 @@ void cpu_program_release(void *context, void *program)
     if (p == NULL) {
         return;
     }
+    cpu_panels_finish(&p->panels);
     cpu_linear_finish(&p->linear);
     cpu_mixture_room_finish(p);
     cpu_adapter_room_finish(p);

@@ -326,12 +326,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "the rig cannot be set up\n");
         return 1;
     }
-    static const char *const levels[] = {"c", "avx2", "avx512"};
+    static const char *const levels[] = {"c", "avx2", "avx512", "amx"};
     struct backend_info info[8];
     size_t n_info = backend_catalogue_list(two.catalogue, info, 8);
     size_t n_models =
         argc > 1 ? (size_t)argc - 1 : sizeof(default_models) / sizeof(*default_models);
-    for (size_t l = 0; l < 3; l++) {
+    for (size_t l = 0; l < sizeof(levels) / sizeof(*levels); l++) {
         bool usable = false;
         if (only_level() != NULL && strcmp(only_level(), levels[l]) != 0) {
             continue;

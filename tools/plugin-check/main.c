@@ -11,6 +11,8 @@
  * with verdict=...: a plugin that ends the process leaves it out. */
 #include "tools/plugin-check/examine.h"
 
+#include <gqa/host_x86.h>
+
 #include <argp.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -254,6 +256,8 @@ int main(int argc, char **argv)
     };
     struct arguments a = {.options = "", .timeout_s = TIMEOUT_S_DEFAULT};
     FILE *out;
+
+    gqa_host_permit_tiles();
     argp_err_exit_status = EX_USAGE;
     argp_parse(&parser, argc, argv, 0, NULL, &a);
     if (a.n_threads == 0) {

@@ -15,6 +15,8 @@
 
 #include "format/types.h"
 
+#include "tiles.h"
+
 #include <assert.h>
 #include <math.h>
 #include <stdint.h>
@@ -362,6 +364,47 @@ static inline void _mm256_mask_storeu_epi16(void *to, __mmask16 mask, __m256i a)
             memcpy((uint16_t *)to + i, &x.u16[i], sizeof(x.u16[i]));
         }
     }
+}
+
+/* Shifts in copies of the sign; all of it for counts above 31. */
+static inline __m512i _mm512_srai_epi32(__m512i a, unsigned count)
+{
+    union lanes64 x = lanes64_of_int(a);
+    for (int i = 0; i < 16; i++) {
+        x.i32[i] >>= count < 31 ? count : 31;
+    }
+    return lanes64_to_int(x);
+}
+
+/* ---- bf16 -------------------------------------------------------------------------------- */
+
+/* Nearest even; subnormal numbers are zeros to these instructions, NaN stays one. */
+static inline uint16_t emulated_round_bf16(float value)
+{
+    uint32_t bits;
+
+    if (isnan(value)) {
+        value = NAN;
+    }
+    value = emulated_flush(value);
+    memcpy(&bits, &value, sizeof(bits));
+    if (isfinite(value)) {
+        bits += 0x7fff + (bits >> 16 & 1);
+    }
+    return (uint16_t)(bits >> 16);
+}
+
+/* b's in the low half. */
+static inline __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b)
+{
+    union lanes64 x = lanes64_of(a), y = lanes64_of(b), r;
+    for (int i = 0; i < 16; i++) {
+        r.u16[i] = emulated_round_bf16(y.f32[i]);
+        r.u16[16 + i] = emulated_round_bf16(x.f32[i]);
+    }
+    __m512bh both;
+    memcpy(&both, &r, sizeof(both));
+    return both;
 }
 
 #endif

@@ -114,14 +114,14 @@ static double model_kl(struct model *m, const int32_t *tokens, uint32_t chunk, c
 
 void arch_compare(const struct reference *r, const char *path)
 {
-    static const char *const levels[] = {"c", "avx2", "avx512"};
+    static const char *const levels[] = {"c", "avx2", "avx512", "amx"};
     struct backend_info info[1];
     int32_t tokens[N_TOKENS];
     double *truth = calloc(N_TOKENS * TINY_VOCAB, sizeof(*truth));
     tokens_of(&r->spec, tokens);
     reference_logits(r, &r->spec, tokens, N_TOKENS, truth);
     cr_assert(eq(sz, backend_catalogue_list(arch_parts.catalogue, info, 1), 1));
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof(levels) / sizeof(*levels); i++) {
         char backend[32];
         if (strstr(info[0].isas, levels[i]) == NULL) {
             continue;
