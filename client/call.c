@@ -103,8 +103,8 @@ int client_call_options(const struct gqa_call_options *given, struct gqa_call_op
     return 0;
 }
 
-int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *params,
-                   const struct gqa_call_options *options, uint32_t *ret_id)
+int client_start(struct gqa *g, const char *method, const struct gqa_params *params,
+                 const struct gqa_call_options *options, uint32_t *ret_id)
 {
     struct gqa_call_options o;
     int r = client_call_options(options, &o);
@@ -144,6 +144,19 @@ int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *p
         *ret_id = p->id;
     }
     return 0;
+}
+
+/* They change the ways of the connection itself. */
+bool client_is_own_method(const char *method)
+{
+    return method != NULL && strncmp(method, "ring.", 5) == 0;
+}
+
+int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *params,
+                   const struct gqa_call_options *options, uint32_t *ret_id)
+{
+    return client_is_own_method(method) ? -EINVAL
+                                        : client_start(g, method, params, options, ret_id);
 }
 
 int gqa_cancel(struct gqa *g, uint32_t id)
@@ -189,12 +202,18 @@ static int on_event(struct gqa *g, const struct ipc_value *params)
     return 0;
 }
 
+static bool is_named(const struct ipc_message *m, const char *name)
+{
+    return m->method.bytes == strlen(name) && memcmp(m->method.data, name, strlen(name)) == 0;
+}
+
 static int on_notification(struct gqa *g, const struct ipc_message *m)
 {
-    static const char event[] = "gqa.event";
-    if (m->method.bytes == sizeof(event) - 1 &&
-        memcmp(m->method.data, event, sizeof(event) - 1) == 0) {
+    if (is_named(m, "gqa.event")) {
         return on_event(g, m->params);
+    }
+    if (is_named(m, "gqa.wake")) {
+        return 0; /* it has done its work: somebody looks at the ring */
     }
     char method[PROTO_NAME_BYTES_MAX + 1];
     if (g->notify != NULL && m->method.bytes < sizeof(method)) {

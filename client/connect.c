@@ -114,7 +114,7 @@ struct gqa_params *client_hello_params(const struct gqa *g)
     return p;
 }
 
-static uint32_t left_ms(uint64_t deadline_us)
+uint32_t client_left_ms(uint64_t deadline_us)
 {
     uint64_t now = client_now_us();
     uint64_t left = now < deadline_us ? (deadline_us - now + 999u) / 1000u : 1;
@@ -144,7 +144,8 @@ int client_hello_accept(struct gqa *g, struct gqa_reply *reply, struct gqa_error
 
 int client_hello(struct gqa *g, uint64_t deadline_us, struct gqa_error *ret_error)
 {
-    struct gqa_call_options o = {.struct_size = sizeof(o), .timeout_ms = left_ms(deadline_us)};
+    struct gqa_call_options o = {.struct_size = sizeof(o),
+                                 .timeout_ms = client_left_ms(deadline_us)};
     struct gqa_reply *reply;
     struct gqa_params *p = client_hello_params(g);
     if (p == NULL) {
@@ -179,6 +180,22 @@ static int remember_address(struct gqa *g, const struct gqa_connect_options *o)
     return 0;
 }
 
+/* What the program leaves open its user may choose. */
+static int choose_transport(struct gqa_connect_options *o, struct gqa_error *ret_error)
+{
+    const char *wanted = getenv("GQA_TRANSPORT");
+    if ((o->flags & (GQA_F_SHM | GQA_F_SHM_AUTO)) != 0 || wanted == NULL || wanted[0] == '\0' ||
+        strcmp(wanted, "socket") == 0) {
+        return 0;
+    }
+    if (strcmp(wanted, "ring") != 0 && strcmp(wanted, "auto") != 0) {
+        return client_fail(ret_error, -EINVAL,
+                           "GQA_TRANSPORT is '%.40s'; it may be socket, ring or auto", wanted);
+    }
+    o->flags |= wanted[0] == 'r' ? GQA_F_SHM : GQA_F_SHM_AUTO;
+    return 0;
+}
+
 int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
                 struct gqa_error *ret_error)
 {
@@ -189,7 +206,8 @@ int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
     uint32_t timeout_ms = o.timeout_ms != 0 ? o.timeout_ms : CLIENT_TIMEOUT_MS;
     uint64_t deadline_us = client_now_us() + (uint64_t)timeout_ms * 1000u;
     int fd;
-    int r = connect_socket(&o, deadline_us, &fd, ret_error);
+    int r = choose_transport(&o, ret_error);
+    r = r < 0 ? r : connect_socket(&o, deadline_us, &fd, ret_error);
     if (r < 0) {
         return r;
     }
@@ -204,7 +222,12 @@ int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
         client_fail(ret_error, r, "no memory");
         goto err_unref;
     }
+    g->flags = o.flags;
+    g->spin_us = o.spin_us;
+    g->ring_in_bytes = o.ring_in_bytes;
+    g->ring_out_bytes = o.ring_out_bytes;
     r = client_hello(g, deadline_us, ret_error);
+    r = r < 0 ? r : client_ring_open_and_wait(g, client_left_ms(deadline_us), ret_error);
     if (r < 0) {
         goto err_unref;
     }

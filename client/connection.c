@@ -36,7 +36,7 @@ int client_create(int fd, uint32_t timeout_ms, const char *client, struct gqa **
     g->timeout_ms = timeout_ms != 0 ? timeout_ms : CLIENT_TIMEOUT_MS;
     g->child.lifetime_fd = -1;
     ipc_buffer_init(&g->out);
-    ipc_scanner_init(&g->scanner, PROTO_FRAME_BYTES_MAX);
+    client_input_init(&g->in);
     *ret = g;
     return 0;
 }
@@ -56,7 +56,9 @@ void client_unref(struct gqa *g)
     gqa_reply_destroy(g->hello);
     free(g->client);
     free(g->socket);
-    free(g->in);
+    client_input_finish(&g->in);
+    client_ring_drop_fds(g);
+    client_ring_destroy(g);
     free(g);
 }
 
@@ -98,13 +100,33 @@ int gqa_fd(const struct gqa *g)
     return g->fd;
 }
 
+/* Bytes of the output that wait for the socket. */
+static size_t socket_queue(const struct gqa *g)
+{
+    return g->ring != NULL ? g->out_by_socket : g->out.bytes - g->out_sent;
+}
+
 int gqa_events(const struct gqa *g)
 {
     if (g->lost < 0) {
         return 0;
     }
-    bool waiting = g->out_sent < g->out.bytes && g->write_error == 0;
-    return POLLIN | (waiting ? POLLOUT : 0);
+    /* A socket is always writable: that is how poll returns at once for what came in a ring. */
+    bool due = g->ring != NULL && client_ring_arm(g->ring);
+    bool waiting = socket_queue(g) > 0 && g->write_error == 0;
+    return POLLIN | (waiting || due ? POLLOUT : 0);
+}
+
+static ssize_t send_to_socket(const struct gqa *g, size_t bytes)
+{
+    ssize_t n;
+    do {
+        n = send(g->fd, g->out.data + g->out_sent, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+    }
+    return n;
 }
 
 /* Sends what waits. A failure is kept, not told: the daemon's last words may still be readable. */
@@ -112,16 +134,19 @@ static bool flush_out(struct gqa *g)
 {
     bool progress = false;
     while (g->out_sent < g->out.bytes && g->write_error == 0) {
-        ssize_t n = send(g->fd, g->out.data + g->out_sent, g->out.bytes - g->out_sent,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n >= 0) {
-            g->out_sent += (size_t)n;
-            progress = true;
-        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-            break;
-        } else if (errno != EINTR) {
-            g->write_error = -errno;
+        bool by_socket = socket_queue(g) > 0;
+        ssize_t n = by_socket ? send_to_socket(g, socket_queue(g))
+                              : client_ring_put(g->ring, g->out.data + g->out_sent,
+                                                g->out.bytes - g->out_sent);
+        if (n < 0) {
+            g->write_error = (int)n;
         }
+        if (n <= 0) {
+            break;
+        }
+        g->out_sent += (size_t)n;
+        g->out_by_socket -= g->ring != NULL && by_socket ? (size_t)n : 0;
+        progress = true;
     }
     if (g->out_sent == g->out.bytes) {
         g->out.bytes = 0;
@@ -161,80 +186,55 @@ int client_send(struct gqa *g, const struct ipc_buffer *message)
     return 0;
 }
 
-/* Makes room for the next recv: moves what is unread to the front, then grows. */
-static int make_room(struct gqa *g)
+/* Descriptors come with the answer to ring.open only; what else may come is closed. */
+static void take_fds(struct gqa *g, struct msghdr *msg)
 {
-    if (g->in_first == g->in_end) {
-        g->in_first = g->in_scanned = g->in_end = 0;
-        if (g->in_capacity > CLIENT_IN_BYTES_KEPT) {
-            free(g->in);
-            g->in = NULL;
-            g->in_capacity = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+            continue;
+        }
+        size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(fd), sizeof(fd));
+            if (g->n_ring_fds < CLIENT_RING_FDS) {
+                g->ring_fds[g->n_ring_fds++] = fd;
+            } else {
+                close(fd);
+            }
         }
     }
-    if (g->in_capacity - g->in_end >= CLIENT_READ_BYTES) {
-        return 0;
-    }
-    if (g->in_first > 0) {
-        memmove(g->in, g->in + g->in_first, g->in_end - g->in_first);
-        g->in_scanned -= g->in_first;
-        g->in_end -= g->in_first;
-        g->in_first = 0;
-    }
-    if (g->in_capacity - g->in_end >= CLIENT_READ_BYTES) {
-        return 0;
-    }
-    size_t capacity = g->in_capacity > 0 ? 2 * g->in_capacity : 2 * CLIENT_READ_BYTES;
-    uint8_t *in = realloc(g->in, capacity);
-    if (in == NULL) {
-        return -ENOMEM;
-    }
-    g->in = in;
-    g->in_capacity = capacity;
-    return 0;
 }
 
-/* One recv. Bytes read; 0 at the end of the stream; -EAGAIN; -errno. */
+/* One recvmsg. Bytes read; 0 at the end of the stream; -EAGAIN; -errno. */
 static ssize_t receive(struct gqa *g)
 {
-    int r = make_room(g);
+    int r = client_input_room(&g->in);
     if (r < 0) {
         return r;
     }
+    union {
+        char space[CMSG_SPACE(CLIENT_RING_FDS * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {.iov_base = g->in.data + g->in.end, .iov_len = g->in.capacity - g->in.end};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (g->awaits_ring) {
+        msg.msg_control = control.space;
+        msg.msg_controllen = sizeof(control.space);
+    }
     ssize_t n;
     do {
-        n = recv(g->fd, g->in + g->in_end, g->in_capacity - g->in_end, MSG_DONTWAIT);
+        n = recvmsg(g->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     } while (n < 0 && errno == EINTR);
     if (n < 0) {
         return errno == EWOULDBLOCK ? -EAGAIN : -errno;
     }
-    g->in_end += (size_t)n;
-    return n;
-}
-
-/* Dispatches every whole message of the input. A callback may close the connection. */
-static int dispatch_input(struct gqa *g)
-{
-    while (g->lost == 0 && g->in_scanned < g->in_end) {
-        size_t used = 0;
-        int r =
-            ipc_scanner_feed(&g->scanner, g->in + g->in_scanned, g->in_end - g->in_scanned, &used);
-        if (r < 0) {
-            return -EPROTO;
-        }
-        g->in_scanned += used;
-        if (r == 0) {
-            continue;
-        }
-        const uint8_t *frame = g->in + g->in_first;
-        size_t bytes = g->in_scanned - g->in_first;
-        g->in_first = g->in_scanned;
-        r = client_dispatch(g, frame, bytes);
-        if (r < 0) {
-            return r;
-        }
+    if (g->awaits_ring) {
+        take_fds(g, &msg);
     }
-    return 0;
+    g->in.end += (size_t)n;
+    return n;
 }
 
 int client_lose(struct gqa *g, int status, const char *why)
@@ -252,9 +252,11 @@ void client_reopen(struct gqa *g)
 {
     ipc_buffer_finish(&g->out);
     ipc_buffer_init(&g->out);
-    ipc_scanner_init(&g->scanner, PROTO_FRAME_BYTES_MAX);
-    g->out_sent = 0;
-    g->in_first = g->in_scanned = g->in_end = 0;
+    client_input_reset(&g->in);
+    client_ring_drop_fds(g);
+    client_ring_destroy(g);
+    g->awaits_ring = false;
+    g->out_sent = g->out_by_socket = 0;
     g->n_reads = 0;
     g->write_error = 0;
     g->lost = 0;
@@ -271,30 +273,62 @@ static unsigned expire(struct gqa *g, bool is_empty)
     return client_expire(g);
 }
 
+/* What has come was dispatched, with that result. */
+static int after_input(struct gqa *g, int r)
+{
+    if (r == -EPROTO) {
+        return client_lose(g, r, "the daemon sent something that is no message of the protocol");
+    }
+    if (r < 0) {
+        return client_lose(g, r, "no memory to read a message");
+    }
+    expire(g, false);
+    return g->lost < 0 ? -ENOTCONN : 1;
+}
+
+/* The socket has nothing more to say: why. */
+static int after_end(struct gqa *g)
+{
+    const struct client_input *in = g->ring != NULL ? &g->ring->input : &g->in;
+    return client_lose(g, -ECONNRESET,
+                       in->first < in->end
+                           ? "connection lost: the daemon went away in the middle of a message"
+                           : "connection lost: the daemon went away");
+}
+
+/* -EPROTO from the rings may only mean that their memory went with the connection. */
+static int process_ring(struct gqa *g)
+{
+    client_ring_disarm(g->ring);
+    int r = client_ring_take(g);
+    if (r == -EPROTO && g->lost == 0) {
+        ssize_t n;
+        do {
+            n = receive(g);
+        } while (n > 0);
+        if (n != -EAGAIN) {
+            return after_end(g);
+        }
+    }
+    return r == 0 ? 0 : after_input(g, r < 0 ? r : 0);
+}
+
 static int process(struct gqa *g)
 {
     bool progress = flush_out(g);
+    int r = g->ring != NULL ? process_ring(g) : 0;
+    if (r != 0) {
+        return r;
+    }
     ssize_t n = receive(g);
     if (n > 0) {
-        int r = dispatch_input(g);
-        if (r == -EPROTO) {
-            return client_lose(g, r,
-                               "the daemon sent something that is no message of the protocol");
-        }
-        if (r < 0) {
-            return client_lose(g, r, "no memory to read a message");
-        }
-        expire(g, false);
-        return g->lost < 0 ? -ENOTCONN : 1;
+        return after_input(g, client_input_dispatch(g, &g->in));
     }
     if (n == -ENOMEM) {
         return client_lose(g, -ENOMEM, "no memory to read a message");
     }
     if (n != -EAGAIN) {
-        return client_lose(g, -ECONNRESET,
-                           g->in_first < g->in_end
-                               ? "connection lost: the daemon went away in the middle of a message"
-                               : "connection lost: the daemon went away");
+        return after_end(g);
     }
     if (g->write_error < 0) {
         return client_lose(g, -ECONNRESET, "connection lost: the daemon does not read any more");
@@ -330,10 +364,14 @@ int gqa_wait(struct gqa *g, uint64_t timeout_usec)
     if (g->lost < 0) {
         return -ENOTCONN;
     }
-    uint64_t now = client_now_us(), due = gqa_timeout_usec(g);
+    uint64_t now = client_now_us(), due = client_timeout_usec(g);
     uint64_t left = due <= now ? 0 : due == UINT64_MAX ? UINT64_MAX : due - now;
     bool due_first = left <= timeout_usec && left != UINT64_MAX;
     uint64_t wait = left < timeout_usec ? left : timeout_usec;
+    if (g->ring != NULL) {
+        int n = client_ring_wait(g, wait < UINT64_MAX - now ? now + wait : UINT64_MAX);
+        return n != 0 ? n : due_first;
+    }
     struct timespec t = {.tv_sec = (time_t)(wait / 1000000u),
                          .tv_nsec = (long)(wait % 1000000u) * 1000};
     struct pollfd p = {.fd = g->fd, .events = (short)gqa_events(g)};

@@ -76,7 +76,7 @@ unsigned client_expire(struct gqa *g)
     return n;
 }
 
-uint64_t gqa_timeout_usec(const struct gqa *g)
+uint64_t client_timeout_usec(const struct gqa *g)
 {
     uint64_t nearest = UINT64_MAX;
     if (g->lost < 0) {
@@ -89,4 +89,10 @@ uint64_t gqa_timeout_usec(const struct gqa *g)
         nearest = earlier(nearest, p->deadline_us);
     }
     return nearest;
+}
+
+uint64_t gqa_timeout_usec(const struct gqa *g)
+{
+    bool due = g->lost == 0 && g->ring != NULL && client_ring_arm(g->ring);
+    return due ? 0 : client_timeout_usec(g);
 }

@@ -1,14 +1,16 @@
 /* client/internal.h - what the files of libgqa share.
  *
- * A connection is a socket, an output buffer, an input buffer with a scanner over it, and the list
- * of pending calls. Everything happens in the thread that calls in; a reference count covers the
- * one reentrancy that is allowed, gqa_close() inside a callback. */
+ * A connection is a socket, perhaps rings in shared memory, an output buffer, an input buffer with
+ * a scanner over it for each of the two, and the list of pending calls. Everything happens in the
+ * thread that calls in; a reference count covers the one reentrancy that is allowed, gqa_close()
+ * inside a callback. */
 #ifndef CLIENT_INTERNAL_H
 #define CLIENT_INTERNAL_H
 
 #include <gqa/client.h>
 
 #include "ipc/codec.h"
+#include "ipc/ring_map.h"
 
 #include <sys/types.h>
 
@@ -45,6 +47,27 @@ struct client_pending {
     char method[]; /* for messages */
 };
 
+/* Unread: [first, end); scanned without an end: [first, scanned). */
+struct client_input {
+    uint8_t *data;
+    size_t first, scanned, end, capacity;
+    struct ipc_scanner scanner;
+};
+
+#define CLIENT_RING_FDS 3u /* memfds of the rings and of the data area, the doorbell */
+
+/* The rings of a connection, once they carry its messages. */
+struct client_ring {
+    struct ring_map map;
+    struct ring_in in;
+    struct ring_out out;
+    struct client_input input;
+    int doorbell;
+    size_t batch;  /* bytes that the last record told to come behind it */
+    bool is_full;  /* output waits for room in the submission ring */
+    uint32_t told; /* what the daemon was last told that we wait for */
+};
+
 /* A daemon that gqa_spawn() started. pid 0: none. */
 struct client_child {
     pid_t pid;
@@ -63,10 +86,18 @@ struct gqa {
     struct ipc_buffer out; /* whole messages; the first out_sent bytes are gone */
     size_t out_sent;
 
-    uint8_t *in; /* unread: [in_first, in_end); scanned without an end: [in_first, in_scanned) */
-    size_t in_first, in_scanned, in_end, in_capacity;
-    struct ipc_scanner scanner;
-    unsigned n_reads; /* since deadlines were last looked at */
+    size_t out_by_socket; /* of what waits, the first so many bytes, while there are rings */
+
+    struct client_input in; /* from the socket */
+    struct client_ring *ring;
+    bool awaits_ring; /* descriptors may come */
+    int ring_fds[CLIENT_RING_FDS];
+    size_t n_ring_fds;
+    gqa_reconnect_fn ring_opened; /* of the ring.open that is under way */
+    void *ring_opened_arg;
+    uint32_t flags, spin_us;
+    uint64_t ring_in_bytes, ring_out_bytes; /* wanted; 0: the daemon's defaults */
+    unsigned n_reads;                       /* since deadlines were last looked at */
 
     /* The frame whose callback runs, for gqa_call()'s copy of a result. */
     const uint8_t *frame;
@@ -88,6 +119,7 @@ struct gqa {
     struct {
         gqa_reconnect_fn done;
         void *arg;
+        uint32_t timeout_ms;
     } reconnect; /* of the gqa_reconnect_async() that is under way */
 };
 
@@ -128,12 +160,46 @@ void client_unref(struct gqa *g);
 int client_send(struct gqa *g, const struct ipc_buffer *message);
 /* Ends all calls with status, once; runs callbacks. Returns status. */
 int client_lose(struct gqa *g, int status, const char *why);
+/* When gqa_process() is due by the calls' deadlines alone. */
+uint64_t client_timeout_usec(const struct gqa *g);
 /* A new socket lies under g->fd: forgets what the old one had sent and received. */
 void client_reopen(struct gqa *g);
+
+/* input.c */
+void client_input_init(struct client_input *in);
+void client_input_finish(struct client_input *in);
+void client_input_reset(struct client_input *in); /* forgets what has come */
+/* Makes CLIENT_READ_BYTES of room behind end. -ENOMEM. */
+int client_input_room(struct client_input *in);
+/* Dispatches every whole message. A callback may close the connection. -EPROTO, -ENOMEM. */
+int client_input_dispatch(struct gqa *g, struct client_input *in);
+
+/* ring.c. Asks for rings where the connection's flags want them. 1: done will be called, once, with
+ * the result; 0: there is nothing to ask for; -errno. A lack of rings is a failure with GQA_F_SHM
+ * only. */
+int client_ring_open(struct gqa *g, uint32_t timeout_ms, gqa_reconnect_fn done, void *arg,
+                     struct gqa_error *ret_error);
+/* The same, and runs the loop until it is decided. */
+int client_ring_open_and_wait(struct gqa *g, uint32_t timeout_ms, struct gqa_error *ret_error);
+void client_ring_destroy(struct gqa *g);  /* none is legal */
+void client_ring_drop_fds(struct gqa *g); /* those that came and were not used */
+/* Puts what fits of the output; bytes put, or -EPROTO. */
+ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes);
+/* Takes what is there, a bounded amount, and dispatches it. 1: something; 0; -EPROTO, -ENOMEM. */
+int client_ring_take(struct gqa *g);
+/* Before a sleep on the socket: asks for a message there. True: there is something already. */
+bool client_ring_arm(struct client_ring *r);
+void client_ring_disarm(struct client_ring *r); /* awake again */
+/* gqa_wait() until then: 1, 0, -errno. */
+int client_ring_wait(struct gqa *g, uint64_t until_us);
 
 /* call.c. The caller's options in this library's size; those that an older caller does not know,
  * and all where given is NULL, are zero. -EINVAL. */
 int client_call_options(const struct gqa_call_options *given, struct gqa_call_options *ret);
+/* gqa_call_async() and gqa_call() for any method, the library's own (ring.*) among them. */
+int client_start(struct gqa *g, const char *method, const struct gqa_params *params,
+                 const struct gqa_call_options *options, uint32_t *ret_id);
+bool client_is_own_method(const char *method);
 /* client_dispatch, client_end_all and client_end run callbacks; client_dispatch returns 0
  * or -EPROTO. */
 int client_dispatch(struct gqa *g, const uint8_t *frame, size_t bytes);
@@ -158,6 +224,8 @@ unsigned client_expire(struct gqa *g);
  * -EAGAIN where that would have to wait. */
 int client_find_socket(const char *given, uint64_t deadline_us, int *ret_fd,
                        struct gqa_error *ret_error);
+/* What is left until then, at least 1. */
+uint32_t client_left_ms(uint64_t deadline_us);
 /* Says hello on a fresh connection and keeps the answer. */
 int client_hello(struct gqa *g, uint64_t deadline_us, struct gqa_error *ret_error);
 /* Its two halves: the parameters (NULL: no memory), and the answer, which is taken in every case.

@@ -75,6 +75,7 @@ int gqa_reconnect(struct gqa *g, uint32_t timeout_ms, struct gqa_error *ret_erro
         r = reopen(g, deadline_us, ret_error);
         if (r == 0) {
             r = client_hello(g, deadline_us, ret_error);
+            r = r < 0 ? r : client_ring_open_and_wait(g, client_left_ms(deadline_us), ret_error);
             if (r == 0) {
                 return 0;
             }
@@ -85,6 +86,18 @@ int gqa_reconnect(struct gqa *g, uint32_t timeout_ms, struct gqa_error *ret_erro
         }
         sleep_us(pause_us);
         pause_us = 2 * pause_us < RETRY_LAST_US ? 2 * pause_us : RETRY_LAST_US;
+    }
+}
+
+/* The end of it all: hello was answered, and rings are there where they are wanted. */
+static void on_reopened(void *arg, int status, const struct gqa_error *error)
+{
+    struct gqa *g = arg;
+    if (status < 0) {
+        client_lose(g, -ENOTCONN, "connection lost: the daemon refused us");
+    }
+    if (g->reconnect.done != NULL) {
+        g->reconnect.done(g->reconnect.arg, status, error);
     }
 }
 
@@ -101,14 +114,13 @@ static void on_hello(void *arg, uint32_t id, int status, const struct gqa_value 
         } else {
             status = client_hello_accept(g, reply, &e);
         }
+        status =
+            status < 0 ? status : client_ring_open(g, g->reconnect.timeout_ms, on_reopened, g, &e);
     } else {
         e = *error;
     }
-    if (status < 0) {
-        client_lose(g, -ENOTCONN, "connection lost: the daemon refused us");
-    }
-    if (g->reconnect.done != NULL) {
-        g->reconnect.done(g->reconnect.arg, status, status < 0 ? &e : NULL);
+    if (status <= 0) { /* else ring.open is on its way */
+        on_reopened(g, status, status < 0 ? &e : NULL);
     }
 }
 
@@ -129,6 +141,7 @@ int gqa_reconnect_async(struct gqa *g, uint32_t timeout_ms, gqa_reconnect_fn don
                                      .timeout_ms = timeout_ms != 0 ? timeout_ms : g->timeout_ms,
                                      .done = on_hello,
                                      .arg = g};
+        g->reconnect.timeout_ms = o.timeout_ms;
         g->reconnect.done = done;
         g->reconnect.arg = arg;
         r = gqa_call_async(g, "gqa.hello", p, &o, NULL);

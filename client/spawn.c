@@ -297,9 +297,12 @@ int gqa_spawn(const struct gqa_spawn_options *options, struct gqa **ret,
     struct gqa_connect_options c = {
         .struct_size = sizeof(c),
         .client = o.client,
-        .flags = GQA_CONNECT_FD,
+        .flags = GQA_CONNECT_FD | (o.flags & (GQA_F_SHM | GQA_F_SHM_AUTO)),
         .fd = e.ours,
         .timeout_ms = o.timeout_ms,
+        .spin_us = o.spin_us,
+        .ring_in_bytes = o.ring_in_bytes,
+        .ring_out_bytes = o.ring_out_bytes,
     };
     struct gqa *g;
     r = gqa_connect(&c, &g, ret_error);

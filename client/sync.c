@@ -67,6 +67,9 @@ int gqa_call(struct gqa *g, const char *method, const struct gqa_params *params,
     if (r < 0) {
         return client_fail(ret_error, r, "gqa_call(): options without their struct_size");
     }
+    if (client_is_own_method(method)) {
+        return client_fail(ret_error, -EINVAL, "%s: the library's own: see GQA_F_SHM", method);
+    }
     w.event = o.event;
     w.arg = o.arg;
     o.event = on_waiting_event;

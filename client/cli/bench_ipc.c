@@ -1,101 +1,280 @@
-/* client/cli/bench_ipc.c - gqa bench ipc: what a call costs, and what bytes cost on their way.
+/* client/cli/bench_ipc.c - gqa bench ipc: what a call costs, and what bytes cost on their way, by
+ * the socket and by rings in shared memory, beside what copying them costs here.
  *
  * A ping's params may hold anything, since unknown keys are ignored: that makes it a carrier of
- * payload, of which the daemon only looks at the outside. */
+ * payload, of which the daemon only looks at the outside. Tensors come the other way: with a model,
+ * text.logits sends all logits of a prompt; the same call with logprobs computes them all and sends
+ * next to nothing, which tells the rest. */
 #include "client/cli/cli.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#define PAUSE_US      500u /* after which the daemon has stopped looking at its rings */
+#define SPIN_US       100u
+#define COPY_BYTES    (64u << 20)
+#define LOGITS_REPEAT 5u
 
 struct ipc_bench {
     size_t count;
+    char *model; /* or NULL */
+    uint32_t n_prompt;
+};
+
+/* How a connection is made, and how both ends wait. */
+struct way {
+    const char *transport, *wait;
+    uint32_t flags, spin_us, pause_us; /* pause_us: between calls, so that the daemon sleeps */
+    bool carries;                      /* payloads, too */
+};
+
+static const struct way ways[] = {
+    {"socket", "", 0, 0, 0, true},
+    {"socket", "asleep", 0, 0, PAUSE_US, false},
+    {"ring", "polling", GQA_F_SHM, SPIN_US, 0, true},
+    {"ring", "futex", GQA_F_SHM, 0, 0, false},
+    {"ring", "asleep", GQA_F_SHM, 0, PAUSE_US, false},
 };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     struct ipc_bench *b = state->input;
-    if (key == 'n') {
+    switch (key) {
+    case 'n':
         b->count = cli_number(state, "count", arg, 1, 10000000);
         return 0;
+    case 'm':
+        b->model = cli_model_name(arg);
+        return 0;
+    case 'p':
+        b->n_prompt = (uint32_t)cli_number(state, "n-prompt", arg, 1, 1u << 20);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
-    return ARGP_ERR_UNKNOWN;
 }
+
+static void pause_us(uint32_t us)
+{
+    const struct timespec t = {.tv_nsec = (long)us * 1000};
+    nanosleep(&t, NULL);
+}
+
+/* ---- pings ------------------------------------------------------------------------------- */
 
 /* n calls with a payload of that many bytes, each in us. */
-static int measure(struct cli *c, const char *payload, size_t bytes, double *us, size_t n)
+static int ping(struct cli *c, const struct way *w, const char *payload, size_t bytes, double *us,
+                size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
-        struct gqa_params *p = NULL;
-        if (bytes > 0) {
-            p = cli_params();
-            gqa_params_text(p, "payload", payload, bytes);
+    struct gqa_params *p = NULL;
+    struct gqa_error e;
+    int r = 0;
+    if (bytes > 0) {
+        p = cli_params();
+        gqa_params_text(p, "payload", payload, bytes);
+    }
+    for (size_t i = 0; i < n && r == 0 && !cli_interrupted(); i++) {
+        if (w->pause_us > 0) {
+            pause_us(w->pause_us);
         }
         double start = cli_now_us();
-        int code = cli_call(c, "gqa.ping", p, NULL, NULL, NULL);
+        r = gqa_call(c->g, "gqa.ping", p, NULL, NULL, &e);
         us[i] = cli_now_us() - start;
-        if (code != CLI_OK || cli_interrupted()) {
-            return code != CLI_OK ? code : CLI_INTERRUPTED;
-        }
     }
-    return CLI_OK;
+    gqa_params_destroy(p);
+    if (r < 0) {
+        return cli_error(CLI_FAILED, "gqa.ping: %s", e.message);
+    }
+    return cli_interrupted() ? CLI_INTERRUPTED : CLI_OK;
 }
 
-static int run(struct cli *c, size_t count, json_t *rows)
+static void add_row(json_t *rows, const char *test, const struct way *w, size_t bytes, double *us,
+                    size_t n)
+{
+    double p50 = cli_percentile(us, n, 50), p99 = cli_percentile(us, n, 99);
+    json_array_append_new(rows,
+                          json_pack("{s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f}", "test", test,
+                                    "transport", w->transport, "wait", w->wait, "bytes",
+                                    (json_int_t)bytes, "n", (json_int_t)n, "p50_us", p50, "p99_us",
+                                    p99, "gb_per_s", p50 > 0 ? (double)bytes / p50 / 1e3 : 0.0));
+}
+
+static int run_pings(struct cli *c, const struct way *w, size_t count, json_t *rows)
 {
     static const size_t sizes[] = {0, 4096, 65536, 1u << 20, 8u << 20};
-    const size_t largest = sizes[sizeof(sizes) / sizeof(sizes[0]) - 1];
-    char *payload = malloc(largest);
+    const size_t n_sizes = w->carries ? sizeof(sizes) / sizeof(sizes[0]) : 1;
+    char *payload = malloc(sizes[n_sizes - 1] + 1);
     double *us = calloc(count, sizeof(*us));
     int code = CLI_OK;
     if (payload == NULL || us == NULL) {
         code = cli_error(EX_OSERR, "bench: no memory");
     } else {
-        memset(payload, 'x', largest);
+        memset(payload, 'x', sizes[n_sizes - 1]);
     }
-    for (size_t i = 0; code == CLI_OK && i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+    for (size_t i = 0; code == CLI_OK && i < n_sizes; i++) {
         /* Large ones fewer times: the time is then a matter of bandwidth, and steady. */
         size_t n = sizes[i] > 65536 && count > 100 ? count / 50 + 50 : count;
-        code = measure(c, payload, sizes[i], us, n < 10 ? n : 10); /* warms up */
+        code = ping(c, w, payload, sizes[i], us, n < 10 ? n : 10); /* warms up */
+        code = code == CLI_OK ? ping(c, w, payload, sizes[i], us, n) : code;
         if (code == CLI_OK) {
-            code = measure(c, payload, sizes[i], us, n);
+            add_row(rows, "ping", w, sizes[i], us, n);
         }
-        double p50 = cli_percentile(us, n, 50), p99 = cli_percentile(us, n, 99);
-        json_array_append_new(rows, json_pack("{s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f}", "test",
-                                              "ping", "transport", "socket", "wait", "", "bytes",
-                                              (json_int_t)sizes[i], "n", (json_int_t)n, "p50_us",
-                                              p50, "p99_us", p99, "gb_per_s",
-                                              p50 > 0 ? (double)sizes[i] / p50 / 1e3 : 0.0));
     }
     free(payload);
     free(us);
     return code;
 }
 
+/* ---- logits ------------------------------------------------------------------------------ */
+
+struct logits {
+    size_t bytes;
+    double sum; /* every value is looked at once, as whoever asks for them would */
+};
+
+static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
+{
+    struct logits *l = arg;
+    struct gqa_tensor_view t;
+    const struct gqa_value *v = gqa_value_get(event, "logits");
+    if (gqa_value_tensor_f32(v != NULL ? v : gqa_value_get(event, "logprobs"), &t) < 0) {
+        return;
+    }
+    float sum = 0;
+    for (size_t i = 0; i < t.bytes; i += sizeof(float)) {
+        float value;
+        memcpy(&value, (const char *)t.data + i, sizeof(value));
+        sum += value;
+    }
+    l->sum += (double)sum;
+    l->bytes += t.bytes;
+}
+
+/* One text.logits of n_prompt tokens; every time others, so that the cache has none of them. */
+static int logits_once(struct cli *c, const struct ipc_bench *b, bool logprobs, uint32_t seed,
+                       double *ret_us, size_t *ret_bytes)
+{
+    struct logits l = {0};
+    struct gqa_error e;
+    int32_t *ids = malloc(b->n_prompt * sizeof(*ids));
+    struct gqa_params *p = cli_model_params(b->model);
+    if (ids == NULL) {
+        gqa_params_destroy(p);
+        return cli_error(EX_OSERR, "bench: no memory");
+    }
+    for (uint32_t i = 0; i < b->n_prompt; i++) {
+        ids[i] = (int32_t)(3 + (i * 7u + seed * 13u) % 200u);
+    }
+    gqa_params_tokens(p, "tokens", ids, b->n_prompt);
+    gqa_params_bool(p, "logprobs", logprobs);
+    gqa_params_bool(p, "cache_prompt", false);
+    const struct gqa_call_options o = {.struct_size = sizeof(o), .event = on_rows, .arg = &l};
+    double start = cli_now_us();
+    int r = gqa_call(c->g, "text.logits", p, &o, NULL, &e);
+    *ret_us = cli_now_us() - start;
+    *ret_bytes = l.bytes;
+    gqa_params_destroy(p);
+    free(ids);
+    return r < 0 ? cli_error(CLI_FAILED, "text.logits: %s", e.message) : CLI_OK;
+}
+
+static int run_logits(struct cli *c, const struct way *w, const struct ipc_bench *b, json_t *rows)
+{
+    for (int logprobs = 0; logprobs < 2; logprobs++) {
+        double us[LOGITS_REPEAT + 1];
+        size_t bytes = 0;
+        for (uint32_t i = 0; i <= LOGITS_REPEAT; i++) { /* the first one warms up */
+            int code = logits_once(c, b, logprobs != 0, i, &us[i], &bytes);
+            if (code != CLI_OK || cli_interrupted()) {
+                return code != CLI_OK ? code : CLI_INTERRUPTED;
+            }
+        }
+        add_row(rows, logprobs ? "logprobs" : "logits", w, bytes, us + 1, LOGITS_REPEAT);
+    }
+    return CLI_OK;
+}
+
+/* ---- all of it --------------------------------------------------------------------------- */
+
+/* What a copy of bytes that lie in no cache takes here: no transport can be faster. */
+static int run_copy(json_t *rows)
+{
+    static const struct way none = {.transport = "none", .wait = ""};
+    char *from = malloc(COPY_BYTES), *to = malloc(COPY_BYTES);
+    double us[9];
+    if (from == NULL || to == NULL) {
+        free(from);
+        free(to);
+        return cli_error(EX_OSERR, "bench: no memory");
+    }
+    memset(from, 1, COPY_BYTES);
+    memset(to, 2, COPY_BYTES);
+    for (size_t i = 0; i < sizeof(us) / sizeof(us[0]); i++) {
+        double start = cli_now_us();
+        memcpy(to, from, COPY_BYTES);
+        __asm__ volatile("" : : "r"(to) : "memory");
+        us[i] = cli_now_us() - start;
+    }
+    add_row(rows, "memcpy", &none, COPY_BYTES, us, sizeof(us) / sizeof(us[0]));
+    free(from);
+    free(to);
+    return CLI_OK;
+}
+
+static int run_way(struct cli *c, const struct way *w, const struct ipc_bench *b, json_t *rows)
+{
+    c->flags = w->flags;
+    c->spin_us = w->spin_us;
+    c->ring_out_bytes = 64u << 20;
+    int code = cli_connect(c);
+    code = code == CLI_OK ? run_pings(c, w, b->count, rows) : code;
+    if (code == CLI_OK && b->model != NULL && w->carries) {
+        code = run_logits(c, w, b, rows);
+    }
+    c->g = gqa_close(c->g);
+    return code;
+}
+
+static int print_rows(struct cli *c, json_t *rows)
+{
+    if (c->json) {
+        return cli_print_json(json_incref(rows));
+    }
+    printf("%-8s %-9s %-8s %10s %8s %10s %10s %8s\n", "test", "transport", "wait", "bytes", "n",
+           "p50 us", "p99 us", "GB/s");
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *r = json_array_get(rows, i);
+        printf("%-8s %-9s %-8s %10.0f %8.0f %10.1f %10.1f %8.2f\n", cli_str(r, "test", ""),
+               cli_str(r, "transport", ""), cli_str(r, "wait", ""), cli_num(r, "bytes", 0),
+               cli_num(r, "n", 0), cli_num(r, "p50_us", 0), cli_num(r, "p99_us", 0),
+               cli_num(r, "gb_per_s", 0));
+    }
+    return CLI_OK;
+}
+
 int cli_bench_ipc(struct cli *c, int argc, char **argv)
 {
-    static const struct argp_option options[] = {{"count", 'n', "N", 0, "Calls per row (2000)", 5},
-                                                 {0}};
+    static const struct argp_option options[] = {
+        {"count", 'n', "N", 0, "Calls per row (2000)", 5},
+        {"model", 'm', "MODEL", 0, "Also text.logits of this model", 5},
+        {"n-prompt", 'p', "N", 0, "Rows of logits (512)", 5},
+        {0}};
     static const struct argp argp = {
-        .options = options, .parser = parse, .doc = "Measures calls to the daemon."};
-    struct ipc_bench b = {.count = 2000};
+        .options = options,
+        .parser = parse,
+        .doc = "Measures calls to the daemon, and bytes on their way: by the socket, and by rings "
+               "in shared memory while both ends look at them, while the client sleeps, and while "
+               "the daemon does."};
+    struct ipc_bench b = {.count = 2000, .n_prompt = 512};
     cli_parse(c, &argp, argc, argv, &b);
-    int code = cli_connect(c);
     json_t *rows = json_array();
-    if (code == CLI_OK) {
-        code = run(c, b.count, rows);
+    int code = run_copy(rows);
+    for (size_t i = 0; code == CLI_OK && i < sizeof(ways) / sizeof(ways[0]); i++) {
+        code = run_way(c, &ways[i], &b, rows);
     }
-    if (code == CLI_OK && c->json) {
-        code = cli_print_json(json_incref(rows));
-    } else if (code == CLI_OK) {
-        printf("%-6s %-10s %10s %8s %10s %10s %8s\n", "test", "transport", "bytes", "n", "p50 us",
-               "p99 us", "GB/s");
-        for (size_t i = 0; i < json_array_size(rows); i++) {
-            const json_t *r = json_array_get(rows, i);
-            printf("%-6s %-10s %10.0f %8.0f %10.1f %10.1f %8.2f\n", cli_str(r, "test", ""),
-                   cli_str(r, "transport", ""), cli_num(r, "bytes", 0), cli_num(r, "n", 0),
-                   cli_num(r, "p50_us", 0), cli_num(r, "p99_us", 0), cli_num(r, "gb_per_s", 0));
-        }
-    }
+    code = code == CLI_OK ? print_rows(c, rows) : code;
     json_decref(rows);
+    free(b.model);
     return code;
 }

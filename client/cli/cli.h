@@ -26,7 +26,10 @@ struct cli {
     bool spawn;
     bool json;
     uint32_t timeout_ms; /* 0: libgqa's defaults */
-    struct gqa *g;       /* NULL until cli_connect() */
+    uint32_t flags;      /* of the connection: GQA_F_SHM or none */
+    uint32_t spin_us;
+    uint64_t ring_out_bytes;
+    struct gqa *g; /* NULL until cli_connect() */
 };
 
 struct cli_verb {

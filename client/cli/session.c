@@ -97,7 +97,10 @@ int cli_connect(struct cli *c)
             .models_dir = c->models_dir,
             .args = args,
             .client = "gqa/" GQA_VERSION,
+            .flags = c->flags,
             .timeout_ms = c->timeout_ms,
+            .spin_us = c->spin_us,
+            .ring_out_bytes = c->ring_out_bytes,
         };
         r = gqa_spawn(&o, &c->g, &e);
     } else {
@@ -105,7 +108,10 @@ int cli_connect(struct cli *c)
             .struct_size = sizeof(o),
             .socket = c->socket,
             .client = "gqa/" GQA_VERSION,
+            .flags = c->flags,
             .timeout_ms = c->timeout_ms,
+            .spin_us = c->spin_us,
+            .ring_out_bytes = c->ring_out_bytes,
         };
         r = gqa_connect(&o, &c->g, &e);
     }

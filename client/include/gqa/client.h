@@ -96,6 +96,16 @@ int gqa_strcode(int32_t code);
 
 #define GQA_CONNECT_FD 1u /* flags: use fd, an already connected stream socket */
 
+/* flags, for gqa_spawn() as well: messages travel in rings of shared memory instead of the socket;
+ * everything in this header works as before, and what is said of gqa_fd() too. A call then costs no
+ * system call while the daemon looks at its rings, and tensors are not copied through a socket.
+ * GQA_F_SHM: or else connecting fails (-EOPNOTSUPP: the daemon has none; -EBUSY: the user has all
+ * the shared memory that it may, max_ring_bytes_per_user); GQA_F_SHM_AUTO: where that is possible.
+ * With neither the environment's GQA_TRANSPORT decides: socket, ring or auto; else the socket.
+ */
+#define GQA_F_SHM      0x100u
+#define GQA_F_SHM_AUTO 0x200u
+
 struct gqa_connect_options {
     size_t struct_size;
     /* Path of the socket. NULL: the environment's GQA_SOCKET; without it the first that answers of
@@ -105,6 +115,11 @@ struct gqa_connect_options {
     uint32_t flags;
     int fd;              /* with GQA_CONNECT_FD */
     uint32_t timeout_ms; /* to connect, and the default of quick calls; 0: 30 s */
+    /* With rings: gqa_wait() and the synchronous helpers look at them for so long before they
+     * sleep. It takes some microseconds off a quick call and a core's time while they wait. */
+    uint32_t spin_us;
+    /* Shared memory for what the program gives and what the daemon gives; 0: 1 and 16 MiB. */
+    uint64_t ring_in_bytes, ring_out_bytes;
 };
 
 /* Connects and says hello; blocks for at most timeout_ms.
@@ -131,6 +146,9 @@ struct gqa_spawn_options {
     const char *client;
     uint32_t flags;
     uint32_t timeout_ms; /* until it serves, and the default of quick calls; 0: 30 s */
+    /* As in struct gqa_connect_options. */
+    uint32_t spin_us;
+    uint64_t ring_in_bytes, ring_out_bytes;
 };
 
 /* Starts a private daemon and connects to it by a socket pair; no path is involved and nobody else
@@ -158,6 +176,9 @@ const struct gqa_value *gqa_server_info(const struct gqa *g);
 
 /* False once the connection is lost, which gqa_process() has told by a negative result. */
 bool gqa_is_connected(const struct gqa *g);
+
+/* Whether its messages travel in rings. */
+bool gqa_has_ring(const struct gqa *g);
 
 /* Opens a lost connection again: looks for the socket as gqa_connect() did (GQA_SOCKET and all,
  * where the options named none) and says hello. What was pending has ended with the loss and is not
@@ -236,7 +257,7 @@ struct gqa_call_options {
  * On failure nothing was sent and done will not be called: the params' own error; -EMSGSIZE: more
  * than one message of the protocol holds; -ENOBUFS: too much is waiting to be sent, or too many
  * calls are pending; -ENOTCONN; -ENOMEM; -EINVAL. A connection that breaks while sending is told by
- * done, not here. */
+ * done, not here. The methods ring.* are the library's own: -EINVAL; see GQA_F_SHM. */
 int gqa_call_async(struct gqa *g, const char *method, const struct gqa_params *params,
                    const struct gqa_call_options *options, uint32_t *ret_id);
 

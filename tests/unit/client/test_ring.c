@@ -1,0 +1,429 @@
+/* Messages in shared memory: a daemon that plays its end well, badly, and not at all. */
+#include "peer.h"
+
+#include "ipc/ring_map.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define N_CALLS    500u
+#define TEXT_BYTES (3u * RING_BYTES_MIN)
+
+/* The daemon's end, in the forked child. */
+struct end {
+    int fd, bell;
+    struct ring_map map;
+    struct ring_in in;
+    struct ring_out out;
+    uint8_t *frame;
+    size_t frame_bytes;
+    uint8_t record[RING_RECORD_MAX];
+};
+
+enum fault { WELL, NO_FEATURE, BUSY, TOO_FEW_FDS, WRONG_SIZE, UNSEALED };
+
+static void hello(int fd, bool has_rings)
+{
+    struct ipc_buffer b;
+    uint32_t id = peer_expect(fd, "gqa.hello");
+    ipc_buffer_init(&b);
+    ipc_pack_response_ok(&b, id);
+    ipc_pack_map(&b, 2);
+    ipc_pack_str(&b, "protocol");
+    ipc_pack_u64(&b, GQA_PROTOCOL_VERSION);
+    ipc_pack_str(&b, "features");
+    ipc_pack_array(&b, 1);
+    ipc_pack_str(&b, has_rings ? "ring" : "stream");
+    peer_send(fd, &b);
+}
+
+static void send_with_fds(int fd, const struct ipc_buffer *b, const int *fds, size_t n_fds)
+{
+    union {
+        char space[CMSG_SPACE(3 * sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec iov = {.iov_base = b->data, .iov_len = b->bytes};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.space,
+                         .msg_controllen = CMSG_SPACE(n_fds * sizeof(int))};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+    memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
+    if (sendmsg(fd, &msg, 0) != (ssize_t)b->bytes) {
+        _exit(5);
+    }
+}
+
+static void announce(struct end *e, uint32_t id, enum fault fault)
+{
+    struct ring_sizes sizes = {.ring_bytes = RING_BYTES_MIN, .in_bytes = 4096, .out_bytes = 4096};
+    int fds[3];
+    if (ring_map_create(&sizes, &e->map, fds) < 0) {
+        _exit(4);
+    }
+    ring_map_daemon_ends(&e->map, &e->in, &e->out);
+    fds[2] = e->bell = eventfd(0, EFD_CLOEXEC);
+    if (fault == UNSEALED) {
+        int pipes[2];
+        if (pipe(pipes) < 0) {
+            _exit(4);
+        }
+        fds[0] = pipes[0];
+    }
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_response_ok(&b, id);
+    ipc_pack_map(&b, 3);
+    ipc_pack_str(&b, "ring_bytes");
+    ipc_pack_u64(&b, sizes.ring_bytes);
+    ipc_pack_str(&b, "in_bytes");
+    ipc_pack_u64(&b, fault == WRONG_SIZE ? 8192 : sizes.in_bytes);
+    ipc_pack_str(&b, "out_bytes");
+    ipc_pack_u64(&b, sizes.out_bytes);
+    send_with_fds(e->fd, &b, fds, fault == TOO_FEW_FDS ? 2 : 3);
+    ipc_buffer_finish(&b);
+}
+
+static void open_rings(struct end *e, int fd, enum fault fault)
+{
+    *e = (struct end){.fd = fd};
+    hello(fd, fault != NO_FEATURE);
+    if (fault == NO_FEATURE) {
+        return;
+    }
+    uint32_t id = peer_expect(fd, "ring.open");
+    if (fault == BUSY) {
+        struct ipc_error error;
+        struct ipc_buffer b;
+        ipc_buffer_init(&b);
+        ipc_error_set(&error, PROTO_E_BUSY, "no memory of that kind is left");
+        ipc_pack_response_error(&b, id, &error);
+        peer_send(fd, &b);
+        return;
+    }
+    announce(e, id, fault);
+}
+
+/* Wakes the client as it asked; true when it had. */
+static bool wake(struct end *e, uint32_t mask)
+{
+    static const uint8_t message[] = {0x93, 2, 0xa8, 'g', 'q', 'a', '.', 'w', 'a', 'k', 'e', 0x90};
+    uint32_t wait = ring_take_wait(&e->map.control->client_wait, mask);
+    if (wait & RING_WAIT_FUTEX) {
+        ring_bell_ring(&e->map.control->client_bell);
+    } else if (wait & RING_WAIT_MESSAGE) {
+        peer_write(e->fd, message, sizeof(message));
+    }
+    return wait != RING_WAIT_NOTHING;
+}
+
+static void sleep_until_rung(struct end *e, uint32_t wait, bool to_put)
+{
+    uint64_t count;
+    ring_wait_for(&e->map.control->daemon_wait, wait);
+    if (to_put ? !ring_out_has_moved(&e->out) : !ring_in_has_some(&e->in)) {
+        struct pollfd p[] = {{.fd = e->bell, .events = POLLIN}, {.fd = e->fd, .events = POLLRDHUP}};
+        poll(p, 2, -1);
+        if (p[1].revents & (POLLRDHUP | POLLHUP)) {
+            _exit(0); /* the client has left */
+        }
+        if (read(e->bell, &count, sizeof(count)) < 0) {
+            _exit(6);
+        }
+    }
+    ring_wait_for(&e->map.control->daemon_wait, RING_WAIT_NOTHING);
+}
+
+/* The next request's id; the frame stays in e. */
+static uint32_t take_request(struct end *e)
+{
+    struct ipc_scanner scanner;
+    struct ipc_message m;
+    size_t bytes, used;
+    uint32_t id;
+    bool last;
+    e->frame_bytes = 0;
+    ipc_scanner_init(&scanner, PROTO_FRAME_BYTES_MAX);
+    for (;;) {
+        int r = ring_in_take(&e->in, PROTO_FRAME_BYTES_MAX, e->record, &bytes, &last);
+        if (r < 0) {
+            _exit(7);
+        }
+        if (r == 0) {
+            ring_in_publish(&e->in);
+            wake(e, RING_WAIT_ROOM);
+            sleep_until_rung(e, RING_WAIT_FUTEX, false);
+            continue;
+        }
+        e->frame = realloc(e->frame, e->frame_bytes + bytes);
+        memcpy(e->frame + e->frame_bytes, e->record, bytes);
+        e->frame_bytes += bytes;
+        r = ipc_scanner_feed(&scanner, e->record, bytes, &used);
+        if (r < 0 || (r > 0 && used < bytes)) {
+            _exit(8); /* these clients wait for each answer */
+        }
+        if (r > 0) {
+            break;
+        }
+    }
+    ring_in_publish(&e->in);
+    wake(e, RING_WAIT_ROOM);
+    if (ipc_message_parse(e->frame, e->frame_bytes, &m, &id) < 0 || m.kind != IPC_REQUEST) {
+        _exit(9);
+    }
+    id = m.id;
+    ipc_message_finish(&m);
+    return id;
+}
+
+static void put(struct end *e, struct ipc_buffer *b)
+{
+    size_t done = 0;
+    int r;
+    while ((r = ring_out_put(&e->out, b->data, b->bytes, &done)) == 0) {
+        ring_out_publish(&e->out);
+        wake(e, RING_WAIT_FUTEX | RING_WAIT_MESSAGE);
+        sleep_until_rung(e, RING_WAIT_FUTEX | RING_WAIT_ROOM, true);
+    }
+    if (r < 0) {
+        _exit(10);
+    }
+    ring_out_publish(&e->out);
+    wake(e, RING_WAIT_FUTEX | RING_WAIT_MESSAGE);
+    ipc_buffer_finish(b);
+}
+
+/* Answers every call with the bytes of its request. */
+static void echoes(int fd, void *arg)
+{
+    struct end e;
+    open_rings(&e, fd, WELL);
+    for (;;) {
+        struct ipc_buffer b;
+        uint32_t id = take_request(&e);
+        ipc_buffer_init(&b);
+        ipc_pack_response_ok(&b, id);
+        ipc_pack_bin(&b, e.frame, e.frame_bytes);
+        put(&e, &b);
+    }
+}
+
+static int connect_to(peer_script script, void *arg, uint32_t flags, uint32_t spin_us,
+                      pid_t *ret_pid, struct gqa **ret)
+{
+    struct gqa_error e;
+    int fd;
+    *ret_pid = peer_start(script, arg, &fd);
+    struct gqa_connect_options o = {.struct_size = sizeof(o),
+                                    .flags = GQA_CONNECT_FD | flags,
+                                    .fd = fd,
+                                    .timeout_ms = 20000,
+                                    .spin_us = spin_us};
+    int r = gqa_connect(&o, ret, &e);
+    if (r < 0) {
+        close(fd);
+    }
+    return r;
+}
+
+static void expect_echo(const struct gqa_value *result, const char *text, size_t bytes)
+{
+    const char *data;
+    size_t n;
+    cr_assert_eq(gqa_value_bytes(result, &data, &n), 0);
+    cr_assert_geq(n, bytes);
+    cr_assert_not_null(memmem(data, n, text, bytes));
+}
+
+/* ---- a daemon that plays well ------------------------------------------------------------ */
+
+Test(ring, calls_go_and_come_however_the_client_waits)
+{
+    static const uint32_t spins[] = {0, 50};
+    char text[TEXT_BYTES]; /* longer than the rings: both ends wait for room */
+    for (size_t s = 0; s < 2; s++) {
+        struct gqa *g = NULL;
+        pid_t pid;
+        cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, spins[s], &pid, &g), 0);
+        cr_assert(gqa_has_ring(g));
+        for (unsigned i = 0; i < N_CALLS; i++) {
+            size_t bytes = i % 50 == 0 ? sizeof(text) : 1 + i % 40;
+            struct gqa_params *p;
+            struct gqa_reply *reply;
+            memset(text, 'a' + (int)(i % 26), sizeof(text));
+            cr_assert_eq(gqa_params_create(&p), 0);
+            gqa_params_text(p, "text", text, bytes);
+            cr_assert_eq(gqa_call(g, "echo", p, NULL, &reply, NULL), 0);
+            expect_echo(gqa_reply_value(reply), text, bytes);
+            gqa_reply_destroy(reply);
+            gqa_params_destroy(p);
+        }
+        gqa_close(g);
+        cr_assert_eq(peer_finish(pid), 0);
+    }
+}
+
+static void on_done(void *arg, uint32_t id, int status, const struct gqa_value *result,
+                    const struct gqa_error *error)
+{
+    *(int *)arg = status == 0 ? 1 : status;
+}
+
+/* As docs/client.md tells it: what to watch is asked for before every sleep. */
+Test(ring, a_program_with_its_own_loop_is_woken_by_the_socket)
+{
+    struct gqa *g = NULL;
+    pid_t pid;
+    cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, 0, &pid, &g), 0);
+    int fd = gqa_fd(g);
+    for (unsigned i = 0; i < N_CALLS; i++) {
+        int done = 0;
+        const struct gqa_call_options o = {.struct_size = sizeof(o), .done = on_done, .arg = &done};
+        cr_assert_eq(gqa_call_async(g, "echo", NULL, &o, NULL), 0);
+        while (done == 0) {
+            uint64_t due = gqa_timeout_usec(g);
+            struct pollfd p = {.fd = gqa_fd(g), .events = (short)gqa_events(g)};
+            if (due != 0) {
+                cr_assert_gt(poll(&p, 1, 20000), 0, "call %u: nobody woke the loop", i);
+            }
+            while (gqa_process(g) > 0) {
+            }
+        }
+        cr_assert_eq(done, 1);
+    }
+    cr_assert_eq(gqa_fd(g), fd);
+    gqa_close(g);
+    cr_assert_eq(peer_finish(pid), 0);
+}
+
+/* ---- rings that are not to be had -------------------------------------------------------- */
+
+static void faulty(int fd, void *arg)
+{
+    struct end e;
+    enum fault fault = *(const enum fault *)arg;
+    open_rings(&e, fd, fault);
+    if (fault == NO_FEATURE || fault == BUSY) {
+        for (;;) {
+            peer_answer(fd, peer_expect(fd, "gqa.ping"));
+        }
+    }
+    char byte;
+    ssize_t n = read(fd, &byte, 1); /* until the client has left */
+    (void)n;
+}
+
+Test(ring, without_rings_the_flag_decides)
+{
+    static enum fault faults[] = {NO_FEATURE, BUSY};
+    static const int codes[] = {-EOPNOTSUPP, -EBUSY};
+    for (size_t i = 0; i < 2; i++) {
+        struct gqa *g = NULL;
+        pid_t pid;
+        cr_assert_eq(connect_to(faulty, &faults[i], GQA_F_SHM, 0, &pid, &g), codes[i]);
+        cr_assert_eq(peer_finish(pid), 0);
+        cr_assert_eq(connect_to(faulty, &faults[i], GQA_F_SHM_AUTO, 0, &pid, &g), 0);
+        cr_assert_not(gqa_has_ring(g));
+        cr_assert_eq(gqa_ping(g, NULL), 0);
+        gqa_close(g);
+        cr_assert_eq(peer_finish(pid), 0);
+    }
+}
+
+Test(ring, rings_that_are_not_as_told_are_refused)
+{
+    static enum fault faults[] = {TOO_FEW_FDS, WRONG_SIZE, UNSEALED};
+    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
+        struct gqa *g = NULL;
+        pid_t pid;
+        cr_expect_eq(connect_to(faulty, &faults[i], GQA_F_SHM_AUTO, 0, &pid, &g), -EPROTO);
+        cr_assert_eq(peer_finish(pid), 0);
+    }
+}
+
+Test(ring, the_librarys_own_methods_are_not_the_programs)
+{
+    struct gqa *g = NULL;
+    pid_t pid;
+    cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, 0, &pid, &g), 0);
+    cr_assert_eq(gqa_call_async(g, "ring.close", NULL, NULL, NULL), -EINVAL);
+    cr_assert_eq(gqa_call(g, "ring.open", NULL, NULL, NULL, NULL), -EINVAL);
+    cr_assert_eq(gqa_ping(g, NULL), 0);
+    gqa_close(g);
+    cr_assert_eq(peer_finish(pid), 0);
+}
+
+/* ---- a daemon that dies or lies ---------------------------------------------------------- */
+
+enum lie { DIES, DISCARDS, TAIL, RECORD, GARBAGE };
+
+static void lies(int fd, void *arg)
+{
+    static const uint8_t garbage[] = {0xc1, 0xc1};
+    struct end e;
+    size_t done = 0;
+    open_rings(&e, fd, WELL);
+    take_request(&e);
+    switch (*(const enum lie *)arg) {
+    case DIES:
+        break;
+    case DISCARDS: /* as the daemon does when it ends a connection */
+        shutdown(fd, SHUT_RDWR);
+        ring_map_discard(&e.map);
+        break;
+    case TAIL:
+        atomic_store(&e.map.control->comp_tail, 0x10000);
+        break;
+    case RECORD:
+        memset((uint8_t *)e.map.control + RING_CONTROL_BYTES + RING_BYTES_MIN, 0xff, 64);
+        atomic_store(&e.map.control->comp_tail, 64);
+        break;
+    case GARBAGE:
+        ring_out_put(&e.out, garbage, sizeof(garbage), &done);
+        ring_out_publish(&e.out);
+        break;
+    }
+    wake(&e, RING_WAIT_FUTEX | RING_WAIT_MESSAGE);
+    if (*(const enum lie *)arg >= TAIL) {
+        char byte;
+        ssize_t n = read(fd, &byte, 1);
+        (void)n;
+    }
+}
+
+Test(ring, a_daemon_that_dies_or_lies_ends_the_calls_once)
+{
+    static enum lie all[] = {DIES, DISCARDS, TAIL, RECORD, GARBAGE};
+    static const int codes[] = {-ECONNRESET, -ECONNRESET, -EPROTO, -EPROTO, -EPROTO};
+    for (size_t i = 0; i < 2 * sizeof(all) / sizeof(all[0]); i++) {
+        struct gqa *g = NULL;
+        pid_t pid;
+        int done = 0;
+        const struct gqa_call_options o = {.struct_size = sizeof(o), .done = on_done, .arg = &done};
+        cr_assert_eq(connect_to(lies, &all[i / 2], GQA_F_SHM, i % 2 * 100, &pid, &g), 0);
+        cr_assert_eq(gqa_call_async(g, "echo", NULL, &o, NULL), 0);
+        int r = 0;
+        while (r >= 0) {
+            r = gqa_process(g);
+            if (r == 0) {
+                gqa_wait(g, UINT64_MAX);
+            }
+        }
+        cr_expect_eq(r, codes[i / 2], "lie %d: %d", (int)all[i / 2], r);
+        cr_expect_eq(done, codes[i / 2]);
+        cr_expect_eq(gqa_process(g), -ENOTCONN);
+        cr_expect_not(gqa_has_ring(g));
+        gqa_close(g);
+        cr_assert_eq(peer_finish(pid), 0);
+    }
+}
