@@ -61,7 +61,7 @@ int client_send_cancel(struct gqa *g, uint32_t id)
     ipc_pack_notification(&b, "$cancel");
     ipc_pack_array(&b, 1);
     ipc_pack_u64(&b, id);
-    int r = client_send(g, &b);
+    int r = client_send(g, &b, NULL);
     ipc_buffer_finish(&b);
     return r;
 }
@@ -81,10 +81,7 @@ static int send_request(struct gqa *g, uint32_t id, const char *method,
     ipc_buffer_init(&b);
     ipc_pack_request(&b, id, method);
     ipc_pack_map(&b, params != NULL ? params->n_keys : 0);
-    if (params != NULL) {
-        ipc_pack_raw(&b, params->body.data, params->body.bytes);
-    }
-    int r = client_send(g, &b);
+    int r = client_send(g, &b, params != NULL ? &params->body : NULL);
     ipc_buffer_finish(&b);
     return r;
 }
@@ -251,6 +248,11 @@ int client_dispatch(struct gqa *g, const uint8_t *frame, size_t bytes)
     if (r < 0) {
         return r;
     }
+    r = g->ring != NULL ? client_ring_resolve(g->ring, &m) : 0;
+    if (r < 0) {
+        ipc_message_finish(&m);
+        return r;
+    }
     g->frame = frame;
     g->frame_bytes = bytes;
     if (m.kind == IPC_RESPONSE) {
@@ -262,5 +264,8 @@ int client_dispatch(struct gqa *g, const uint8_t *frame, size_t bytes)
     }
     g->frame = NULL;
     ipc_message_finish(&m);
+    if (g->ring != NULL) {
+        client_ring_give_back(g);
+    }
     return r;
 }

@@ -155,17 +155,18 @@ static bool flush_out(struct gqa *g)
     return progress;
 }
 
-int client_send(struct gqa *g, const struct ipc_buffer *message)
+int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest)
 {
-    if (message->error < 0) {
-        return message->error;
+    size_t bytes = head->bytes + (rest != NULL ? rest->bytes : 0);
+    if (head->error < 0) {
+        return head->error;
     }
-    if (message->bytes > PROTO_FRAME_BYTES_MAX) {
+    if (bytes > PROTO_FRAME_BYTES_MAX) {
         return -EMSGSIZE;
     }
     size_t room = CLIENT_OUT_BYTES_MAX;
-    room += message->bytes <= CLIENT_SMALL_BYTES ? CLIENT_OUT_BYTES_RESERVE : 0;
-    if (g->out.bytes - g->out_sent + message->bytes > room) {
+    room += bytes <= CLIENT_SMALL_BYTES ? CLIENT_OUT_BYTES_RESERVE : 0;
+    if (g->out.bytes - g->out_sent + bytes > room) {
         return -ENOBUFS;
     }
     if (g->out_sent > g->out.bytes / 2) {
@@ -174,7 +175,10 @@ int client_send(struct gqa *g, const struct ipc_buffer *message)
         g->out_sent = 0;
     }
     size_t before = g->out.bytes;
-    ipc_pack_raw(&g->out, message->data, message->bytes);
+    ipc_pack_raw(&g->out, head->data, head->bytes);
+    if (rest != NULL) {
+        ipc_pack_raw(&g->out, rest->data, rest->bytes);
+    }
     if (g->out.error < 0) {
         /* The earlier messages are whole and stay. */
         int err = g->out.error;

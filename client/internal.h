@@ -10,6 +10,7 @@
 #include <gqa/client.h>
 
 #include "ipc/codec.h"
+#include "ipc/extents.h"
 #include "ipc/ring_map.h"
 
 #include <sys/types.h>
@@ -66,6 +67,12 @@ struct client_ring {
     size_t batch;  /* bytes that the last record told to come behind it */
     bool is_full;  /* output waits for room in the submission ring */
     uint32_t told; /* what the daemon was last told that we wait for */
+
+    /* The data area: its first part is ours to give out. In the second lie tensors that messages
+     * name by handle, from the message's coming until they are given back. */
+    struct extents mine;
+    uint64_t borrowed[EXTENTS_MAX];
+    size_t n_borrowed;
 };
 
 /* A daemon that gqa_spawn() started. pid 0: none. */
@@ -156,8 +163,9 @@ uint64_t client_now_us(void);
 int client_create(int fd, uint32_t timeout_ms, const char *client, struct gqa **ret);
 struct gqa *client_ref(struct gqa *g);
 void client_unref(struct gqa *g);
-/* Appends one whole message; what cannot be sent now waits. -EMSGSIZE, -ENOBUFS, -ENOMEM. */
-int client_send(struct gqa *g, const struct ipc_buffer *message);
+/* Appends one whole message, in one piece or two (rest may be NULL); what cannot be sent now waits.
+ * -EMSGSIZE, -ENOBUFS, -ENOMEM. */
+int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest);
 /* Ends all calls with status, once; runs callbacks. Returns status. */
 int client_lose(struct gqa *g, int status, const char *why);
 /* When gqa_process() is due by the calls' deadlines alone. */
@@ -187,6 +195,12 @@ void client_ring_drop_fds(struct gqa *g); /* those that came and were not used *
 ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes);
 /* Takes what is there, a bounded amount, and dispatches it. 1: something; 0; -EPROTO, -ENOMEM. */
 int client_ring_take(struct gqa *g);
+/* Lets what handles in a message name be read in its place. The second: of a message that was
+ * resolved before, as a copy. -EPROTO, -ENOMEM. */
+int client_ring_resolve(struct client_ring *r, struct ipc_message *m);
+int client_ring_keep(struct client_ring *r, struct ipc_message *m);
+/* Nobody reads the last message any more. What cannot be sent now is sent with the next. */
+void client_ring_give_back(struct gqa *g);
 /* Before a sleep on the socket: asks for a message there. True: there is something already. */
 bool client_ring_arm(struct client_ring *r);
 void client_ring_disarm(struct client_ring *r); /* awake again */
@@ -233,8 +247,11 @@ int client_hello(struct gqa *g, uint64_t deadline_us, struct gqa_error *ret_erro
 struct gqa_params *client_hello_params(const struct gqa *g);
 int client_hello_accept(struct gqa *g, struct gqa_reply *reply, struct gqa_error *ret_error);
 
-/* value.c: copies the frame; 0, -ENOMEM or -EPROTO. */
-int client_reply_create(const uint8_t *frame, size_t bytes, struct gqa_reply **ret);
+/* value.c: copies the frame of a message that is being dispatched; 0, -ENOMEM or -EPROTO. */
+int client_reply_create(struct gqa *g, const uint8_t *frame, size_t bytes, struct gqa_reply **ret);
+
+/* params.c: NULL is -EINVAL, as with every setter. */
+int client_params_handle(struct gqa_params *p, const char *key, const struct ipc_handle *handle);
 
 /* spawn.c: ends a spawned daemon and waits for it; the connection is closed already. */
 void client_child_finish(struct client_child *child);

@@ -59,6 +59,15 @@ static int end(struct gqa_params *p)
     return 0;
 }
 
+int client_params_handle(struct gqa_params *p, const char *key, const struct ipc_handle *handle)
+{
+    if (!begin(p, key, handle != NULL, 0)) {
+        return p->error;
+    }
+    ipc_pack_handle(&p->body, handle);
+    return end(p);
+}
+
 int gqa_params_bool(struct gqa_params *p, const char *key, bool value)
 {
     if (!begin(p, key, true, 0)) {

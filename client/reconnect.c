@@ -108,7 +108,7 @@ static void on_hello(void *arg, uint32_t id, int status, const struct gqa_value 
     struct gqa_error e;
     struct gqa_reply *reply;
     if (status == 0) {
-        status = client_reply_create(g->frame, g->frame_bytes, &reply);
+        status = client_reply_create(g, g->frame, g->frame_bytes, &reply);
         if (status < 0) {
             client_fail(&e, status, "no memory to keep the answer to hello");
         } else {

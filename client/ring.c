@@ -19,6 +19,8 @@
 #define TAKE_RECORDS_MAX 64u   /* per call of gqa_process() */
 #define TAKE_BYTES_MAX   (1u << 20)
 
+_Static_assert(CLIENT_READ_BYTES >= RING_RECORD_MAX, "a record fits the room that is made");
+
 /* ---- opening ----------------------------------------------------------------------------- */
 
 void client_ring_destroy(struct gqa *g)
@@ -65,6 +67,7 @@ static int adopt(struct gqa *g, const struct gqa_value *result, struct gqa_error
         return client_fail(ret_error, r, "ring.open: the rings cannot be used: %s", strerror(-r));
     }
     ring_map_client_ends(&ring->map, &ring->in, &ring->out);
+    extents_init(&ring->mine, 0, sizes.in_bytes);
     client_input_init(&ring->input);
     ring->doorbell = g->ring_fds[2];
     g->n_ring_fds = 2; /* the doorbell is the ring's now; the memory is mapped */

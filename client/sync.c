@@ -34,7 +34,7 @@ static void on_waiting_done(void *arg, uint32_t id, int status, const struct gqa
     if (status < 0) {
         w->error = *error;
     } else if (w->wants_reply) {
-        w->status = client_reply_create(w->g->frame, w->g->frame_bytes, &w->reply);
+        w->status = client_reply_create(w->g, w->g->frame, w->g->frame_bytes, &w->reply);
         if (w->status < 0) {
             client_fail(&w->error, w->status, "no memory to keep the result");
         }

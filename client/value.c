@@ -141,7 +141,7 @@ int gqa_value_tensor_f32(const struct gqa_value *v, struct gqa_tensor_view *ret)
     return 0;
 }
 
-int client_reply_create(const uint8_t *frame, size_t bytes, struct gqa_reply **ret)
+int client_reply_create(struct gqa *g, const uint8_t *frame, size_t bytes, struct gqa_reply **ret)
 {
     struct gqa_reply *r = malloc(sizeof(*r) + bytes);
     if (r == NULL) {
@@ -152,6 +152,11 @@ int client_reply_create(const uint8_t *frame, size_t bytes, struct gqa_reply **r
     int err = ipc_message_parse(r->frame, bytes, &r->message, &id);
     if (err < 0) {
         free(r);
+        return err;
+    }
+    err = g->ring != NULL ? client_ring_keep(g->ring, &r->message) : 0;
+    if (err < 0) {
+        gqa_reply_destroy(r);
         return err;
     }
     *ret = r;

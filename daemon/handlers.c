@@ -2,6 +2,7 @@
 #include "daemon/handlers_internal.h"
 
 #include "daemon/log.h"
+#include "ipc/extents.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -276,6 +277,8 @@ static void dispatch_request(struct call *call)
         call_fail(call, PROTO_E_DRAINING, "the daemon is about to end");
         return;
     }
+    call->message.area = call->caller->area;
+    call->message.area_bytes = call->caller->area_bytes;
     if (ipc_params_decode(method, &call->message, &call->params, &e) < 0) {
         call_fail_error(call, &e);
         return;
@@ -284,12 +287,10 @@ static void dispatch_request(struct call *call)
 }
 
 /* "$cancel" [id]. A call that has already been answered, or never was, is no fault. */
-static void dispatch_notification(struct caller *c, const struct ipc_message *m)
+static void cancel(struct caller *c, const struct ipc_value *params)
 {
     uint64_t id;
-    if (m->method.bytes != strlen("$cancel") ||
-        memcmp(m->method.data, "$cancel", m->method.bytes) != 0 ||
-        ipc_value_u64(ipc_value_at(m->params, 0), &id) < 0) {
+    if (ipc_value_u64(ipc_value_at(params, 0), &id) < 0) {
         return;
     }
     struct call *call;
@@ -300,6 +301,31 @@ static void dispatch_notification(struct caller *c, const struct ipc_message *m)
             call_stop(call);
             return;
         }
+    }
+}
+
+/* "$give" [offset, ...]: the client has done with what handles named. */
+static void take_back(struct caller *c, const struct ipc_value *params)
+{
+    uint64_t offset;
+    for (size_t i = 0; i < ipc_value_count(params) && i < EXTENTS_MAX; i++) {
+        if (ipc_value_u64(ipc_value_at(params, i), &offset) == 0) {
+            c->sink->give_area(c, offset);
+        }
+    }
+}
+
+static bool is_named(const struct ipc_message *m, const char *name)
+{
+    return m->method.bytes == strlen(name) && memcmp(m->method.data, name, m->method.bytes) == 0;
+}
+
+static void dispatch_notification(struct caller *c, const struct ipc_message *m)
+{
+    if (is_named(m, "$cancel")) {
+        cancel(c, m->params);
+    } else if (is_named(m, "$give")) {
+        take_back(c, m->params);
     }
 }
 

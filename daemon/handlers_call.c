@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, size_t bytes)
 {
@@ -25,6 +26,9 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
 }
 
 #define RETRY_AFTER_MS 100u
+
+/* Less costs more to name by handle, and to give back, than to send. */
+#define BY_HANDLE_BYTES_MIN 4096u
 
 int call_open(struct call *call, struct ipc_error *e)
 {
@@ -129,6 +133,24 @@ struct ipc_buffer *call_begin_event(struct call *call)
 void call_end_event(struct call *call)
 {
     call_written(call);
+}
+
+void call_pack_tensor(struct call *call, struct ipc_buffer *b, const float *data,
+                      const uint64_t *shape, size_t n_dims)
+{
+    struct caller *c = call->caller;
+    struct ipc_handle handle;
+    void *to = NULL;
+    uint64_t bytes = sizeof(*data);
+    for (size_t i = 0; i < n_dims; i++) {
+        bytes *= shape[i]; /* what the engine has made lies in memory: no overflow */
+    }
+    if (c && bytes >= BY_HANDLE_BYTES_MIN && c->sink->take_area(c, bytes, &handle, &to) == 0) {
+        memcpy(to, data, bytes);
+        ipc_pack_tensor_f32_by_handle(b, &handle, shape, n_dims);
+    } else {
+        ipc_pack_tensor_f32(b, data, shape, n_dims);
+    }
 }
 
 void call_fail_error(struct call *call, const struct ipc_error *e)

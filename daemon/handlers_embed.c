@@ -342,7 +342,7 @@ void call_deliver_embeddings(struct call *call, const struct request_event *ev)
     pack_kv_u64(b, "input", ev->part);
     pack_kv_u64(b, "first_row", ev->first_row);
     ipc_pack_str(b, "embeddings");
-    ipc_pack_tensor_f32(b, ev->rows, shape, 2);
+    call_pack_tensor(call, b, ev->rows, shape, 2);
     call_end_event(call);
 }
 
@@ -363,7 +363,7 @@ void call_answer_embed(struct call *call, const struct request *r)
     }
     if (pooled) {
         ipc_pack_str(b, "embeddings");
-        ipc_pack_tensor_f32(b, e->vectors, shape, 2);
+        call_pack_tensor(call, b, e->vectors, shape, 2);
     }
     call_end(call);
 }

@@ -124,6 +124,10 @@ void call_end_empty(struct call *call);                 /* the result {} */
 struct ipc_buffer *call_begin_event(struct call *call); /* then pack the event's map, then: */
 void call_end_event(struct call *call);
 
+/* Into a result or event that was begun: in the data area where there is room, else inside. */
+void call_pack_tensor(struct call *call, struct ipc_buffer *b, const float *data,
+                      const uint64_t *shape, size_t n_dims);
+
 void call_fail(struct call *call, enum proto_error_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void call_fail_error(struct call *call, const struct ipc_error *e);

@@ -15,7 +15,7 @@
 
 #include <uv.h>
 
-#define PEER_SCRATCH_BYTES (64u << 10)
+#define PEER_SCRATCH_BYTES (256u << 10) /* more than a socket holds, as a rule */
 
 struct peer;
 struct peer_ring;

@@ -10,6 +10,7 @@
 
 #include "daemon/peer.h"
 
+#include "ipc/extents.h"
 #include "ipc/ring_map.h"
 
 /* Bytes taken per wake-up: few while small messages come, so that one peer's thousand pings do not
@@ -38,13 +39,14 @@ struct peer_ring {
     struct ring_out out;
     struct peer_input input;
     uv_poll_t doorbell;
-    int doorbell_fd;    /* an eventfd, shared with the client: nothing here may block on it */
-    int fds[2];         /* memfds of the rings and the data area; -1 once they are sent */
-    uint64_t announced; /* the answer to ring.open begins there and takes the fds along */
-    uint64_t first;     /* from there on the ring carries; UINT64_MAX until it is known */
-    uint64_t last;      /* up to there; UINT64_MAX until ring.close */
-    bool ends;          /* the next message is its last */
-    size_t batch;       /* bytes that the last record told to come behind it */
+    int doorbell_fd;     /* an eventfd, shared with the client: nothing here may block on it */
+    int fds[2];          /* memfds of the rings and the data area; -1 once they are sent */
+    uint64_t announced;  /* the answer to ring.open begins there and takes the fds along */
+    uint64_t first;      /* from there on the ring carries; UINT64_MAX until it is known */
+    uint64_t last;       /* up to there; UINT64_MAX until ring.close */
+    bool ends;           /* the next message is its last */
+    size_t batch;        /* bytes that the last record told to come behind it */
+    struct extents lent; /* of the data area's second part: what handles name */
     struct quota_amounts held;
 };
 
@@ -112,6 +114,10 @@ void peer_flush(struct peer *p);
 int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e);
 /* The message appended next is the last that the ring carries. -ENOENT and e. */
 int peer_ring_close(struct peer *p, struct ipc_error *e);
+/* Room in the data area for the message appended next; -ENOSPC. Back from the client, who may say
+ * what it likes. */
+int peer_ring_lend(struct peer *p, uint64_t bytes, struct ipc_handle *ret, void **ret_data);
+void peer_ring_take_back(struct peer *p, uint64_t offset);
 /* At once: nobody looks at them, and their memory is given back. No ring is legal. */
 void peer_ring_destroy(struct peer *p);
 /* Looks at the rings in every turn again. */

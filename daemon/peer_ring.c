@@ -309,7 +309,10 @@ int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_er
     r->held = held;
     r->announced = peer_output_end(p);
     r->first = r->last = UINT64_MAX;
+    extents_init(&r->lent, sizes->in_bytes, sizes->out_bytes);
     p->ring = r;
+    p->caller.area = r->map.data;
+    p->caller.area_bytes = sizes->in_bytes;
     rc = uv_poll_start(&r->doorbell, UV_READABLE, on_doorbell);
     if (rc < 0) {
         peer_ring_destroy(p);
@@ -328,6 +331,25 @@ int peer_ring_close(struct peer *p, struct ipc_error *e)
     return 0;
 }
 
+int peer_ring_lend(struct peer *p, uint64_t bytes, struct ipc_handle *ret, void **ret_data)
+{
+    struct peer_ring *r = p->ring;
+    uint64_t offset = 0;
+    if (!r || r->ends || extents_take(&r->lent, bytes, &offset) < 0) {
+        return -ENOSPC;
+    }
+    *ret = (struct ipc_handle){.offset = offset, .bytes = bytes};
+    *ret_data = r->map.data + offset;
+    return 0;
+}
+
+void peer_ring_take_back(struct peer *p, uint64_t offset)
+{
+    if (p->ring) {
+        extents_give(&p->ring->lent, offset);
+    }
+}
+
 void peer_ring_destroy(struct peer *p)
 {
     struct peer_ring *r = p->ring;
@@ -335,6 +357,8 @@ void peer_ring_destroy(struct peer *p)
         return;
     }
     p->ring = NULL;
+    p->caller.area = NULL;
+    p->caller.area_bytes = 0;
     fall_asleep(r);
     /* Before close(): the client holds the same open eventfd, so that epoll would keep it. */
     uv_close((uv_handle_t *)&r->doorbell, on_doorbell_closed);

@@ -39,6 +39,12 @@ void ipc_pack_tokens(struct ipc_buffer *b, const int32_t *ids, size_t count);
  * are binary, because it looks for bytes. ipc_value_get finds them all the same. */
 void ipc_pack_tensor_f32(struct ipc_buffer *b, const float *data, const uint64_t *shape,
                          size_t n_dims);
+/* The same with its data in a ring's data area. */
+struct ipc_handle;
+void ipc_pack_tensor_f32_by_handle(struct ipc_buffer *b, const struct ipc_handle *handle,
+                                   const uint64_t *shape, size_t n_dims);
+/* {ring: offset, bytes: n}: so many bytes in a ring's data area, in the place of binary. */
+void ipc_pack_handle(struct ipc_buffer *b, const struct ipc_handle *handle);
 /* Raw msgpack bytes of one value, made elsewhere with the same packers. */
 void ipc_pack_raw(struct ipc_buffer *b, const void *data, size_t bytes);
 
@@ -116,6 +122,13 @@ const struct ipc_value *ipc_value_get(const struct ipc_value *map, const char *k
 bool ipc_value_pair(const struct ipc_value *map, size_t index, const struct ipc_value **ret_key,
                     const struct ipc_value **ret_value);
 
+/* A map that stands for bytes in a ring's data area. */
+struct ipc_handle {
+    uint64_t offset, bytes;
+};
+/* -EINVAL: it is none; -ENOENT. */
+int ipc_value_handle(const struct ipc_value *v, struct ipc_handle *ret);
+
 enum ipc_message_kind { IPC_REQUEST = 0, IPC_RESPONSE = 1, IPC_NOTIFICATION = 2 };
 
 struct ipc_message {
@@ -126,6 +139,10 @@ struct ipc_message {
     const struct ipc_value *error;  /* responses: a map, or NULL when the call succeeded */
     const struct ipc_value *result; /* responses: NULL when it failed */
     void *arena;                    /* owns all values */
+    /* What handles in a request's params may name; none where area_bytes is 0. Shared with the
+     * client: ipc_params_decode copies before it looks. */
+    const uint8_t *area;
+    uint64_t area_bytes;
 };
 
 /* Parses one message that the scanner delimited. The bytes must stay until ipc_message_finish:
@@ -136,12 +153,22 @@ int ipc_message_parse(const uint8_t *frame, size_t bytes, struct ipc_message *re
                       uint32_t *ret_id);
 void ipc_message_finish(struct ipc_message *m);
 
+/* Puts binary in the place of every handle in a parsed message. find tells where a handle's bytes
+ * are, or a -errno, which ends it; they are not copied. */
+typedef int (*ipc_find_fn)(void *arg, const struct ipc_handle *handle, const uint8_t **ret);
+int ipc_message_resolve(struct ipc_message *m, ipc_find_fn find, void *arg);
+/* Copies the bytes of all binary that lies in [first, first + bytes) into the message's memory.
+ * -ENOMEM. */
+int ipc_message_own(struct ipc_message *m, const uint8_t *first, uint64_t bytes);
+
 /* Checks a request's params against the table and fills the method's struct: defaults for absent
  * optional fields (their has_ is false; strings and arrays are empty, never with NULL data),
  * unknown keys ignored, duplicates refused. -EINVAL with e naming field, value and limit; -ENOMEM,
  * also told in e. Arrays are allocated in the message's arena. NaN is refused everywhere; infinity
  * too, but for a bias of -inf, for which false may stand. Biases also come as a map {token: bias}.
- * Token ids are 0 to INT32_MAX here; whether a vocabulary has them is for the model to say. */
+ * Token ids are an array of integers, or binary: 32 bits each, little-endian. A handle stands for
+ * binary of the message's area. Token ids are 0 to INT32_MAX here; whether a vocabulary has them is
+ * for the model to say. */
 int ipc_params_decode(enum proto_method method, struct ipc_message *m, union proto_params *ret,
                       struct ipc_error *e);
 

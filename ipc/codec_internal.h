@@ -11,6 +11,10 @@ size_t ipc_utf8_valid_bytes(const char *text, size_t bytes);
  * memory. */
 void *ipc_message_alloc(struct ipc_message *m, size_t bytes);
 
+/* A binary value, in the message's memory; the bytes stay the caller's. NULL without memory. */
+const struct ipc_value *ipc_message_make_bin(struct ipc_message *m, const void *data,
+                                             uint32_t bytes);
+
 /* A field being decoded: where its memory comes from, its row, and where its sentence goes. */
 struct field_decoder {
     struct ipc_message *message;

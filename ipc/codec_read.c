@@ -326,3 +326,115 @@ void *ipc_message_alloc(struct ipc_message *m, size_t bytes)
 {
     return msgpack_zone_malloc(m->arena, bytes);
 }
+
+/* ---- handles ----------------------------------------------------------------------------- */
+
+int ipc_value_handle(const struct ipc_value *v, struct ipc_handle *ret)
+{
+    struct ipc_handle h;
+    if (v == NULL) {
+        return -ENOENT;
+    }
+    if (ipc_value_type(v) != IPC_MAP || ipc_value_count(v) != 2 ||
+        ipc_value_u64(ipc_value_get(v, "ring"), &h.offset) < 0 ||
+        ipc_value_u64(ipc_value_get(v, "bytes"), &h.bytes) < 0) {
+        return -EINVAL;
+    }
+    *ret = h;
+    return 0;
+}
+
+static void become_bin(msgpack_object *o, const void *data, uint32_t bytes)
+{
+    o->type = MSGPACK_OBJECT_BIN;
+    o->via.bin.ptr = data;
+    o->via.bin.size = bytes;
+}
+
+const struct ipc_value *ipc_message_make_bin(struct ipc_message *m, const void *data,
+                                             uint32_t bytes)
+{
+    msgpack_object *o = ipc_message_alloc(m, sizeof(*o));
+    if (o != NULL) {
+        become_bin(o, data, bytes);
+    }
+    return o != NULL ? value_of(o) : NULL;
+}
+
+/* Calls visit for every value inside of o, itself first; the scanner has bounded the depth. */
+static int walk(msgpack_object *o, int (*visit)(void *arg, msgpack_object *o), void *arg)
+{
+    int rc = visit(arg, o);
+    if (o->type == MSGPACK_OBJECT_ARRAY) {
+        for (uint32_t i = 0; rc == 0 && i < o->via.array.size; i++) {
+            rc = walk(&o->via.array.ptr[i], visit, arg);
+        }
+    } else if (o->type == MSGPACK_OBJECT_MAP) {
+        for (uint32_t i = 0; rc == 0 && i < o->via.map.size; i++) {
+            rc = walk(&o->via.map.ptr[i].val, visit, arg);
+        }
+    }
+    return rc;
+}
+
+/* The values of a message are its own, though readers see them as constant. */
+static int walk_message(struct ipc_message *m, int (*visit)(void *arg, msgpack_object *o),
+                        void *arg)
+{
+    const struct ipc_value *of = m->kind == IPC_RESPONSE ? m->result : m->params;
+    return of != NULL ? walk((msgpack_object *)object_of(of), visit, arg) : 0;
+}
+
+struct resolving {
+    ipc_find_fn find;
+    void *arg;
+};
+
+static int resolve(void *arg, msgpack_object *o)
+{
+    const struct resolving *r = arg;
+    struct ipc_handle h;
+    const uint8_t *data = NULL;
+    if (ipc_value_handle(value_of(o), &h) < 0) {
+        return 0;
+    }
+    int rc = h.bytes <= UINT32_MAX ? r->find(r->arg, &h, &data) : -EPROTO;
+    if (rc == 0) {
+        become_bin(o, data, (uint32_t)h.bytes);
+    }
+    return rc;
+}
+
+int ipc_message_resolve(struct ipc_message *m, ipc_find_fn find, void *arg)
+{
+    struct resolving r = {find, arg};
+    return walk_message(m, resolve, &r);
+}
+
+struct owning {
+    struct ipc_message *message;
+    const uint8_t *first;
+    uint64_t bytes;
+};
+
+static int own(void *arg, msgpack_object *o)
+{
+    const struct owning *w = arg;
+    if (o->type != MSGPACK_OBJECT_BIN || (const uint8_t *)o->via.bin.ptr < w->first ||
+        (const uint8_t *)o->via.bin.ptr >= w->first + w->bytes) {
+        return 0;
+    }
+    char *copy = ipc_message_alloc(w->message, o->via.bin.size + 1u);
+    if (copy == NULL) {
+        return -ENOMEM;
+    }
+    memcpy(copy, o->via.bin.ptr, o->via.bin.size);
+    o->via.bin.ptr = copy;
+    return 0;
+}
+
+int ipc_message_own(struct ipc_message *m, const uint8_t *first, uint64_t bytes)
+{
+    struct owning w = {m, first, bytes};
+    return walk_message(m, own, &w);
+}

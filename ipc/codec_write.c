@@ -171,16 +171,20 @@ void ipc_pack_tokens(struct ipc_buffer *b, const int32_t *ids, size_t count)
 /* data: (shape[0], ..., shape[n_dims - 1]), row-major, little-endian as this machine has it. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensors travel as they lie in memory");
 
-void ipc_pack_tensor_f32(struct ipc_buffer *b, const float *data, const uint64_t *shape,
-                         size_t n_dims)
+static uint64_t tensor_bytes(const uint64_t *shape, size_t n_dims)
 {
-    uint64_t bytes = sizeof(*data);
+    uint64_t bytes = sizeof(float);
     for (size_t i = 0; i < n_dims; i++) {
         if (__builtin_mul_overflow(bytes, shape[i], &bytes)) {
-            bytes = UINT64_MAX; /* packing the data will refuse it */
-            break;
+            return UINT64_MAX; /* packing the data will refuse it */
         }
     }
+    return bytes;
+}
+
+/* All of a tensor's map but the value of its last key. */
+static void begin_tensor(struct ipc_buffer *b, const uint64_t *shape, size_t n_dims)
+{
     ipc_pack_map(b, 4);
     ipc_pack_bin(b, "nd", 2);
     ipc_pack_bool(b, true);
@@ -192,7 +196,29 @@ void ipc_pack_tensor_f32(struct ipc_buffer *b, const float *data, const uint64_t
         ipc_pack_u64(b, shape[i]);
     }
     ipc_pack_bin(b, "data", 4);
-    ipc_pack_bin(b, data, bytes);
+}
+
+void ipc_pack_tensor_f32(struct ipc_buffer *b, const float *data, const uint64_t *shape,
+                         size_t n_dims)
+{
+    begin_tensor(b, shape, n_dims);
+    ipc_pack_bin(b, data, tensor_bytes(shape, n_dims));
+}
+
+void ipc_pack_handle(struct ipc_buffer *b, const struct ipc_handle *handle)
+{
+    ipc_pack_map(b, 2);
+    ipc_pack_str(b, "ring");
+    ipc_pack_u64(b, handle->offset);
+    ipc_pack_str(b, "bytes");
+    ipc_pack_u64(b, handle->bytes);
+}
+
+void ipc_pack_tensor_f32_by_handle(struct ipc_buffer *b, const struct ipc_handle *handle,
+                                   const uint64_t *shape, size_t n_dims)
+{
+    begin_tensor(b, shape, n_dims);
+    ipc_pack_handle(b, handle);
 }
 
 void ipc_pack_raw(struct ipc_buffer *b, const void *data, size_t bytes)

@@ -184,9 +184,42 @@ static void *alloc_items(const struct field_decoder *d, size_t count, size_t ite
     return ipc_message_alloc(d->message, (count > 0 ? count : 1) * item_bytes);
 }
 
+/* Binary: ids of 32 bits, little-endian as this machine has it. */
+static int decode_packed_tokens(const struct field_decoder *d, const struct ipc_value *v,
+                                struct proto_tokens *ret)
+{
+    struct proto_string s = {"", 0};
+    ipc_value_bytes(v, &s);
+    size_t count = s.bytes / sizeof(int32_t);
+    if (s.bytes % sizeof(int32_t) != 0) {
+        return REFUSE(d, "'%s': binary token ids have 4 bytes each; there are %zu bytes",
+                      d->field->name, s.bytes);
+    }
+    int rc = check_size(d, count);
+    if (rc < 0) {
+        return rc;
+    }
+    int32_t *ids = alloc_items(d, count, sizeof(*ids));
+    if (ids == NULL) {
+        return refuse_memory(d);
+    }
+    memcpy(ids, s.data, s.bytes);
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] < 0) {
+            return REFUSE(d, "'%s', item %zu: a token id must be 0 to %d", d->field->name, i,
+                          INT32_MAX);
+        }
+    }
+    *ret = (struct proto_tokens){ids, count};
+    return 0;
+}
+
 static int decode_tokens(const struct field_decoder *d, const struct ipc_value *v,
                          struct proto_tokens *ret)
 {
+    if (ipc_value_type(v) == IPC_BIN) {
+        return decode_packed_tokens(d, v, ret);
+    }
     size_t count = ipc_value_count(v);
     int rc = ipc_value_type(v) == IPC_ARRAY ? check_size(d, count) : refuse_type(d, v);
     if (rc < 0) {
@@ -299,8 +332,39 @@ static int decode_biases(const struct field_decoder *d, const struct ipc_value *
 
 /* ---- any field --------------------------------------------------------------------------- */
 
+/* A copy of what a handle names: the client may change the area at any time. */
+static int fetch(const struct field_decoder *d, const struct ipc_handle *h,
+                 const struct ipc_value **ret)
+{
+    struct ipc_message *m = d->message;
+    if (m->area_bytes == 0) {
+        return REFUSE(d, "'%s' is a handle, and the connection has no rings", d->field->name);
+    }
+    if (h->offset > m->area_bytes || h->bytes > m->area_bytes - h->offset ||
+        h->bytes > PROTO_FRAME_BYTES_MAX) {
+        return REFUSE(d,
+                      "'%s' is a handle of %" PRIu64 " bytes at %" PRIu64 "; the client's part of "
+                      "the data area has %" PRIu64 ", a value at most %u",
+                      d->field->name, h->bytes, h->offset, m->area_bytes, PROTO_FRAME_BYTES_MAX);
+    }
+    void *copy = ipc_message_alloc(m, h->bytes + 1);
+    if (copy == NULL) {
+        return refuse_memory(d);
+    }
+    memcpy(copy, m->area + h->offset, h->bytes);
+    *ret = ipc_message_make_bin(m, copy, (uint32_t)h->bytes);
+    return *ret != NULL ? 0 : refuse_memory(d);
+}
+
 int ipc_field_decode(const struct field_decoder *d, const struct ipc_value *v, void *ret_member)
 {
+    struct ipc_handle handle;
+    if (ipc_value_handle(v, &handle) == 0) {
+        int rc = fetch(d, &handle, &v);
+        if (rc < 0) {
+            return rc;
+        }
+    }
     switch (d->field->type) {
     case PROTO_BOOL:
         return decode_bool(d, v, ret_member);

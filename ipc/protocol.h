@@ -67,17 +67,17 @@ struct proto_biases {
 };
 
 /* Field types: (name, C type, what it is on the wire, what min and max bound). */
-#define GQA_FIELD_TYPES(T)                                        \
-    T(BOOL, bool, "boolean", "value")                             \
-    T(U32, uint32_t, "integer", "value")                          \
-    T(I32, int32_t, "integer", "value")                           \
-    T(U64, uint64_t, "integer", "value")                          \
-    T(F32, float, "number", "value")                              \
-    T(NAME, struct proto_string, "string without NUL", "bytes")   \
-    T(TEXT, struct proto_string, "string or binary", "bytes")     \
-    T(TOKENS, struct proto_tokens, "array of integers", "count")  \
-    T(STRINGS, struct proto_strings, "array of strings", "count") \
-    T(TEXTS, struct proto_strings, "array of texts", "count")     \
+#define GQA_FIELD_TYPES(T)                                                 \
+    T(BOOL, bool, "boolean", "value")                                      \
+    T(U32, uint32_t, "integer", "value")                                   \
+    T(I32, int32_t, "integer", "value")                                    \
+    T(U64, uint64_t, "integer", "value")                                   \
+    T(F32, float, "number", "value")                                       \
+    T(NAME, struct proto_string, "string without NUL", "bytes")            \
+    T(TEXT, struct proto_string, "string or binary", "bytes")              \
+    T(TOKENS, struct proto_tokens, "array of integers or binary", "count") \
+    T(STRINGS, struct proto_strings, "array of strings", "count")          \
+    T(TEXTS, struct proto_strings, "array of texts", "count")              \
     T(BIASES, struct proto_biases, "array of [token, bias]", "count")
 
 enum proto_field_type {

@@ -163,6 +163,22 @@ class RingClient(wire.Client):
             self.buffer += data
         return True
 
+    # ---- the data area: the client's part, then the daemon's
+
+    def data(self, tensor):
+        """A tensor's bytes, wherever they are."""
+        handle = tensor["data"]
+        if not isinstance(handle, dict):
+            return handle
+        first, n = handle["ring"], handle["bytes"]
+        assert self.about["in_bytes"] <= first and first + n <= len(self.area), handle
+        return self.area[first:first + n]
+
+    def give(self, *tensors):
+        offsets = [t["data"]["ring"] for t in tensors if isinstance(t["data"], dict)]
+        if offsets:
+            self.put(wire.pack([2, "$give", offsets]))
+
     # ---- what wire.Client does with it
 
     def send(self, method, params=None, id=None):

@@ -36,10 +36,15 @@ class RingCase(DaemonCase):
         return user
 
     def baseline(self):
+        """Once earlier tests' connections are gone, which their end does not wait for."""
+        wire.wait_until(lambda: self.user()["connections"] == 1, "only one connection is left")
+        return self.now_held()
+
+    def now_held(self):
         return self.fds(), self.user()["ring_bytes"], self.user()["fds"]
 
     def back_to(self, before):
-        wire.wait_until(lambda: self.baseline() == before, f"{before} descriptors, ring bytes and quota again")
+        wire.wait_until(lambda: self.now_held() == before, f"{before} descriptors, ring bytes and quota again")
         self.assertEqual(self.client.call("gqa.ping"), {})
 
 
@@ -68,7 +73,8 @@ class Calls(RingCase):
         for c in (self.client, self.connect_ring(), self.connect_ring(ring_bytes=4096)):
             id = c.send("text.logits", {"model": "tiny", "tokens": list(range(3, 103))})
             c.wait(id)
-            rows.append(b"".join(e["logits"]["data"] for e in c.events.pop(id)))
+            data = c.data if c is not self.client else lambda tensor: tensor["data"]
+            rows.append(b"".join(data(e["logits"]) for e in c.events.pop(id)))
             if c is not self.client:
                 c.close()
         self.assertEqual(len(rows[0]), 100 * self.client.call("model.info", {"model": "tiny"})["n_vocab"] * 4)
@@ -128,6 +134,75 @@ class Calls(RingCase):
                 self.assertEqual(c.wait(id), {})
             c.forget_ring()
             self.assertEqual(c.call("gqa.ping"), {})
+
+
+class Area(RingCase):
+    """Tensors and prompts beside the rings, named by handle."""
+    flags = ("--model", "tiny")
+
+    def logits(self, c, tokens):
+        id = c.send("text.logits", {"model": "tiny", "tokens": tokens})
+        c.wait(id)
+        return [e["logits"] for e in c.events.pop(id)]
+
+    def test_tensors_lie_there_until_they_are_given_back(self):
+        tokens = list(range(3, 203))
+        whole = b"".join(t["data"] for t in self.logits(self.client, tokens))
+        with self.connect_ring(out_bytes=len(whole) * 3 // 2 + 8192) as c:
+            for round in range(6):
+                tensors = self.logits(c, tokens)
+                self.assertEqual(b"".join(c.data(t) for t in tensors), whole)
+                by_handle = [t for t in tensors if isinstance(t["data"], dict)]
+                if round != 1:  # in which the first one's are still held, and there is no room for all
+                    self.assertEqual(len(by_handle), len(tensors))
+                else:
+                    self.assertLess(len(by_handle), len(tensors))
+                if round > 0:
+                    c.give(*tensors, *held)
+                held = tensors if round == 0 else []
+
+    def test_what_is_given_back_wrongly_harms_nobody(self):
+        with self.connect_ring() as c:
+            c.put(wire.pack([2, "$give", [0, 1, 64, 1 << 40, 0xFFFFFFFFFFFFFFFF, -1, "x", None]]))
+            c.put(wire.pack([2, "$give", []]))
+            tensors = self.logits(c, PROMPT * 10)
+            c.give(*tensors)
+            c.give(*tensors)
+            self.assertEqual(b"".join(c.data(t) for t in self.logits(c, PROMPT * 10)),
+                             b"".join(t["data"] for t in self.logits(self.client, PROMPT * 10)))
+        self.client.sock.sendall(wire.pack([2, "$give", [0]]))
+        self.assertEqual(self.client.call("gqa.ping"), {})
+
+    def test_prompts_by_handle(self):
+        with self.connect_ring() as c:
+            c.area[64:64 + 4 * len(PROMPT)] = struct.pack(f"<{len(PROMPT)}i", *PROMPT)
+            params = {"model": "tiny", "n_predict": 10, "ignore_eos": True, "temperature": 0}
+            want = self.client.generate(tokens=PROMPT, **params)["tokens"]
+            self.assertEqual(c.generate(tokens={"ring": 64, "bytes": 4 * len(PROMPT)}, **params)["tokens"], want)
+            text = b"Once upon a time"
+            c.area[4096:4096 + len(text)] = text
+            self.assertEqual(c.call("text.tokenize", {"model": "tiny", "text": {"ring": 4096, "bytes": len(text)}}),
+                             self.client.call("text.tokenize", {"model": "tiny", "text": text}))
+
+    def test_token_ids_may_be_binary(self):
+        params = {"model": "tiny", "n_predict": 10, "ignore_eos": True, "temperature": 0}
+        packed = struct.pack(f"<{len(PROMPT)}i", *PROMPT)
+        self.assertEqual(self.client.generate(tokens=packed, **params)["tokens"],
+                         self.client.generate(tokens=PROMPT, **params)["tokens"])
+        for bad, word in ((packed[:-1], "4 bytes"), (struct.pack("<i", -1), "token id")):
+            self.refused("INVALID_PARAMS", "text.detokenize", {"model": "tiny", "tokens": bad}, "tokens", word)
+
+    def test_handles_that_lead_outside(self):
+        with self.connect_ring(in_bytes=4096) as c:
+            for first, n in ((4096, 4), (0, 4100), (4093, 4), (1 << 63, 1 << 63), (0xFFFFFFFFFFFFFFFC, 8)):
+                with self.assertRaises(wire.Refused) as caught:
+                    c.call("text.detokenize", {"model": "tiny", "tokens": {"ring": first, "bytes": n}})
+                self.assertEqual(caught.exception.name, "INVALID_PARAMS")
+                for word in ("tokens", str(first), str(n), "4096"):
+                    self.assertIn(word, caught.exception.message)
+            self.assertEqual(c.call("gqa.ping"), {})
+        self.refused("INVALID_PARAMS", "text.detokenize", {"model": "tiny", "tokens": {"ring": 0, "bytes": 4}},
+                     "tokens", "no rings")
 
 
 class Refusals(RingCase):
@@ -260,7 +335,6 @@ class Hostile(RingCase):
             fcntl.fcntl(c.doorbell, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
             for _ in range(200):
                 os.eventfd_write(c.doorbell, 0xFFFFFFFFFFFFFFFE - 1)
-                os.eventfd_read(c.doorbell) if c.word(ring.DAEMON_WAIT) == 99 else None
                 self.assertEqual(self.client.call("gqa.ping"), {})
             self.assertEqual(c.call("gqa.ping"), {})
 

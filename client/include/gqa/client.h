@@ -293,6 +293,19 @@ int gqa_params_strings(struct gqa_params *p, const char *key, const char *const 
 int gqa_params_biases(struct gqa_params *p, const char *key, const int32_t *ids,
                       const float *biases, size_t count);
 
+/* Parameters in shared memory, for connections with rings: the program writes token ids (int32_t)
+ * or text where the daemon reads them, and the request only names the place.
+ * gqa_shared_take(): *ret is bytes of memory, aligned to 64, the program's until it gives them back
+ * or the connection is closed or opened again. -ENOTSUP: there are no rings; -ENOSPC: no room (see
+ * ring_in_bytes), or 256 places are taken.
+ * gqa_params_shared(): bytes at data, anywhere inside of such memory, are the value of key, whose
+ * parameter is token ids or text. Only for calls of that connection g. What lies there must stay as
+ * it is until the call has ended or its first event has come. -EINVAL: not inside. */
+int gqa_shared_take(struct gqa *g, size_t bytes, void **ret);
+int gqa_shared_give(struct gqa *g, void *data); /* -ENOENT: nothing was taken there */
+int gqa_params_shared(struct gqa_params *p, const char *key, const struct gqa *g, const void *data,
+                      size_t bytes);
+
 /* ---- values ----------------------------------------------------------------------------------
  * Readers accept NULL (an absent value), so that they can be nested:
  *   gqa_value_u64(gqa_value_get(result, "n_cached"), &n)
@@ -334,7 +347,10 @@ struct gqa_tensor_view {
     size_t type_bytes;
     size_t n_dims;
     uint64_t shape[8];
-    const void *data; /* not aligned: copy before use */
+    /* Not aligned: copy before use. Of a connection with rings a large tensor may lie in shared
+     * memory, aligned to 64; it lives as long as its message all the same: until the callback
+     * returns, or in a reply, which has a copy. */
+    const void *data;
     size_t bytes;
 };
 /* -EINVAL where v is not a tensor of four-byte floats ("<f4") whose data has the size that its

@@ -144,8 +144,8 @@ static void sleep_until_rung(struct end *e, uint32_t wait, bool to_put)
     ring_wait_for(&e->map.control->daemon_wait, RING_WAIT_NOTHING);
 }
 
-/* The next request's id; the frame stays in e. */
-static uint32_t take_request(struct end *e)
+/* The next message, whose bytes stay in e. */
+static struct ipc_message take_message(struct end *e)
 {
     struct ipc_scanner scanner;
     struct ipc_message m;
@@ -178,10 +178,19 @@ static uint32_t take_request(struct end *e)
     }
     ring_in_publish(&e->in);
     wake(e, RING_WAIT_ROOM);
-    if (ipc_message_parse(e->frame, e->frame_bytes, &m, &id) < 0 || m.kind != IPC_REQUEST) {
+    if (ipc_message_parse(e->frame, e->frame_bytes, &m, &id) < 0) {
         _exit(9);
     }
-    id = m.id;
+    return m;
+}
+
+static uint32_t take_request(struct end *e)
+{
+    struct ipc_message m = take_message(e);
+    uint32_t id = m.id;
+    if (m.kind != IPC_REQUEST) {
+        _exit(9);
+    }
     ipc_message_finish(&m);
     return id;
 }
@@ -426,4 +435,110 @@ Test(ring, a_daemon_that_dies_or_lies_ends_the_calls_once)
         gqa_close(g);
         cr_assert_eq(peer_finish(pid), 0);
     }
+}
+
+/* ---- the data area ----------------------------------------------------------------------- */
+
+#define N_ROWS 8u
+
+/* Answers with an event and a result that name the same tensor, and expects it back twice. */
+static void lends(int fd, void *arg)
+{
+    const uint64_t shape[2] = {N_ROWS, 4};
+    const struct ipc_handle handle = {4096 + 64, N_ROWS * 4 * sizeof(float)};
+    struct end e;
+    open_rings(&e, fd, WELL);
+    uint32_t id = take_request(&e);
+    for (unsigned i = 0; i < N_ROWS * 4; i++) {
+        ((float *)(e.map.data + handle.offset))[i] = (float)i;
+    }
+    for (int last = 0; last < 2; last++) {
+        struct ipc_buffer b;
+        ipc_buffer_init(&b);
+        if (last) {
+            ipc_pack_response_ok(&b, id);
+        } else {
+            ipc_pack_event(&b, id, 0);
+        }
+        ipc_pack_map(&b, 1);
+        ipc_pack_str(&b, "rows");
+        ipc_pack_tensor_f32_by_handle(&b, &handle, shape, 2);
+        put(&e, &b);
+        struct ipc_message m = take_message(&e);
+        uint64_t offset = 0;
+        if (m.kind != IPC_NOTIFICATION || memcmp(m.method.data, "$give", m.method.bytes) != 0 ||
+            ipc_value_count(m.params) != 1 ||
+            ipc_value_u64(ipc_value_at(m.params, 0), &offset) < 0 || offset != handle.offset) {
+            _exit(11);
+        }
+        ipc_message_finish(&m);
+        if (last) { /* what was given back is somebody else's */
+            memset(e.map.data + handle.offset, 0xff, handle.bytes);
+        }
+    }
+    take_request(&e); /* until the client leaves */
+}
+
+static void expect_rows(const struct gqa_value *map)
+{
+    struct gqa_tensor_view t;
+    cr_assert_eq(gqa_value_tensor_f32(gqa_value_get(map, "rows"), &t), 0);
+    cr_assert_eq(t.bytes, N_ROWS * 4 * sizeof(float));
+    for (unsigned i = 0; i < N_ROWS * 4; i++) {
+        float value;
+        memcpy(&value, (const char *)t.data + i * sizeof(value), sizeof(value));
+        cr_assert_eq(value, (float)i);
+    }
+}
+
+static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
+{
+    expect_rows(event);
+    ++*(int *)arg;
+}
+
+Test(ring, tensors_are_read_in_place_and_given_back)
+{
+    struct gqa *g = NULL;
+    struct gqa_reply *reply;
+    pid_t pid;
+    int n_events = 0;
+    const struct gqa_call_options o = {
+        .struct_size = sizeof(o), .event = on_rows, .arg = &n_events};
+    cr_assert_eq(connect_to(lends, NULL, GQA_F_SHM, 0, &pid, &g), 0);
+    cr_assert_eq(gqa_call(g, "text.logits", NULL, &o, &reply, NULL), 0);
+    cr_assert_eq(n_events, 1);
+    expect_rows(gqa_reply_value(reply));
+    gqa_close(g);
+    cr_assert_eq(peer_finish(pid), 0);
+    expect_rows(gqa_reply_value(reply)); /* a copy of its own */
+    gqa_reply_destroy(reply);
+}
+
+Test(ring, parameters_lie_in_shared_memory)
+{
+    static const char text[] = {(char)0x82, (char)0xa4, 'r', 'i', 'n', 'g', 64};
+    struct gqa *g = NULL;
+    struct gqa_params *p;
+    struct gqa_reply *reply;
+    void *first, *second, *none;
+    pid_t pid;
+    cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, 0, &pid, &g), 0);
+    cr_assert_eq(gqa_shared_take(g, 10, &first), 0);
+    cr_assert_eq(gqa_shared_take(g, 100, &second), 0);
+    cr_assert_eq(gqa_shared_take(g, 4096, &none), -ENOSPC);
+    cr_assert_eq((char *)second - (char *)first, 64);
+    cr_assert_eq(gqa_params_create(&p), 0);
+    cr_assert_eq(gqa_params_shared(p, "tokens", g, second, 100), 0);
+    cr_assert_eq(gqa_call(g, "echo", p, NULL, &reply, NULL), 0);
+    expect_echo(gqa_reply_value(reply), text, sizeof(text));
+    gqa_reply_destroy(reply);
+    cr_assert_eq(gqa_params_shared(p, "other", g, p, 4), -EINVAL, "not in the area");
+    gqa_params_destroy(p);
+    cr_assert_eq(gqa_shared_give(g, second), 0);
+    cr_assert_eq(gqa_shared_give(g, second), -ENOENT);
+    cr_assert_eq(gqa_shared_give(g, g), -ENOENT);
+    cr_assert_eq(gqa_shared_take(g, 4096 - 64, &second), 0);
+    gqa_close(g);
+    cr_assert_eq(peer_finish(pid), 0);
 }

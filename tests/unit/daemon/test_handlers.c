@@ -17,6 +17,8 @@ struct client {
     size_t seen; /* bytes of out that next() has read */
     unsigned n_resumed, n_broken;
     struct ring_sizes opened;
+    bool area_taken;
+    float area[4096];
     struct ipc_message message;
 };
 
@@ -46,7 +48,27 @@ static int close_ring(struct caller *c, struct ipc_error *e)
     return -ENOENT;
 }
 
-static const struct caller_sink sink = {written, resumed, broken, open_ring, close_ring};
+/* Room for one tensor at a time. */
+static int take_area(struct caller *caller, uint64_t bytes, struct ipc_handle *ret, void **ret_data)
+{
+    struct client *c = (struct client *)caller;
+    if (c->area_taken || bytes > sizeof(c->area)) {
+        return -ENOSPC;
+    }
+    c->area_taken = true;
+    *ret = (struct ipc_handle){.offset = 64, .bytes = bytes};
+    *ret_data = c->area;
+    return 0;
+}
+
+static void give_area(struct caller *c, uint64_t offset)
+{
+    cr_assert_eq(offset, 64);
+    ((struct client *)c)->area_taken = false;
+}
+
+static const struct caller_sink sink = {written,    resumed,   broken,   open_ring,
+                                        close_ring, take_area, give_area};
 
 static struct client *client_create(uid_t uid)
 {
