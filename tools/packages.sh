@@ -2,7 +2,7 @@
 # how to install what is missing. Offline, nothing is asked of the network when all are there.
 
 packages_build="gcc pkg-config meson ninja-build libc6-dev libuv1-dev liburing-dev libmsgpack-dev
-    libconfuse-dev libpcre2-dev libutf8proc-dev libjansson-dev libxxhash-dev libsystemd-dev scdoc"
+    libconfuse-dev libpcre2-dev libutf8proc-dev libjansson-dev libxxhash-dev libsystemd-dev libncurses-dev scdoc"
 packages_test="libcriterion-dev libsimde-dev clang clang-format libclang-rt-14-dev python3 systemd
     procps g++ man-db"
 

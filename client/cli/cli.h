@@ -55,6 +55,7 @@ int cli_eval_longgen(struct cli *c, int argc, char **argv);
 int cli_verb_logits(struct cli *c, int argc, char **argv);
 int cli_verb_perplexity(struct cli *c, int argc, char **argv);
 int cli_verb_ping(struct cli *c, int argc, char **argv);
+int cli_verb_top(struct cli *c, int argc, char **argv);
 int cli_verb_info(struct cli *c, int argc, char **argv);
 int cli_verb_kv(struct cli *c, int argc, char **argv);
 int cli_verb_backend(struct cli *c, int argc, char **argv);
@@ -173,6 +174,8 @@ int cli_start(struct cli *c, struct cli_call *call, const char *method, struct g
  * standard output that cannot be written; the second ends the process. */
 void cli_finish(struct cli *c, struct cli_call *calls, size_t n_calls);
 bool cli_interrupted(void);
+/* Sleeps for so long, or until fd (-1: none) can be read or a signal comes. */
+void cli_wait_input(int fd, double seconds);
 
 /* Prints a failed call's reason and returns its exit code; CLI_OK for one that succeeded. */
 int cli_report(const struct cli_call *call);

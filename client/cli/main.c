@@ -22,6 +22,7 @@ static const struct cli_verb verbs[] = {
     {"kv", cli_verb_kv, "what is kept of prompts: list, pin, drop, purge, export, import"},
     {"backend", cli_verb_backend, "backends and what they can do here"},
     {"ping", cli_verb_ping, "measure the daemon's latency"},
+    {"top", cli_verb_top, "what the daemon does, for whom, and how fast, all the time"},
     {"info", cli_verb_info, "about the daemon"},
     {"call", cli_verb_call, "any method, with params as JSON"},
     {"stop", cli_verb_stop, "drain the daemon: running work ends, then it exits"},

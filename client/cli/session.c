@@ -191,6 +191,14 @@ static void wait_open_to_signals(struct cli *c)
     ppoll(&p, 1, &t, &mask_outside);
 }
 
+void cli_wait_input(int fd, double seconds)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    struct timespec t = {.tv_sec = seconds > 0 ? (time_t)seconds : 0};
+    t.tv_nsec = seconds > 0 ? (long)((seconds - (double)t.tv_sec) * 1e9) : 0;
+    ppoll(&p, 1, &t, &mask_outside);
+}
+
 void cli_finish(struct cli *c, struct cli_call *calls, size_t n_calls)
 {
     bool cancelled = false;

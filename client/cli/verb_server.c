@@ -56,16 +56,35 @@ int cli_verb_ping(struct cli *c, int argc, char **argv)
 
 /* ---- info -------------------------------------------------------------------------------- */
 
-int cli_verb_info(struct cli *c, int argc, char **argv)
+struct info {
+    double watch_s;  /* 0: once */
+    uint64_t n_left; /* with watch_s; 0: without end */
+};
+
+static error_t parse_info(int key, char *arg, struct argp_state *state)
 {
-    static const struct argp argp = {.doc = "Tells about the daemon: versions, limits, counters, "
-                                            "backends."};
-    json_t *stats = NULL, *backends = NULL;
-    cli_parse(c, &argp, argc, argv, NULL);
-    int code = cli_connect(c);
-    if (code == CLI_OK) {
-        code = cli_call(c, "server.stats", NULL, NULL, NULL, &stats);
+    struct info *info = state->input;
+    char *end;
+    switch (key) {
+    case 'w':
+        info->watch_s = arg != NULL ? strtod(arg, &end) : 1;
+        if (arg != NULL &&
+            (end == arg || *end != '\0' || !(info->watch_s >= 0.1) || info->watch_s > 3600)) {
+            cli_usage(state, "--watch: '%s' is no number from 0.1 to 3600", arg);
+        }
+        return 0;
+    case 'c':
+        info->n_left = cli_number(state, "count", arg, 1, PINGS_MAX);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
+}
+
+static int tell_info(struct cli *c, bool again)
+{
+    json_t *stats = NULL, *backends = NULL;
+    int code = cli_call(c, "server.stats", NULL, NULL, NULL, &stats);
     if (code == CLI_OK) {
         code = cli_call(c, "backend.list", NULL, NULL, NULL, &backends);
     }
@@ -78,11 +97,39 @@ int cli_verb_info(struct cli *c, int argc, char **argv)
     json_object_set_new(info, "stats", stats);
     json_object_update_new(info, backends);
     if (c->json) {
-        return cli_print_json(info);
+        return again ? cli_print_json_line(info) : cli_print_json(info);
     }
+    fputs(again && cli_fancy(stdout) ? "\033[H\033[2J" : "", stdout);
     cli_print_tree(info, 0);
     json_decref(info);
     return CLI_OK;
+}
+
+int cli_verb_info(struct cli *c, int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"watch", 'w', "SECONDS", OPTION_ARG_OPTIONAL, "Again and again, every so often (1)", 5},
+        {"count", 'c', "N", 0, "With --watch: so many times (endless)", 5},
+        {0}};
+    static const struct argp argp = {.options = options,
+                                     .parser = parse_info,
+                                     .doc = "Tells about the daemon: versions, limits, counters, "
+                                            "backends."};
+    struct info info = {0};
+    cli_parse(c, &argp, argc, argv, &info);
+    int code = cli_connect(c);
+    while (code == CLI_OK) {
+        code = tell_info(c, info.watch_s > 0);
+        if (info.watch_s <= 0 || --info.n_left == 0 || code != CLI_OK) {
+            break;
+        }
+        fflush(stdout);
+        cli_wait_input(-1, info.watch_s);
+        if (cli_interrupted() || ferror(stdout)) {
+            return CLI_INTERRUPTED;
+        }
+    }
+    return code;
 }
 
 /* ---- stop -------------------------------------------------------------------------------- */

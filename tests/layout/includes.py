@@ -54,6 +54,7 @@ LIBRARIES = {
     "utf8proc.h": ["daemon/model/tokenizer_wordpiece"],
     "jansson.h": ["client/cli/", "daemon/model/grammar_schema", "tools/convert/",
                   "tools/plugin-check/", "tests/"],
+    "curses.h": ["client/cli/top_screen"],
     "systemd/": ["daemon/log", "daemon/notify", "daemon/server"],
     "argp.h": ["daemon/", "client/cli/", "tools/", "tests/"],
 }
