@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -20,7 +21,9 @@ static void die(const char *what)
     exit(3);
 }
 
-/* ---- life -------------------------------------------------------------------------------- */
+/* ---- life
+ * --------------------------------------------------------------------------------
+ */
 
 static void become(long uid)
 {
@@ -28,6 +31,7 @@ static void become(long uid)
                      setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0)) {
         die("setresuid");
     }
+    prctl(PR_SET_DUMPABLE, 1); /* or the leak sanitizer could not look */
 }
 
 void attack_begin(struct attack *a, int argc, char **argv)
@@ -65,7 +69,9 @@ int attack_report(bool right, const char *format, ...)
     return right ? 0 : 1;
 }
 
-/* ---- sending ----------------------------------------------------------------------------- */
+/* ---- sending
+ * -----------------------------------------------------------------------------
+ */
 
 int attack_connect(const struct attack *a)
 {
@@ -152,7 +158,9 @@ void attack_pack_cancel(struct ipc_buffer *b, uint32_t id)
     ipc_pack_u64(b, id);
 }
 
-/* ---- reading ----------------------------------------------------------------------------- */
+/* ---- reading
+ * -----------------------------------------------------------------------------
+ */
 
 void attack_reader_finish(struct attack_reader *r)
 {
@@ -182,25 +190,27 @@ static ssize_t read_more(struct attack_reader *r)
 
 int attack_read(struct attack_reader *r, struct ipc_message *ret)
 {
-    memmove(r->data, r->data + r->consumed, r->bytes - r->consumed);
-    r->bytes -= r->consumed;
-    r->consumed = 0;
     size_t scanned = 0, used = 0;
+    if (r->consumed > 0) {
+        memmove(r->data, r->data + r->consumed, r->bytes - r->consumed);
+        r->bytes -= r->consumed;
+        r->consumed = 0;
+    }
     struct ipc_scanner scanner;
     uint32_t id;
     ipc_scanner_init(&scanner, PROTO_FRAME_BYTES_MAX);
     for (;;) {
+        if (r->bytes == scanned && read_more(r) == 0) {
+            return 0;
+        }
         int ended = ipc_scanner_feed(&scanner, r->data + scanned, r->bytes - scanned, &used);
-        scanned += used;
+        scanned = ended == 0 ? r->bytes : scanned + used;
         if (ended < 0) {
             errno = -ended;
             die("the daemon sent nonsense");
         }
         if (ended > 0) {
             break;
-        }
-        if (read_more(r) == 0) {
-            return 0;
         }
     }
     r->consumed = scanned;

@@ -1,15 +1,17 @@
-/* Cancel storms: calls that are cancelled before they are read, while they run, many times over and
- * after they have ended. Each of them gets exactly one answer. COUNT calls at a time. */
+/* Cancel storms: calls that are cancelled before they are read, while they run,
+ * many times over and after they have ended. Each of them gets exactly one
+ * answer. COUNT calls at a time. */
 #include "tests/stress/hostile/attack.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* A generation of some samples or, now and then, a text that the task pool tokenises. Answers that
- * are not read while more is sent must not amount to what congests a connection. */
+/* A generation of some samples or, now and then, a text that the task pool
+ * tokenises. Answers that are not read while more is sent must not amount to
+ * what congests a connection. */
 static void pack_call(struct ipc_buffer *b, uint32_t id)
 {
-    static char text[100000];
+    static char text[50000];
     if (id % 20 != 0) {
         attack_pack_generate(b, id, 1 + id % 300, 2000, 1 + id % 3);
         return;
@@ -23,7 +25,8 @@ static void pack_call(struct ipc_buffer *b, uint32_t id)
     ipc_pack_text(b, text, sizeof(text));
 }
 
-/* Sends the calls and their cancellations, `times` for each; before and behind them. */
+/* Sends the calls and their cancellations, `times` for each; before and behind
+ * them. */
 static bool send_storm(int fd, uint32_t first, unsigned count, unsigned times)
 {
     struct ipc_buffer b;
@@ -40,7 +43,8 @@ static bool send_storm(int fd, uint32_t first, unsigned count, unsigned times)
     return attack_send_buffer(fd, &b);
 }
 
-/* Takes in one answer to each call; false where one comes twice or is of no call. */
+/* Takes in one answer to each call; false where one comes twice or is of no
+ * call. */
 static bool take_answers(struct attack_reader *r, uint32_t first, unsigned count)
 {
     struct ipc_message m;

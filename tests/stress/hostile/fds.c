@@ -1,5 +1,6 @@
-/* Descriptors sent to the daemon, as many as a message takes, with good messages, with pieces of
- * messages and again and again on COUNT connections at once. Every sender is dropped. */
+/* Descriptors sent to the daemon, as many as a message takes, with good
+ * messages, with pieces of messages and again and again on COUNT connections at
+ * once. Every sender is dropped. */
 #include "tests/stress/hostile/attack.h"
 
 #include <errno.h>
@@ -30,7 +31,8 @@ static bool send_fds(int fd, int passed, unsigned n, const void *data, size_t by
     for (unsigned i = 0; i < n; i++) {
         memcpy(CMSG_DATA(c) + i * sizeof(int), &passed, sizeof(int));
     }
-    /* ETOOMANYREFS: the kernel's own bound on descriptors in flight; a dropped peer is the aim. */
+    /* ETOOMANYREFS: the kernel's own bound on descriptors in flight; a dropped
+     * peer is the aim. */
     return sendmsg(fd, &m, MSG_NOSIGNAL) >= 0 || errno == EPIPE || errno == ECONNRESET ||
            errno == ETOOMANYREFS;
 }

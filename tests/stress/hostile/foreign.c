@@ -1,5 +1,6 @@
-/* Ids that belong to somebody else: one connection generates, COUNT others name its calls, and
- * calls that never were, in every message that takes an id. Nothing of that reaches the call. */
+/* Ids that belong to somebody else: one connection generates, COUNT others name
+ * its calls, and calls that never were, in every message that takes an id.
+ * Nothing of that reaches the call. */
 #include "tests/stress/hostile/attack.h"
 
 #include <stdlib.h>
@@ -19,7 +20,8 @@ static void pack_names(void)
     attack_pack_cancel(&names, UINT32_MAX);
 }
 
-/* Whether the victim's generation came whole, while the others did what they do. */
+/* Whether the victim's generation came whole, while the others did what they
+ * do. */
 static bool generates(struct attack_reader *victim, uint32_t id, const int *others, unsigned n)
 {
     struct ipc_buffer b;

@@ -1,5 +1,6 @@
-/* Frames that are no frames: giants that are only announced, giants that come, nests, types that
- * there are not, noise. Each on a connection of its own, COUNT at a time; every one is cut. */
+/* Frames that are no frames: giants that are only announced, giants that come,
+ * nests, types that there are not, noise. Each on a connection of its own,
+ * COUNT at a time; every one is cut. */
 #include "tests/stress/hostile/attack.h"
 
 #include <stdlib.h>

@@ -1,6 +1,7 @@
-/* Connections that take up room and do nothing useful, COUNT of them at once. As many as are cut
- * come again; those that the daemon is to cut go on until it has cut as many. What they are is this
- * program's name: silent, half, stalled, idle. */
+/* Connections that take up room and do nothing useful, COUNT of them at once.
+ * As many as are cut come again; those that the daemon is to cut go on until it
+ * has cut as many. What they are is this program's name: silent, half, stalled,
+ * idle. */
 #include "tests/stress/hostile/attack.h"
 
 #include <errno.h>
@@ -19,7 +20,8 @@ static int open_silent(unsigned i)
     return attack_connect(attack);
 }
 
-/* Begins a hello and does not end it; every third one has closed its own end. */
+/* Begins a hello and does not end it; every third one has closed its own end.
+ */
 static int open_half(unsigned i)
 {
     struct ipc_buffer b;
@@ -34,7 +36,8 @@ static int open_half(unsigned i)
     return fd;
 }
 
-/* Asks for more than its socket holds, and reads none of it. Every 50th generates too. */
+/* Asks for more than its socket holds, and reads none of it. Every 50th
+ * generates too. */
 static int open_stalled(unsigned i)
 {
     struct ipc_buffer b;
@@ -79,7 +82,8 @@ static const struct kind {
     {"idle", open_idle, false},
 };
 
-/* Opens again those that were cut. What a stalled one was sent stays where it is. */
+/* Opens again those that were cut. What a stalled one was sent stays where it
+ * is. */
 static void reopen(const struct kind *kind, struct pollfd *fds)
 {
     for (unsigned i = 0; i < attack->count; i++) {

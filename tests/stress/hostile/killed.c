@@ -1,5 +1,6 @@
-/* Clients that are killed with SIGKILL, in every state that a client can be in: COUNT cycles of
- * fork, connect, reach the state, die. Several die at the same time. */
+/* Clients that are killed with SIGKILL, in every state that a client can be in:
+ * COUNT cycles of fork, connect, reach the state, die. Several die at the same
+ * time. */
 #include "tests/stress/hostile/attack.h"
 
 #include <errno.h>
@@ -37,7 +38,9 @@ static void ask(struct attack_reader *r, uint32_t n_prompt, uint32_t n_predict, 
     attack_send_buffer(r->fd, &b);
 }
 
-/* ---- states ------------------------------------------------------------------------------ */
+/* ---- states
+ * ------------------------------------------------------------------------------
+ */
 
 static void connected(struct attack_reader *r)
 {
@@ -197,7 +200,9 @@ static const struct state {
 };
 #define N_STATES (sizeof(states) / sizeof(states[0]))
 
-/* ---- cycles ------------------------------------------------------------------------------ */
+/* ---- cycles
+ * ------------------------------------------------------------------------------
+ */
 
 static void live_and_die(const struct state *state)
 {

@@ -1,5 +1,6 @@
-/* Somebody who has nothing to do with it: calls gqa.ping all the time, and a short generation with
- * every 50th, and tells how long the pings took. COUNT is not used. */
+/* Somebody who has nothing to do with it: calls gqa.ping all the time, and a
+ * short generation with every 50th, and tells how long the pings took. COUNT is
+ * not used. */
 #include "tests/stress/hostile/attack.h"
 
 #include <stdlib.h>
@@ -68,11 +69,11 @@ int main(int argc, char **argv)
     }
     qsort(us, n, sizeof(*us), compare);
     attack_reader_finish(&r);
-    attack_report(
-        n_failed == 0 && n > 0,
-        "{\"calls\": %u, \"failed\": %u, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}", n,
-        n_failed, n > 0 ? (double)us[n / 2] : 0, n > 0 ? (double)us[n - 1 - n / 100] : 0,
-        n > 0 ? (double)us[n - 1] : 0);
+    attack_report(n_failed == 0 && n > 0,
+                  "{\"calls\": %u, \"failed\": %u, \"p50_us\": %.1f, \"p99_us\": "
+                  "%.1f, \"max_us\": %.1f}",
+                  n, n_failed, n > 0 ? (double)us[n / 2] : 0,
+                  n > 0 ? (double)us[n - 1 - n / 100] : 0, n > 0 ? (double)us[n - 1] : 0);
     free(us);
     return n_failed == 0 && n > 0 ? 0 : 1;
 }
