@@ -276,7 +276,7 @@ class Memory(RingCase):
 class Hostile(RingCase):
     """A client may do to the shared bytes what it likes: it is cut, or ignored, and nobody else notices."""
     flags = ("--model", "tiny")
-    config = "reader_timeout_ms = 700\npaused_timeout_ms = 300\n"
+    config = "reader_timeout_ms = 1500\n"
 
     def cut(self, harm, what):
         before = self.baseline()

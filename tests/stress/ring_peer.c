@@ -162,7 +162,7 @@ static void start_daemon(void)
     s.host.service = s.service;
     s.host.quotas = &s.quotas;
     s.host.scratch = malloc(PEER_SCRATCH_BYTES);
-    s.host.handshake_ns = s.host.reader_timeout_ns = s.host.paused_timeout_ns = 300000000;
+    s.host.handshake_ns = s.host.reader_timeout_ns = s.host.paused_timeout_ns = 60000000000u;
     s.host.ring_poll_ns = 50000;
     s.host.has_idle_core = core_is_idle;
     s.host.on_closed = peer_left;
