@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 from cli import GQA, TIMEOUT_S, Outcome, Tool, assert_one_line, read_f32, write_json
 from harness import Daemon, Folder, main, synth
 
-RUN_KEYS = {"text", "tokens", "finish", "n_prompt", "n_cached", "n_generated", "seed", "timings", "cache"}
+RUN_KEYS = {"text", "tokens", "finish", "n_prompt", "n_cached", "n_generated", "seed", "kv", "timings", "cache"}
 TIMING_KEYS = {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms", "prompt_per_second",
                "predicted_per_second", "prefill_ms", "decode_ms", "sampling_ms", "delivery_ms", "steps",
                "n_preempted"}
