@@ -42,6 +42,13 @@ static bool check_embed(struct call *call)
                   p->has_tokens ? "tokens" : "inputs");
         return false;
     }
+    if (p->has_kv_policy &&
+        (p->kv_policy.bytes != 4 || memcmp(p->kv_policy.data, "full", 4) != 0)) {
+        call_fail(call, PROTO_E_INVALID_PARAMS,
+                  "'kv_policy' is '%.*s'; embeddings are of the whole text: only full",
+                  (int)p->kv_policy.bytes, p->kv_policy.data);
+        return false;
+    }
     if (!p->normalize && p->has_embd_normalize && p->embd_normalize != EMBEDDING_NORM_NONE) {
         call_fail(call, PROTO_E_INVALID_PARAMS,
                   "'normalize' is false, but 'embd_normalize' is %d: they contradict each other",

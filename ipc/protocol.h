@@ -232,6 +232,7 @@ enum proto_field_type {
       "by which norm: -1 none, 0 largest value to 32760, 1 taxicab, 2 euclidean, p")             \
     F(TEXT, query, OPTIONAL, 0, PROTO_TEXT_BYTES_MAX, 0, "rank: what the texts are to answer")   \
     F(U32, n_dims, OPTIONAL, 0, 1u << 17, 0, "only the first so many dimensions; 0: all")        \
+    F(NAME, kv_policy, OPTIONAL, 1, 16, 0, "full: a vector is of the whole text")                \
     F(BOOL, cache_prompt, OPTIONAL, 0, 1, 1, "take cached KV blocks, and leave one's own")       \
     GQA_FIELDS_SCHEDULING(F)
 

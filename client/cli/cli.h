@@ -52,6 +52,7 @@ int cli_verb_detokenize(struct cli *c, int argc, char **argv);
 int cli_verb_embed(struct cli *c, int argc, char **argv);
 int cli_verb_eval(struct cli *c, int argc, char **argv);
 int cli_eval_longgen(struct cli *c, int argc, char **argv);
+int cli_eval_needle(struct cli *c, int argc, char **argv);
 int cli_verb_logits(struct cli *c, int argc, char **argv);
 int cli_verb_perplexity(struct cli *c, int argc, char **argv);
 int cli_verb_ping(struct cli *c, int argc, char **argv);
@@ -226,6 +227,12 @@ struct cli_prompt {
 /* Adds "prompt" or "tokens" to params. With nothing given, reads standard input unless that is a
  * terminal. Prints and returns an exit code. */
 int cli_prompt_params(const struct cli_prompt *prompt, struct gqa_params *params);
+
+/* ---- tokenise.c ------------------------------------------------------------------------------ */
+
+/* A text's ids; control tokens written in it are plain text. *ret_ids is the caller's (free). */
+int cli_tokenise(struct cli *c, const char *model, const char *text, size_t bytes, bool add_special,
+                 int32_t **ret_ids, size_t *ret_count);
 
 /* ---- format.c -------------------------------------------------------------------------------- */
 

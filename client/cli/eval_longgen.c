@@ -78,30 +78,22 @@ static void fill_random(struct longgen *x)
 static int fill_text(struct cli *c, struct longgen *x)
 {
     char *text;
-    size_t bytes;
-    json_t *result = NULL;
+    size_t bytes, n = 0;
+    int32_t *ids = NULL;
     int code = cli_read_file(x->file, &text, &bytes);
     if (code != CLI_OK) {
         return code;
     }
-    struct gqa_params *p = cli_model_params(x->load.model);
-    gqa_params_text(p, "text", text, bytes);
-    gqa_params_bool(p, "parse_special", false);
+    code = cli_tokenise(c, x->load.model, text, bytes, true, &ids, &n);
     free(text);
-    code = cli_call(c, "text.tokenize", p, NULL, NULL, &result);
-    if (code != CLI_OK) {
-        return code;
-    }
-    const json_t *tokens = json_object_get(result, "tokens");
-    size_t n = json_array_size(tokens);
-    if (n < x->depth) {
+    if (code == CLI_OK && n < x->depth) {
         code = cli_error(EX_DATAERR, "%s: %zu tokens are less than the depth of %u (-d)", x->file,
                          n, x->depth);
     }
-    for (uint32_t i = 0; code == CLI_OK && i < x->depth; i++) {
-        x->ids[i] = (int32_t)json_integer_value(json_array_get(tokens, i));
+    if (code == CLI_OK) {
+        memcpy(x->ids, ids, x->depth * sizeof(*ids));
     }
-    json_decref(result);
+    free(ids);
     return code;
 }
 

@@ -77,33 +77,6 @@ static int bad_line(const struct eval *e, const char *why)
 
 /* ---- scores ------------------------------------------------------------------------------ */
 
-/* The ids of a text; *ret_ids is the caller's (free). */
-static int tokenise(struct cli *c, const struct eval *e, const char *text, size_t bytes,
-                    int32_t **ret_ids, size_t *ret_count)
-{
-    struct gqa_params *p = cli_model_params(e->load.model);
-    json_t *result = NULL;
-    gqa_params_text(p, "text", text, bytes);
-    gqa_params_bool(p, "parse_special", false);
-    int code = cli_call(c, "text.tokenize", p, NULL, NULL, &result);
-    if (code != CLI_OK) {
-        return code;
-    }
-    const json_t *tokens = json_object_get(result, "tokens");
-    size_t n = json_array_size(tokens);
-    int32_t *ids = calloc(n + 1, sizeof(*ids));
-    for (size_t i = 0; ids != NULL && i < n; i++) {
-        ids[i] = (int32_t)json_integer_value(json_array_get(tokens, i));
-    }
-    json_decref(result);
-    if (ids == NULL) {
-        return cli_error(EX_OSERR, "eval: no memory");
-    }
-    *ret_ids = ids;
-    *ret_count = n;
-    return CLI_OK;
-}
-
 /* Row i of logprobs is the log-probability of token i + 1 after tokens 0..i. */
 static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
 {
@@ -159,7 +132,7 @@ static int score_choice(struct cli *c, const struct eval *e, const json_t *conte
     }
     memcpy(text, json_string_value(context), head);
     memcpy(text + head, json_string_value(choice), tail + 1);
-    int code = tokenise(c, e, text, head + tail, &ids, &n);
+    int code = cli_tokenise(c, e->load.model, text, head + tail, true, &ids, &n);
     free(text);
     if (code != CLI_OK) {
         return code;
@@ -238,9 +211,10 @@ static int ask(struct cli *c, struct eval *e, const json_t *object)
     int code = check_question(e, context, choices);
     code =
         code == CLI_OK ? find_answer(e, choices, json_object_get(object, "answer"), &answer) : code;
-    code = code == CLI_OK ? tokenise(c, e, json_string_value(context), json_string_length(context),
-                                     &ids, &n_ids)
-                          : code;
+    if (code == CLI_OK) {
+        code = cli_tokenise(c, e->load.model, json_string_value(context),
+                            json_string_length(context), true, &ids, &n_ids);
+    }
     for (size_t i = 0; i < n && code == CLI_OK; i++) {
         const json_t *choice = json_array_get(choices, i);
         code = score_choice(c, e, context, ids, n_ids, choice, &scores[i]);
@@ -271,7 +245,8 @@ static int read_text(struct cli *c, struct eval *e, const json_t *text)
     if (!json_is_string(text)) {
         return bad_line(e, "'text' is not a string");
     }
-    int code = tokenise(c, e, json_string_value(text), json_string_length(text), &ids, &n);
+    int code = cli_tokenise(c, e->load.model, json_string_value(text), json_string_length(text),
+                            true, &ids, &n);
     code = code == CLI_OK ? score_tokens(c, e, ids, n, 1, &s) : code;
     free(ids);
     if (code != CLI_OK) {
@@ -400,11 +375,15 @@ int cli_verb_eval(struct cli *c, int argc, char **argv)
         .options = options,
         .parser = parse,
         .doc = "Tells how well a model answers multiple-choice questions and predicts texts. "
-               "'gqa eval longgen' tells what a KV policy spares and loses.",
+               "'gqa eval longgen' and 'gqa eval needle' tell what a KV policy spares and loses.",
         .children = children};
     struct eval e = {0};
     char *data = NULL;
     size_t bytes = 0;
+    if (argc > 1 && strcmp(argv[1], "needle") == 0) {
+        argv[1] = argv[0];
+        return cli_eval_needle(c, argc - 1, argv + 1);
+    }
     if (argc > 1 && strcmp(argv[1], "longgen") == 0) {
         argv[1] = argv[0];
         return cli_eval_longgen(c, argc - 1, argv + 1);

@@ -146,32 +146,13 @@ static int read_text(struct cli *c, struct perplexity *x, int32_t **ret_ids, siz
 {
     char *text;
     size_t bytes;
-    json_t *result = NULL;
     int code = cli_read_file(x->file, &text, &bytes);
     if (code != CLI_OK) {
         return code;
     }
-    struct gqa_params *p = cli_model_params(x->load.model);
-    gqa_params_text(p, "text", text, bytes);
-    gqa_params_bool(p, "parse_special", false);
+    code = cli_tokenise(c, x->load.model, text, bytes, true, ret_ids, ret_count);
     free(text);
-    code = cli_call(c, "text.tokenize", p, NULL, NULL, &result);
-    if (code != CLI_OK) {
-        return code;
-    }
-    const json_t *tokens = json_object_get(result, "tokens");
-    size_t n = json_array_size(tokens);
-    int32_t *ids = calloc(n + 1, sizeof(*ids));
-    for (size_t i = 0; ids != NULL && i < n; i++) {
-        ids[i] = (int32_t)json_integer_value(json_array_get(tokens, i));
-    }
-    json_decref(result);
-    if (ids == NULL) {
-        return cli_error(EX_OSERR, "perplexity: no memory");
-    }
-    *ret_ids = ids;
-    *ret_count = n;
-    return CLI_OK;
+    return code;
 }
 
 int cli_verb_perplexity(struct cli *c, int argc, char **argv)

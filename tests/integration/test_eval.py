@@ -238,6 +238,24 @@ class Policies(Case):
         self.assertIn("nats a token", text)
         self.refused("eval", "longgen", "-m", "demo", words=["--kv-policy"], status=64)
 
+    def test_needles_are_asked_for_at_every_depth(self):
+        text = self.path("hay")
+        with open(text, "w") as f:
+            f.write("the library is shared and the games are in the games group\n" * 30)
+        base = ["eval", "needle", "-m", "demo", "-f", text, "-d", 150, "-N", 2, "--json"]
+        same = self.gqa(*base, "--kv-policy", "snapkv", "--kv-budget", 400).json
+        self.assertEqual([d["depth"] for d in same["depths"]], [0, 0.25, 0.5, 0.75, 1])
+        self.assertEqual((same["n_tokens"], same["n_cases"], same["chance"]), (150, 2, 0.125))
+        for d in same["depths"]:
+            self.assertEqual((d["accuracy"], d["margin"]), (d["full"], d["full_margin"]))
+            self.assertIn(d["full"], (0, 0.5, 1))
+        less = self.gqa(*base, "--kv-policy", "window", "--kv-sinks", 2, "--kv-recent", 30).json
+        for d, of_all in zip(less["depths"], same["depths"]):
+            self.assertEqual(d["full_margin"], of_all["full_margin"])
+        self.assertNotEqual([d["margin"] for d in less["depths"]], [d["margin"] for d in same["depths"]])
+        self.refused("eval", "needle", "-m", "demo", words=["-f FILE"], status=64)
+        self.refused(*base[:6], "-d", 100000, words=["less than the 100000"], status=65)
+
     def test_other_verbs_know_the_options(self):
         text = self.path("text")
         with open(text, "w") as f:

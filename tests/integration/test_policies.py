@@ -162,6 +162,8 @@ class Policies(DaemonCase):
                 ({"kv_policy": "snapstream", "kv_recent": 16}, "'kv_window' is 32", "'kv_recent'"),
                 ({"kv_policy": "window", "kv_recent": 0}, "kv_recent")):
             self.refused("INVALID_PARAMS", "text.generate", {**base, **fields}, *words)
+        self.refused("INVALID_PARAMS", "text.embed", {"model": "tiny", "prompt": "x", "kv_policy": "window"},
+                     "'kv_policy' is 'window'", "only full")
         for policy in ({}, SNAPKV, SNAPSTREAM):
             self.refused("CONTEXT_EXCEEDED", "text.generate", {**base, "tokens": tokens(71, N_CTX + 1), **policy})
         r = self.greedy(tokens(71, 3 * N_CTX), 2, **WINDOW)
