@@ -1,5 +1,7 @@
 #!/usr/bin/python3
-"""Write a checkpoint (or a GGUF file) as GGUF (matrices F16 or F32, norms F32) with what to expect of it.
+"""Write a checkpoint (or a GGUF file) as GGUF, with what to expect of it.
+
+Matrices become F16 or F32, norms F32.
 
 NAME.expected.json and NAME.logits.f32 are computed by torch in float32 from the
 weights as the file has them, after rounding: what another program that

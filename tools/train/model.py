@@ -160,5 +160,6 @@ def from_gguf(path):
     missing = net.state_dict().keys() ^ r.tensors.keys()
     if missing:   # an untied output, biases, norms of q and k: models that this is not
         raise SystemExit(f"{path}: not this model's tensors: {', '.join(sorted(missing))}")
-    net.load_state_dict({n: torch.from_numpy(a.astype(np.float32)) for n, a in r.tensors.items()})
+    net.load_state_dict({n: torch.from_numpy(a.astype(np.float32))
+                         for n, a in r.tensors.items()})
     return net

@@ -123,8 +123,9 @@ def uptrain(arm, args, build):
     # Only the first seed and other random heads have a loss at alpha 0 of their own.
     again = arm.alpha != 0.05 or (arm.seed > 1 and arm.pool != "random")
     source = BASE if arm.kv_heads == 8 else convert(arm, args.bin, build)
-    run(sys.executable, os.path.join(HERE, "uptrain.py"), "--from", source, "--base-steps", BASE_STEPS, "--build",
-        args.build, "--alpha", arm.alpha, "--seed", arm.seed, "--threads", args.threads, "--resume",
+    run(sys.executable, os.path.join(HERE, "uptrain.py"), "--from", source,
+        "--base-steps", BASE_STEPS, "--build", args.build, "--alpha", arm.alpha,
+        "--seed", arm.seed, "--threads", args.threads, "--resume",
         "--batch-windows", BATCH_WINDOWS, "--eval-every", EVAL_EVERY,
         "--eval-windows", EVAL_WINDOWS, "--out", out, "--curve", curve_of(arm),
         *(["--no-start"] if again else []))

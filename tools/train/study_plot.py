@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Pictures and tables of study.py's curves: docs/gqa/*.svg, and the tables of docs/gqa.md.
 
-Draws whatever arms are there, and decode.jsonl: rows of `gqa bench --kv-heads -o jsonl`. A point is the mean over the seeds that are done,
+Draws whatever arms are there, and curves/decode.jsonl: rows of
+`gqa bench --kv-heads -o jsonl`. A point is the mean over the seeds that are done,
 its bar their standard deviation. The differences in the tables are between runs
 of one seed, which saw the same data in the same order.
 """
@@ -41,7 +42,7 @@ class Losses:
 
     def get(self, kv_heads, pool, alpha):
         """(mean, deviation, number of seeds), or None."""
-        found = list(self.all.get((kv_heads, "mean" if kv_heads == 8 else pool, alpha), {}).values())
+        found = list(self.all.get((kv_heads, pool, alpha), {}).values())
         if not found:
             return None
         return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0, len(found)
