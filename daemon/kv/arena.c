@@ -32,6 +32,7 @@ struct kv_arena {
     uint64_t bytes_mapped;
     struct size_list sizes[MAX_SIZES];
     uint32_t n_sizes;
+    uint64_t n_allocated; /* blocks, ever */
     /* Written by the engine thread, read by the loop for statistics. */
     _Atomic uint64_t bytes_used, blocks_used;
 };
@@ -166,6 +167,7 @@ int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **r
     b->slab->n_used++;
     b->next_free = NULL;
     b->refs = 1;
+    b->version = ++a->n_allocated;
     a->bytes_used += block_bytes;
     a->blocks_used++;
     *ret = b;

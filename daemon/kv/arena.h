@@ -15,6 +15,7 @@ struct kv_slab;
 struct kv_block { /* one block of one layer class */
     void *data;
     uint32_t refs;
+    uint64_t version;     /* no two allocations have the same; below 2^63 */
     struct kv_slab *slab; /* the mapping that it is a part of; the arena's own */
     struct kv_block *next_free;
 };

@@ -77,6 +77,7 @@ void kv_sequence_finish(struct kv_sequence *s)
     for (uint32_t c = 0; c < KV_MAX_CLASSES; c++) {
         free(s->lists[c].blocks);
         free(s->lists[c].pages);
+        free(s->lists[c].versions);
     }
     free(s->nodes);
     memset(s, 0, sizeof(*s));
@@ -103,6 +104,11 @@ int kv_list_grow(struct kv_block_list *list, uint32_t n)
         return -ENOMEM;
     }
     list->pages = pages;
+    uint64_t *versions = realloc(list->versions, capacity * sizeof(*versions));
+    if (versions == NULL) {
+        return -ENOMEM;
+    }
+    list->versions = versions;
     list->capacity = capacity;
     return 0;
 }
@@ -113,7 +119,11 @@ void kv_sequence_set_tables(struct kv_sequence *s)
         struct kv_block_list *list = &s->lists[c];
         bool is_view = s->view.begun && s->layout->classes[c].desc.window == 0;
         s->tables[c] = (struct gqa_page_table){
-            .n_pages = list->n, .pages = list->pages, .n_dropped = list->n_dropped};
+            .n_pages = list->n,
+            .pages = list->pages,
+            .n_dropped = list->n_dropped,
+            .versions = is_view ? NULL : list->versions, /* a view moves what its blocks hold */
+        };
         if (is_view && s->view.recent > 0) {
             s->tables[c].n_sinks = s->view.n_sinks;
             s->tables[c].recent = s->view.recent;
@@ -135,6 +145,7 @@ int kv_sequence_reserve(struct kv_sequence *s, uint32_t n_new)
             if (rc == 0) {
                 list->blocks[list->n] = block;
                 list->pages[list->n] = block->data;
+                list->versions[list->n] = block->version;
                 list->n++;
                 atomic_fetch_add(&s->cache->blocks_held, 1);
             }

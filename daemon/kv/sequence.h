@@ -34,6 +34,7 @@ struct kv_sequence {
     struct kv_block_list {
         struct kv_block **blocks; /* (n) NULL: given back, or in the store's mapping */
         void **pages;             /* (n) the blocks' data, as attention wants them */
+        uint64_t *versions;       /* (n) of what is there, for backends that keep copies */
         uint32_t n, capacity;
         uint32_t first_live; /* blocks before it have been given back, but for a view's sinks */
         uint32_t n_dropped;  /* tokens that have no place in it any more: a view's */

@@ -37,6 +37,7 @@ static void share_blocks(struct kv_sequence *s, const struct kv_sequence *from, 
         list->blocks[i] =
             seen && theirs->blocks[i] != NULL ? kv_block_ref(theirs->blocks[i]) : NULL;
         list->pages[i] = seen ? theirs->pages[i] : NULL;
+        list->versions[i] = theirs->versions[i];
         atomic_fetch_add(&s->cache->blocks_held, list->pages[i] != NULL);
     }
     list->n = n;

@@ -230,6 +230,10 @@ static uint32_t trim_to_windows(const struct kv_sequence *s, struct kv_node *con
 
 /* ---- taking ------------------------------------------------------------------------------ */
 
+/* Versions of what the store's mappings hold: a key stands for the content. Those of the arena are
+ * smaller. */
+#define STORE_VERSION ((uint64_t)1 << 63)
+
 /* Puts a node's block into the sequence's list of the class, or a gap where it is not needed. */
 static void take_place(struct kv_sequence *s, struct kv_node *n, uint32_t c, bool needed)
 {
@@ -238,6 +242,7 @@ static void take_place(struct kv_sequence *s, struct kv_node *n, uint32_t c, boo
     uint32_t i = list->n++;
     list->blocks[i] = NULL;
     list->pages[i] = NULL;
+    list->versions[i] = 0;
     if (!needed) {
         return;
     }
@@ -245,9 +250,11 @@ static void take_place(struct kv_sequence *s, struct kv_node *n, uint32_t c, boo
     if (p->block != NULL) {
         list->blocks[i] = kv_block_ref(p->block);
         list->pages[i] = p->block->data;
+        list->versions[i] = p->block->version;
     } else {
         /* Read-only: full blocks are never written. */
         list->pages[i] = (void *)(uintptr_t)kv_store_data(s->space->store, c, p->slot);
+        list->versions[i] = n->key.low | STORE_VERSION;
     }
 }
 

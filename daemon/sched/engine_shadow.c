@@ -44,6 +44,7 @@ static int private_init(struct private_tables *p, const struct kv_layout *layout
             return -ENOMEM;
         }
         p->tables[c].pages = p->pages[c];
+        p->tables[c].versions = NULL; /* each step has other copies */
         memcpy(p->pages[c], own->pages, p->first[c] * sizeof(void *));
         for (uint32_t i = p->first[c]; i < p->tables[c].n_pages; i++) {
             p->pages[c][i] = calloc(1, layout->classes[c].block_bytes);

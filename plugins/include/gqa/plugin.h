@@ -1,4 +1,4 @@
-/* gqa/plugin.h - the ABI between gqad and its backends, version 0.4.
+/* gqa/plugin.h - the ABI between gqad and its backends, version 0.5.
  *
  * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
  * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
@@ -23,7 +23,7 @@ extern "C" {
 
 #define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
 #define GQA_PLUGIN_ABI_MAJOR 0u
-#define GQA_PLUGIN_ABI_MINOR 4u
+#define GQA_PLUGIN_ABI_MINOR 5u
 #define GQA_PLUGIN_SYMBOL    "gqa_plugin"
 #define GQA_NOTE_NAME        "gqa"
 #define GQA_NOTE_TYPE        1u
@@ -158,6 +158,11 @@ struct gqa_page_table {
     uint32_t n_dropped;       /* at most n_past */
     uint32_t n_sinks, recent; /* recent 0: every slot is seen. Not in a layer with a window */
     uint32_t turned;          /* 1: see above; recent > 0 */
+    /* For backends that keep copies: (n_pages), or NULL. A copy of what lies at pages[i] may be
+     * used again as long as versions[i] is what it was when the copy was taken; it holds the tokens
+     * that were there then and those that the backend itself has appended since. 0: never. (Since
+     * 0.5.) */
+    const uint64_t *versions;
 };
 
 /* One sequence's rows of a batch: rows [first_row, first_row + n_rows) are its new tokens. Row i of

@@ -124,6 +124,27 @@ Test(kv_sequence, finish_releases_everything_and_starts_anew)
     cr_expect(eq(u32, s.tables[0].n_pages, 1));
 }
 
+/* A page that a device copied is told from another's at the same address. */
+Test(kv_sequence, the_same_memory_for_other_tokens_has_another_version)
+{
+    add(100);
+    const void *page = s.tables[0].pages[1];
+    uint64_t version = s.tables[0].versions[1];
+    cr_expect(ne(u64, version, 0));
+    cr_expect(ne(u64, version, s.tables[0].versions[0]));
+    cr_expect(ne(u64, version, s.tables[1].versions[1]));
+    add(100);
+    cr_expect(eq(u64, s.tables[0].versions[1], version)); /* it only grew */
+    kv_sequence_reset(&s);
+    add(200);
+    bool found = false;
+    for (uint32_t i = 0; i < s.tables[0].n_pages; i++) {
+        found = found || s.tables[0].pages[i] == page;
+        cr_expect(gt(u64, s.tables[0].versions[i], version));
+    }
+    cr_expect(found, "the arena hands out what was given back");
+}
+
 Test(kv_sequence, without_memory_nothing_is_lost_and_the_call_may_be_repeated)
 {
     struct kv_cache *small = make_cache(2u << 21); /* one slab for each class */
