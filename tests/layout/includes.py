@@ -17,6 +17,7 @@ ALLOWED = {
     "client/cli": ["client/cli/", "gqa/client.h"],
     "plugins/include": ["gqa/tensor.h", "gqa/plugin.h", "gqa/host_x86.h"],
     "plugins/cpu": ["plugins/cpu/", "gqa/tensor.h", "gqa/plugin.h", "format/"],
+    "plugins/cuda": ["plugins/cuda/", "gqa/tensor.h", "gqa/plugin.h", "format/"],
     "daemon": ["daemon/", "ipc/", "format/", "gqa/tensor.h", "gqa/plugin.h", "gqa/host_x86.h"],
     "tools": ["tools/", "format/", "plugins/cpu/", "gqa/"],
     "examples": ["gqa/"],

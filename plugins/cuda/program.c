@@ -1,0 +1,236 @@
+/* plugins/cuda/program.c - runs ops as kernels on the context's stream. */
+#include "plugins/cuda/program.h"
+
+#include <errno.h>
+
+static int run_embed(struct cuda_program *p, const struct cuda_op *op)
+{
+    struct cuda_map_args args = {
+        .a = cuda_pointer(op->embeddings.at),
+        .a_stride = op->op.dst.width,
+        .dst = cuda_view(p, &op->op.dst),
+        .dst_stride = p->regs[op->op.dst.reg].width,
+        .width = op->op.dst.width,
+        .kind = CUDA_MAP_SCALE,
+        .scale = 1.0f,
+    };
+
+    return cuda_launch(p->context, p->context->kernels[CUDA_KERNEL_map],
+                       (struct cuda_grid){(args.width + 255) / 256, p->step.batch->n_rows, 256, 0},
+                       &args);
+}
+
+static int run_norm(struct cuda_program *p, const struct cuda_op *op)
+{
+    struct cuda_norm_args args = {
+        .src = cuda_view(p, &op->op.src),
+        .dst = cuda_view(p, &op->op.dst),
+        .weight = cuda_pointer(op->weight),
+        .bias = cuda_pointer(op->bias),
+        .src_stride = p->regs[op->op.src.reg].width,
+        .dst_stride = p->regs[op->op.dst.reg].width,
+        .width = op->op.dst.width,
+        .dim = op->op.u.norm.dim,
+        .layer = op->op.u.norm.kind == GQA_NORM_LAYER,
+        .eps = op->op.u.norm.eps,
+    };
+
+    return cuda_launch(
+        p->context, p->context->kernels[CUDA_KERNEL_norm],
+        (struct cuda_grid){args.width / args.dim, cuda_view_rows(p, &op->op.dst), 256, 0}, &args);
+}
+
+static int run_rope(struct cuda_program *p, const struct cuda_op *op)
+{
+    const struct cuda_rope *rope = &p->ropes[op->op.u.rope.table];
+    uint32_t n_rows = p->step.batch->n_rows;
+    float *angles = cuda_pointer(rope->angles.at);
+    struct cuda_rope_args args = {
+        .dst = cuda_view(p, &op->op.dst),
+        .stride = p->regs[op->op.dst.reg].width,
+        .cosines = angles,
+        .sines = angles + (size_t)n_rows * rope->n_freqs,
+        .width = op->op.dst.width,
+        .head_dim = op->op.u.rope.head_dim,
+        .n_freqs = rope->n_freqs,
+        .half = op->op.u.rope.kind == GQA_ROPE_HALF,
+    };
+
+    return cuda_launch(p->context, p->context->kernels[CUDA_KERNEL_rope],
+                       (struct cuda_grid){n_rows, 1, 256, 0}, &args);
+}
+
+static int run_map(struct cuda_program *p, const struct cuda_op *op)
+{
+    static const uint32_t acts[] = {
+        [GQA_ACT_SILU] = CUDA_MAP_SILU, [GQA_ACT_GELU_TANH] = CUDA_MAP_GELU_TANH,
+        [GQA_ACT_GELU] = CUDA_MAP_GELU, [GQA_ACT_SWIGLU_OAI] = CUDA_MAP_SWIGLU_OAI,
+        [GQA_ACT_RELU] = CUDA_MAP_RELU,
+    };
+    const struct gqa_op *o = &op->op;
+    bool both = o->kind == GQA_OP_ADD || (o->kind == GQA_OP_GLU && o->src2.reg != GQA_NONE);
+    struct cuda_map_args args = {
+        .a = cuda_view(p, &o->src),
+        .b = both ? cuda_view(p, &o->src2) : NULL,
+        .dst = cuda_view(p, &o->dst),
+        .rows = o->kind == GQA_OP_GATHER ? cuda_pointer(p->out_rows.at) : NULL,
+        .a_stride = p->regs[o->src.reg].width,
+        .b_stride = both ? p->regs[o->src2.reg].width : 0,
+        .dst_stride = p->regs[o->dst.reg].width,
+        .width = o->dst.width,
+        .kind = CUDA_MAP_SCALE,
+        .scale = o->kind == GQA_OP_GATHER ? 1.0f : o->scale,
+    };
+
+    if (o->kind == GQA_OP_ADD) {
+        args.kind = CUDA_MAP_ADD;
+    } else if (o->kind == GQA_OP_SOFTCAP) {
+        args.kind = CUDA_MAP_SOFTCAP;
+    } else if (o->kind == GQA_OP_GLU) {
+        args.kind = acts[o->u.glu.kind];
+        args.alpha = o->u.glu.alpha;
+        args.limit = o->u.glu.limit;
+    }
+    return cuda_launch(
+        p->context, p->context->kernels[CUDA_KERNEL_map],
+        (struct cuda_grid){(args.width + 255) / 256, cuda_view_rows(p, &o->dst), 256, 0}, &args);
+}
+
+/* ---- products ---------------------------------------------------------------------------- */
+
+/* How activations are laid out for a type of weights: two of them need other ones of their own. */
+enum input_kind { INPUT_INT8, INPUT_F16, INPUT_BF16 };
+
+static enum input_kind input_of(enum cuda_weight_type type)
+{
+    return type == CUDA_W_F16 ? INPUT_F16 : type == CUDA_W_BF16 ? INPUT_BF16 : INPUT_INT8;
+}
+
+static int lay_out_input(struct cuda_program *p, const struct cuda_op *op, uint32_t n_rows)
+{
+    enum input_kind kind = input_of(op->type);
+    struct cuda_quantise_args args = {
+        .src = cuda_view(p, &op->op.src),
+        .stride = p->regs[op->op.src.reg].width,
+        .n_rows = n_rows,
+        .k = op->n_inputs,
+        .n_blocks = (op->n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK,
+        .bf16 = kind == INPUT_BF16,
+        .q = cuda_pointer(p->quants.at),
+        .scales = cuda_pointer(p->scales.at),
+        .sums = cuda_pointer(p->sums.at),
+    };
+
+    if (kind == INPUT_INT8) {
+        return cuda_launch(p->context, p->context->kernels[CUDA_KERNEL_quantise],
+                           (struct cuda_grid){(args.n_blocks + 7) / 8, n_rows, 256, 0}, &args);
+    }
+    return cuda_launch(p->context, p->context->kernels[CUDA_KERNEL_halve],
+                       (struct cuda_grid){n_rows, 1, 256, 0}, &args);
+}
+
+static int run_linear(struct cuda_program *p, const struct cuda_op *op)
+{
+    uint32_t n_rows = cuda_view_rows(p, &op->op.dst), log_tiles, split;
+    uint32_t tiles = (n_rows + CUDA_TILE - 1) / CUDA_TILE;
+    uint32_t n_strips = (op->n_outputs + CUDA_STRIP - 1) / CUDA_STRIP;
+    struct cuda_product_args args = {
+        .weight = cuda_pointer(op->weight),
+        .q = cuda_pointer(p->quants.at),
+        .scales = cuda_pointer(p->scales.at),
+        .sums = cuda_pointer(p->sums.at),
+        .bias = cuda_pointer(op->bias),
+        .dst = cuda_view(p, &op->op.dst),
+        .stride = p->regs[op->op.dst.reg].width,
+        .n_rows = n_rows,
+        .n_outs = op->n_outputs,
+        .n_blocks = (op->n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK,
+    };
+
+    cuda_product_shape(p->context, n_strips, (args.n_blocks + CUDA_SEGMENT - 1) / CUDA_SEGMENT,
+                       tiles, &log_tiles, &split);
+    args.split = split;
+    uint32_t strips = CUDA_WARPS / split;
+    return cuda_launch(p->context, p->context->products[op->type][log_tiles],
+                       (struct cuda_grid){(n_strips + strips - 1) / strips,
+                                          (tiles + (1u << log_tiles) - 1) >> log_tiles,
+                                          32 * CUDA_WARPS, 0},
+                       &args);
+}
+
+/* Runs ops[0], a LINEAR, and those after it that read the same view: their input is laid out once.
+ * *ret_n: how many those were. */
+static int run_linears(struct cuda_program *p, const struct cuda_op *ops, uint32_t n_ops,
+                       uint32_t *ret_n)
+{
+    const struct gqa_view *src = &ops[0].op.src;
+    uint32_t n_rows = cuda_view_rows(p, src), n = 0;
+    int r = n_rows > 0 ? lay_out_input(p, &ops[0], n_rows) : 0;
+
+    while (r == 0 && n < n_ops && ops[n].op.kind == GQA_OP_LINEAR &&
+           ops[n].op.src.reg == src->reg && ops[n].op.src.first == src->first &&
+           ops[n].op.src.width == src->width && input_of(ops[n].type) == input_of(ops[0].type)) {
+        r = n_rows > 0 ? run_linear(p, &ops[n]) : 0;
+        n++;
+    }
+    *ret_n = n;
+    return r;
+}
+
+/* ---- attention --------------------------------------------------------------------------- */
+
+static int run_attention(struct cuda_program *p, const struct cuda_op *op)
+{
+    const struct gqa_op *o = &op->op;
+    const struct cuda_layer *l = &p->layers[o->layer];
+    struct gqa_attn_io io = {
+        .q = cuda_view(p, &o->src),
+        .k = cuda_view(p, &o->src2),
+        .v = cuda_view(p, &o->src3),
+        .out = cuda_view(p, &o->dst),
+        .q_stride = p->regs[o->src.reg].width,
+        .k_stride = p->regs[o->src2.reg].width,
+        .v_stride = p->regs[o->src3.reg].width,
+        .out_stride = p->regs[o->dst.reg].width,
+    };
+    bool commit = p->step.batch->attention->commit != 0;
+    CUdeviceptr log = p->log.at + l->log_at * p->step.batch->n_rows;
+
+    int r = cuda_plan_append(p->context, &p->plans[l->kind], &l->device, &io, commit ? log : 0);
+    return r < 0 ? r : cuda_plan_attend(p->context, &p->plans[l->kind], &l->device, &io);
+}
+
+static int run_op(struct cuda_program *p, const struct cuda_op *op, uint32_t n_ops, uint32_t *ret_n)
+{
+    *ret_n = 1;
+    switch (op->op.kind) {
+    case GQA_OP_EMBED:
+        return run_embed(p, op);
+    case GQA_OP_NORM:
+        return run_norm(p, op);
+    case GQA_OP_LINEAR:
+        return run_linears(p, op, n_ops, ret_n);
+    case GQA_OP_ROPE:
+        return run_rope(p, op);
+    case GQA_OP_ATTENTION:
+        return run_attention(p, op);
+    default:
+        return run_map(p, op);
+    }
+}
+
+int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last)
+{
+    int r = p->step.batch == NULL || first > last || last > p->n_ops ? -EINVAL : 0;
+
+    r = r < 0 ? r : cuda_enter(p->context);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = first, n = 1; r == 0 && i < last; i += n) {
+        r = run_op(p, &p->ops[i], last - i, &n);
+    }
+    cuda_leave(p->context);
+    p->step.failed = p->step.failed || r < 0;
+    return r;
+}

@@ -1,0 +1,234 @@
+/* plugins/cuda/program_begin.c - takes a batch to the device: rows of embeddings (whose tables stay
+ * on the host: a step needs few of their rows), angles, and the copies of the KV blocks. */
+#include "plugins/cuda/program.h"
+
+#include "format/types.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int check_batch(const struct cuda_program *p, const struct gqa_batch *b)
+{
+    if (b->n_rows == 0 || b->n_rows > p->max_rows || b->n_out > p->max_out_rows ||
+        (b->tokens == NULL && b->embeddings == NULL) || (p->n_ropes > 0 && b->positions == NULL) ||
+        (p->n_layers > 0 && (b->attention == NULL || b->attention->n_rows != b->n_rows))) {
+        return -EINVAL;
+    }
+    for (uint32_t i = 0; i < b->n_out; i++) {
+        if (b->out_rows[i] >= b->n_rows) {
+            return -EINVAL;
+        }
+    }
+    for (uint32_t i = 0; b->adapters != NULL && i < b->n_rows; i++) {
+        if (b->adapters[i] != GQA_NONE) {
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+/* ---- embeddings and angles --------------------------------------------------------------- */
+
+static int embed_row(const struct cuda_op *op, const struct gqa_batch *b, uint32_t row, float *to)
+{
+    const struct fmt_type_info *type = fmt_type_info(op->table.type);
+    uint32_t width = op->op.dst.width, by = op->op.u.embed.row;
+    int64_t index = 0;
+
+    if (by == GQA_EMBED_TOKEN && b->embeddings != NULL) {
+        memcpy(to, b->embeddings + (size_t)row * width, width * sizeof(*to));
+        return 0;
+    }
+    if (by == GQA_EMBED_POSITION && b->positions == NULL) {
+        return -EINVAL;
+    }
+    if (by != GQA_EMBED_FIRST) {
+        index = by == GQA_EMBED_TOKEN ? (int64_t)b->tokens[row] : (int64_t)b->positions[row];
+    }
+    if (index < 0 || (uint64_t)index >= op->table.ne[1]) {
+        return -EINVAL;
+    }
+    type->dequantise((const char *)op->table.data + (uint64_t)index * fmt_type_bytes(type, width),
+                     to, width);
+    for (uint32_t i = 0; op->op.scale != 1.0f && i < width; i++) {
+        to[i] *= op->op.scale;
+    }
+    return 0;
+}
+
+static void fill_angles(const struct cuda_rope *rope, const struct gqa_batch *b, float *to)
+{
+    float *sines = to + (size_t)b->n_rows * rope->n_freqs;
+
+    for (uint32_t row = 0; row < b->n_rows; row++) {
+        for (uint32_t i = 0; i < rope->n_freqs; i++) {
+            double angle = (double)b->positions[row] * rope->freqs[i];
+            to[row * rope->n_freqs + i] = (float)(cos(angle) * (double)rope->magnitude);
+            sines[row * rope->n_freqs + i] = (float)(sin(angle) * (double)rope->magnitude);
+        }
+    }
+}
+
+/* All that the host computes of a step, into pinned memory and from there to the device. */
+static int upload_inputs(struct cuda_program *p, const struct gqa_batch *b)
+{
+    uint64_t floats = b->n_out;
+    int r;
+
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        bool embeds = p->ops[i].op.kind == GQA_OP_EMBED;
+        floats += embeds ? (uint64_t)b->n_rows * p->ops[i].op.dst.width : 0;
+    }
+    for (uint32_t i = 0; i < p->n_ropes; i++) {
+        floats += 2 * (uint64_t)b->n_rows * p->ropes[i].n_freqs;
+    }
+    r = cuda_pinned_reserve(p->context, &p->staging, floats * sizeof(float));
+    float *at = p->staging.at;
+    if (r == 0 && b->n_out > 0) {
+        memcpy(at, b->out_rows, b->n_out * sizeof(uint32_t));
+        r = cuda_upload(p->context, p->out_rows.at, at, b->n_out * sizeof(uint32_t));
+        at += b->n_out;
+    }
+    for (uint32_t i = 0; r == 0 && i < p->n_ops; i++) {
+        const struct cuda_op *op = &p->ops[i];
+        if (op->op.kind != GQA_OP_EMBED) {
+            continue;
+        }
+        for (uint32_t row = 0; r == 0 && row < b->n_rows; row++) {
+            r = embed_row(op, b, row, at + (size_t)row * op->op.dst.width);
+        }
+        size_t n = (size_t)b->n_rows * op->op.dst.width;
+        r = r < 0 ? r : cuda_upload(p->context, op->embeddings.at, at, n * sizeof(float));
+        at += n;
+    }
+    for (uint32_t i = 0; r == 0 && i < p->n_ropes; i++) {
+        size_t n = 2 * (size_t)b->n_rows * p->ropes[i].n_freqs;
+        fill_angles(&p->ropes[i], b, at);
+        r = cuda_upload(p->context, p->ropes[i].angles.at, at, n * sizeof(float));
+        at += n;
+    }
+    return r;
+}
+
+/* ---- pages ------------------------------------------------------------------------------- */
+
+/* One page of a sequence: its block's copy, or with commit = 0 a page for this batch alone where
+ * new rows come. */
+static int take_page(struct cuda_program *p, const struct gqa_attn_batch *b,
+                     const struct gqa_attn_seq *s, uint32_t class, uint32_t i, uint32_t *ret)
+{
+    struct cuda_pages *pages = p->context->pages;
+    uint64_t bytes = p->class_bytes[class], first = (uint64_t)i * CUDA_PAGE;
+    uint32_t n_there = s->n_past > first ? (uint32_t)(s->n_past - first) : 0;
+    uint32_t index = CUDA_NONE;
+    const struct gqa_page_table *table = s->tables != NULL ? &s->tables[class] : NULL;
+    bool has_new = first + CUDA_PAGE > s->n_past;
+    bool needed = n_there > 0 || b->commit;
+
+    n_there = n_there < CUDA_PAGE ? n_there : CUDA_PAGE;
+    if (needed && (table == NULL || i >= table->n_pages)) {
+        return -EINVAL;
+    }
+    if (needed && table->pages[i] == NULL) { /* before the window of all rows */
+        *ret = CUDA_NONE;
+        return has_new ? -EINVAL : 0;
+    }
+    int r = 0;
+    if (needed) {
+        uint64_t version = table->versions != NULL ? table->versions[i] : 0;
+        r = cuda_pages_get(pages, table->pages[i], version, bytes, n_there, &index);
+    }
+    if (r == 0 && has_new && !b->commit) {
+        uint32_t copied = index;
+        r = cuda_pages_get(pages, NULL, 0, bytes, 0, &index);
+        if (r == 0 && copied != CUDA_NONE) {
+            r = cuda_check(p->context,
+                           CUDA(&p->context->driver, cuMemcpyDtoDAsync)(
+                               cuda_pages_at(pages, index)->at, cuda_pages_at(pages, copied)->at,
+                               bytes, p->context->stream),
+                           "copying a page");
+        }
+    }
+    *ret = index;
+    return r;
+}
+
+static int take_pages(struct cuda_program *p, const struct gqa_attn_batch *b)
+{
+    size_t n = 0, used = 0;
+    int r = 0;
+
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        n += cuda_seq_pages(&b->seqs[i]);
+    }
+    n *= p->n_classes;
+    if (n > p->step.n_pages) {
+        free(p->step.page_index);
+        free(p->step.page_at);
+        p->step.page_index = calloc(n, sizeof(*p->step.page_index));
+        p->step.page_at = calloc(n, sizeof(*p->step.page_at));
+        bool there = p->step.page_index != NULL && p->step.page_at != NULL;
+        p->step.n_pages = there ? n : 0;
+        r = there ? 0 : -ENOMEM;
+    }
+    cuda_pages_begin(p->context->pages);
+    for (uint32_t class = 0; r == 0 && class < p->n_classes; class ++) {
+        for (uint32_t i = 0; r == 0 && i < b->n_seqs; i++) {
+            for (uint32_t k = 0; r == 0 && k < cuda_seq_pages(&b->seqs[i]); k++, used++) {
+                uint32_t index = CUDA_NONE;
+                r = take_page(p, b, &b->seqs[i], class, k, &index);
+                bool there = r == 0 && index != CUDA_NONE;
+                p->step.page_index[used] = index;
+                p->step.page_at[used] = there ? cuda_pages_at(p->context->pages, index)->at : 0;
+            }
+        }
+    }
+    return r;
+}
+
+static int make_plans(struct cuda_program *p, const struct gqa_attn_batch *b)
+{
+    const uint64_t **of_seq = calloc(b->n_seqs + 1, sizeof(*of_seq));
+    size_t n_pages = 0;
+    int r = of_seq == NULL ? -ENOMEM : 0;
+
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        n_pages += cuda_seq_pages(&b->seqs[i]);
+    }
+    for (uint32_t k = 0; r == 0 && k < p->n_kinds; k++) {
+        const struct gqa_attn_layer *l = &p->layers[p->kind_layers[k]].host;
+        size_t used = n_pages * l->layer_class;
+        for (uint32_t i = 0; i < b->n_seqs; i++) {
+            of_seq[i] = p->step.page_at + used;
+            used += cuda_seq_pages(&b->seqs[i]);
+        }
+        r = cuda_plan_make(p->context, &p->plans[k], l, b, of_seq);
+    }
+    free(of_seq);
+    return r;
+}
+
+int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch)
+{
+    int r = check_batch(p, batch);
+
+    r = r < 0 ? r : cuda_enter(p->context);
+    if (r < 0) {
+        return r;
+    }
+    r = upload_inputs(p, batch);
+    if (r == 0 && p->n_layers > 0) {
+        r = take_pages(p, batch->attention);
+        r = r < 0 ? r : make_plans(p, batch->attention);
+    }
+    if (r < 0) {
+        cuda_synchronise(p->context);
+    }
+    cuda_leave(p->context);
+    p->step.batch = r == 0 ? batch : NULL;
+    p->step.failed = false;
+    p->n_out = batch->n_out;
+    return r;
+}

@@ -1,0 +1,350 @@
+/* plugins/cuda/program_prepare.c - puts a program on the device, and takes it off. */
+#include "plugins/cuda/program.h"
+
+#include "format/types.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *array(size_t n, size_t size)
+{
+    return calloc(n + 1, size);
+}
+
+int cuda_pinned_reserve(struct cuda_context *c, struct cuda_pinned *p, uint64_t bytes)
+{
+    if (bytes <= p->bytes) {
+        return 0;
+    }
+    if (p->at != NULL) {
+        CUDA(&c->driver, cuMemFreeHost)(p->at);
+    }
+    *p = (struct cuda_pinned){0};
+    int r = cuda_check(c, CUDA(&c->driver, cuMemHostAlloc)(&p->at, bytes, 0), "pinned memory");
+    p->bytes = r == 0 ? bytes : 0;
+    return r;
+}
+
+static int upload_bytes(struct cuda_program *p, const void *from, uint64_t bytes,
+                        struct cuda_buffer *to)
+{
+    int r = cuda_buffer_reserve(p->context, to, bytes);
+
+    r = r < 0 ? r : cuda_upload(p->context, to->at, from, bytes);
+    return r < 0 ? r : cuda_synchronise(p->context); /* from may be freed then */
+}
+
+/* A matrix in our layout, once whatever the number of ops that use it. */
+static int upload_matrix(struct cuda_program *p, const struct gqa_weight *w, struct cuda_buffer *to)
+{
+    uint64_t bytes = cuda_weights_packed_bytes(w);
+
+    if (to->at != 0) {
+        return 0;
+    }
+    if (w->packed != NULL) {
+        return upload_bytes(p, w->packed, bytes, to);
+    }
+    void *packed = malloc(bytes);
+    int r = packed == NULL ? -ENOMEM : cuda_weights_pack(w, 0, w->ne[1], packed);
+    r = r < 0 ? r : upload_bytes(p, packed, bytes, to);
+    free(packed);
+    return r;
+}
+
+/* A vector as float32. */
+static int upload_vector(struct cuda_program *p, const struct gqa_weight *w, struct cuda_buffer *to)
+{
+    if (to->at != 0) {
+        return 0;
+    }
+    float *values = malloc(w->ne[0] * sizeof(*values));
+    if (values == NULL) {
+        return -ENOMEM;
+    }
+    fmt_type_info(w->type)->dequantise(w->data, values, w->ne[0]);
+    int r = upload_bytes(p, values, w->ne[0] * sizeof(*values), to);
+    free(values);
+    return r;
+}
+
+static int build_op(struct cuda_program *p, const struct gqa_program_desc *desc, uint32_t i)
+{
+    struct cuda_op *op = &p->ops[i];
+    uint32_t weight = desc->ops[i].weight, bias = desc->ops[i].bias;
+    int r = 0;
+
+    op->op = desc->ops[i];
+    switch (op->op.kind) {
+    case GQA_OP_EMBED:
+        op->table = desc->weights[weight];
+        return cuda_buffer_reserve(p->context, &op->embeddings,
+                                   (uint64_t)p->max_rows * op->op.dst.width * sizeof(float));
+    case GQA_OP_LINEAR:
+        op->type = cuda_weight_type_of(desc->weights[weight].type);
+        op->n_inputs = op->op.src.width;
+        op->n_outputs = op->op.dst.width;
+        r = upload_matrix(p, &desc->weights[weight], &p->weights[weight]);
+        break;
+    case GQA_OP_NORM:
+        if (weight != GQA_NONE) {
+            r = upload_vector(p, &desc->weights[weight], &p->weights[weight]);
+        }
+        break;
+    default:
+        return 0;
+    }
+    if (r == 0 && bias != GQA_NONE) {
+        r = upload_vector(p, &desc->weights[bias], &p->weights[bias]);
+    }
+    if (r == 0) {
+        op->weight = weight != GQA_NONE ? p->weights[weight].at : 0;
+        op->bias = bias != GQA_NONE ? p->weights[bias].at : 0;
+    }
+    return r;
+}
+
+/* Room for the widest input of products: whole groups of 8 tiles of rows. */
+static int build_inputs(struct cuda_program *p)
+{
+    uint64_t rows = ((uint64_t)p->max_rows + 63) / 64 * 64, blocks = 0;
+
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        uint64_t n = (p->ops[i].n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK;
+        blocks = n > blocks ? n : blocks;
+    }
+    int r = cuda_buffer_reserve(p->context, &p->quants, rows * blocks * CUDA_BLOCK * 4);
+    r = r < 0 ? r : cuda_buffer_reserve(p->context, &p->scales, rows * (blocks + 1) * 4);
+    return r < 0 ? r : cuda_buffer_reserve(p->context, &p->sums, rows * blocks * 8);
+}
+
+static int build_registers(struct cuda_program *p, const struct gqa_program_desc *desc)
+{
+    int r = 0;
+
+    p->n_regs = desc->n_regs;
+    for (uint32_t i = 0; r == 0 && i < p->n_regs; i++) {
+        uint32_t out = desc->regs[i].flags & GQA_REG_OUT;
+        uint64_t rows = out ? p->max_out_rows : p->max_rows;
+        p->regs[i].width = desc->regs[i].width;
+        p->regs[i].flags = desc->regs[i].flags;
+        r = cuda_buffer_reserve(p->context, &p->regs[i].rows,
+                                (rows + 1) * desc->regs[i].width * sizeof(float));
+    }
+    return r;
+}
+
+static bool same_kind(const struct gqa_attn_layer *a, const struct gqa_attn_layer *b)
+{
+    return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->k_dim == b->k_dim &&
+           a->v_dim == b->v_dim && a->window == b->window && a->layer_class == b->layer_class;
+}
+
+static uint32_t kind_of(struct cuda_program *p, const struct gqa_attn_layer *l, uint32_t layer)
+{
+    for (uint32_t k = 0; k < p->n_kinds; k++) {
+        if (same_kind(&p->layers[p->kind_layers[k]].host, l)) {
+            return k;
+        }
+    }
+    p->kind_layers[p->n_kinds] = layer;
+    return p->n_kinds++;
+}
+
+static int build_layers(struct cuda_program *p, const struct gqa_program_desc *desc)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < desc->n_attn_layers; i++) {
+        uint32_t n = desc->attn_layers[i].layer_class + 1;
+        if (n > CUDA_PROGRAM_ITEMS_MAX) {
+            return -EINVAL;
+        }
+        p->n_classes = n > p->n_classes ? n : p->n_classes;
+    }
+    p->class_bytes = array(p->n_classes, sizeof(*p->class_bytes));
+    if (p->class_bytes == NULL) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; r == 0 && i < desc->n_attn_layers; i++) {
+        const struct gqa_attn_layer *l = &desc->attn_layers[i];
+        struct cuda_layer *to = &p->layers[i];
+        uint64_t k_end = l->k_offset + l->n_kv_heads * l->k_head_bytes;
+        uint64_t v_end = l->v_offset + l->n_kv_heads * l->v_head_bytes;
+        uint64_t end = k_end > v_end ? k_end : v_end;
+        uint64_t *bytes = &p->class_bytes[l->layer_class];
+
+        *bytes = end > *bytes ? end : *bytes;
+        if (l->sinks != NULL) {
+            r = upload_bytes(p, l->sinks, l->n_heads * sizeof(float), &p->sinks[i]);
+        }
+        to->host = *l;
+        to->host.sinks = NULL; /* those stay the host's */
+        to->host.rope = NULL;
+        to->device = cuda_layer_of(l, p->sinks[i].at);
+        to->kind = kind_of(p, l, i);
+        to->log_at = p->log_row_bytes;
+        p->log_row_bytes += (uint64_t)l->n_kv_heads * (l->k_dim + l->v_dim) * 2;
+        p->n_layers = i + 1;
+    }
+    return r < 0 ? r : cuda_buffer_reserve(p->context, &p->log, p->log_row_bytes * p->max_rows);
+}
+
+static int build_ropes(struct cuda_program *p, const struct gqa_program_desc *desc)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < desc->n_rope_tables; i++) {
+        const struct gqa_rope_table *from = &desc->rope_tables[i];
+        struct cuda_rope *rope = &p->ropes[i];
+
+        p->n_ropes = i + 1;
+        rope->n_freqs = from->n_freqs;
+        rope->magnitude = from->magnitude;
+        rope->freqs = array(from->n_freqs, sizeof(*rope->freqs));
+        if (rope->freqs == NULL) {
+            return -ENOMEM;
+        }
+        memcpy(rope->freqs, from->freqs, from->n_freqs * sizeof(*rope->freqs));
+        r = cuda_buffer_reserve(p->context, &rope->angles,
+                                2 * (uint64_t)p->max_rows * from->n_freqs * sizeof(float));
+    }
+    return r;
+}
+
+static int allocate(struct cuda_program *p, const struct gqa_program_desc *desc)
+{
+    p->ops = array(desc->n_ops, sizeof(*p->ops));
+    p->regs = array(desc->n_regs, sizeof(*p->regs));
+    p->downloads = array(desc->n_regs, sizeof(*p->downloads));
+    p->layers = array(desc->n_attn_layers, sizeof(*p->layers));
+    p->plans = array(desc->n_attn_layers, sizeof(*p->plans));
+    p->kind_layers = array(desc->n_attn_layers, sizeof(*p->kind_layers));
+    p->sinks = array(desc->n_attn_layers, sizeof(*p->sinks));
+    p->ropes = array(desc->n_rope_tables, sizeof(*p->ropes));
+    p->weights = array(desc->n_weights, sizeof(*p->weights));
+    if (p->ops == NULL || p->regs == NULL || p->downloads == NULL || p->layers == NULL ||
+        p->plans == NULL || p->kind_layers == NULL || p->sinks == NULL || p->ropes == NULL ||
+        p->weights == NULL) {
+        return -ENOMEM;
+    }
+    p->n_weights = desc->n_weights;
+    return 0;
+}
+
+static int build(struct cuda_program *p, const struct gqa_program_desc *desc)
+{
+    int r = allocate(p, desc);
+
+    for (uint32_t i = 0; r == 0 && i < desc->n_ops; i++) {
+        r = build_op(p, desc, i);
+        p->n_ops = i + 1;
+    }
+    r = r < 0 ? r : build_inputs(p);
+    r = r < 0 ? r : build_registers(p, desc);
+    r = r < 0 ? r : build_layers(p, desc);
+    r = r < 0 ? r : build_ropes(p, desc);
+    r = r < 0 ? r : cuda_buffer_reserve(p->context, &p->out_rows, p->max_rows * sizeof(uint32_t));
+    return r < 0 ? r : cuda_synchronise(p->context);
+}
+
+int cuda_program_prepare(struct cuda_context *c, const struct gqa_program_desc *desc,
+                         struct cuda_program **ret, struct gqa_reason *reason)
+{
+    int r = cuda_program_check(desc, reason);
+
+    if (r < 0) {
+        return r;
+    }
+    struct cuda_program *p = calloc(1, sizeof(*p));
+    if (p == NULL) {
+        snprintf(reason->text, sizeof(reason->text), "no memory");
+        return -ENOMEM;
+    }
+    p->context = c;
+    p->max_rows = desc->max_rows;
+    p->max_out_rows = desc->max_out_rows;
+    c->last = CUDA_SUCCESS;
+    r = cuda_enter(c);
+    if (r == 0) {
+        r = build(p, desc);
+        cuda_leave(c);
+    }
+    if (r < 0) {
+        snprintf(reason->text, sizeof(reason->text), "the program does not fit: %s",
+                 c->last != CUDA_SUCCESS ? cuda_error_text(&c->driver, c->last) : strerror(-r));
+        cuda_program_release(p);
+        return r;
+    }
+    *ret = p;
+    return 0;
+}
+
+static void free_pinned(struct cuda_program *p, struct cuda_pinned *memory)
+{
+    if (memory->at != NULL) {
+        CUDA(&p->context->driver, cuMemFreeHost)(memory->at);
+    }
+}
+
+/* What is on the device. The context is current. */
+static void release_device(struct cuda_program *p)
+{
+    struct cuda_context *c = p->context;
+    struct cuda_buffer *all[] = {&p->quants, &p->scales, &p->sums, &p->out_rows, &p->log};
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        cuda_buffer_finish(c, all[i]);
+    }
+    for (uint32_t i = 0; i < p->n_weights; i++) {
+        cuda_buffer_finish(c, &p->weights[i]);
+    }
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        cuda_buffer_finish(c, &p->ops[i].embeddings);
+    }
+    for (uint32_t i = 0; i < p->n_regs; i++) {
+        cuda_buffer_finish(c, &p->regs[i].rows);
+        free_pinned(p, &p->downloads[i]);
+    }
+    for (uint32_t i = 0; i < p->n_layers; i++) {
+        cuda_buffer_finish(c, &p->sinks[i]);
+    }
+    for (uint32_t i = 0; i < p->n_kinds; i++) {
+        cuda_plan_finish(c, &p->plans[i]);
+    }
+    for (uint32_t i = 0; i < p->n_ropes; i++) {
+        cuda_buffer_finish(c, &p->ropes[i].angles);
+    }
+    free_pinned(p, &p->host_log);
+    free_pinned(p, &p->staging);
+}
+
+void cuda_program_release(struct cuda_program *p)
+{
+    if (p == NULL) {
+        return;
+    }
+    if (cuda_enter(p->context) == 0) {
+        cuda_synchronise(p->context);
+        release_device(p);
+        cuda_leave(p->context);
+    }
+    for (uint32_t i = 0; i < p->n_ropes; i++) {
+        free(p->ropes[i].freqs);
+    }
+    free(p->step.page_index);
+    free(p->step.page_at);
+    free(p->class_bytes);
+    free(p->ops);
+    free(p->regs);
+    free(p->downloads);
+    free(p->layers);
+    free(p->plans);
+    free(p->kind_layers);
+    free(p->sinks);
+    free(p->ropes);
+    free(p->weights);
+    free(p);
+}

@@ -1,0 +1,25 @@
+/* plugins/cuda/weights.h - weights in the layout of kernels.h: pack id "cuda-1".
+ *
+ * Q4_0, Q8_0, Q4_K and Q6_K stay as they are, value for value; BF16 and F16 too. Matrices of other
+ * types are dequantised to F16 while they are packed. */
+#ifndef PLUGINS_CUDA_WEIGHTS_H
+#define PLUGINS_CUDA_WEIGHTS_H
+
+#include "plugins/cuda/kernels.h"
+
+#include <gqa/plugin.h>
+
+#define CUDA_PACK_ID "cuda-1"
+
+enum cuda_weight_type cuda_weight_type_of(uint32_t type);
+
+/* Bytes of 32 outputs x 32 k. */
+uint32_t cuda_block_bytes(enum cuda_weight_type type);
+
+/* Bytes of the packed weight; 0: not a matrix, of no known type, or no size that fits. */
+uint64_t cuda_weights_packed_bytes(const struct gqa_weight *w);
+
+/* Packs outputs [first_row, first_row + n_rows): from a multiple of 32, to one or to the end. */
+int cuda_weights_pack(const struct gqa_weight *w, uint64_t first_row, uint64_t n_rows, void *dst);
+
+#endif

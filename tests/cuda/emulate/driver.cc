@@ -1,0 +1,238 @@
+/* tests/cuda/emulate/driver.cc - a libcuda.so.1 whose only device is the emulated one.
+ *
+ * It lets the plugin itself, gqa-plugin-check and the daemon run without a GPU: found before the
+ * system's by LD_LIBRARY_PATH. Memory is the host's, every call is done when it returns.
+ * EMULATED_CUDA=error makes cuInit fail as where a driver has no device. */
+#include <cuda.h>
+
+#include "tests/cuda/emulate/device.h"
+#include "tests/cuda/emulate/kernels.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#define API extern "C" __attribute__((visibility("default"))) CUresult
+
+static int something; /* handles point at it */
+
+API cuInit(unsigned int)
+{
+    const char *mood = getenv("EMULATED_CUDA");
+    return mood != NULL && strcmp(mood, "error") == 0 ? CUDA_ERROR_NO_DEVICE : CUDA_SUCCESS;
+}
+
+API cuGetErrorString(CUresult error, const char **text)
+{
+    switch (error) {
+    case CUDA_SUCCESS:
+        *text = "no error";
+        break;
+    case CUDA_ERROR_NO_DEVICE:
+        *text = "no CUDA-capable device is detected";
+        break;
+    case CUDA_ERROR_OUT_OF_MEMORY:
+        *text = "out of memory";
+        break;
+    case CUDA_ERROR_NOT_FOUND:
+        *text = "named symbol not found";
+        break;
+    default:
+        *text = "invalid argument";
+        break;
+    }
+    return CUDA_SUCCESS;
+}
+
+API cuDriverGetVersion(int *version)
+{
+    *version = CUDA_VERSION;
+    return CUDA_SUCCESS;
+}
+
+API cuDeviceGetCount(int *count)
+{
+    *count = 1;
+    return CUDA_SUCCESS;
+}
+
+API cuDeviceGet(CUdevice *device, int)
+{
+    *device = 0;
+    return CUDA_SUCCESS;
+}
+
+API cuDeviceGetName(char *name, int bytes, CUdevice)
+{
+    snprintf(name, (size_t)bytes, "emulated GPU");
+    return CUDA_SUCCESS;
+}
+
+API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice)
+{
+    switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+        *value = 8;
+        break;
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
+        *value = 2;
+        break;
+    default:
+        *value = 0;
+        break;
+    }
+    return CUDA_SUCCESS;
+}
+
+API cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice)
+{
+    *context = (CUcontext)&something;
+    return CUDA_SUCCESS;
+}
+
+API cuDevicePrimaryCtxRelease(CUdevice)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuCtxPushCurrent(CUcontext)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuCtxPopCurrent(CUcontext *context)
+{
+    *context = (CUcontext)&something;
+    return CUDA_SUCCESS;
+}
+
+API cuModuleLoadData(CUmodule *module, const void *)
+{
+    *module = (CUmodule)&something;
+    return CUDA_SUCCESS;
+}
+
+API cuModuleUnload(CUmodule)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuModuleGetFunction(CUfunction *function, CUmodule, const char *name)
+{
+    const emulated_kernel *kernel = emulated_kernel_find(name);
+    *function = (CUfunction)kernel;
+    return kernel != NULL ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+
+API cuFuncSetAttribute(CUfunction, CUfunction_attribute, int)
+{
+    return CUDA_SUCCESS;
+}
+
+/* Rounded up and dirty, as a GPU's is. */
+API cuMemAlloc(CUdeviceptr *at, size_t bytes)
+{
+    size_t rounded = (bytes + 255) & ~(size_t)255;
+    void *memory = aligned_alloc(256, rounded);
+    if (memory == NULL) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    memset(memory, 0xff, rounded);
+    *at = (CUdeviceptr)(uintptr_t)memory;
+    return CUDA_SUCCESS;
+}
+
+API cuMemFree(CUdeviceptr at)
+{
+    free((void *)(uintptr_t)at);
+    return CUDA_SUCCESS;
+}
+
+API cuMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    *free_bytes = *total_bytes = (size_t)1 << 30;
+    return CUDA_SUCCESS;
+}
+
+API cuMemHostAlloc(void **at, size_t bytes, unsigned int)
+{
+    *at = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
+    return *at != NULL ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+API cuMemFreeHost(void *at)
+{
+    free(at);
+    return CUDA_SUCCESS;
+}
+
+API cuMemsetD8Async(CUdeviceptr at, unsigned char value, size_t bytes, CUstream)
+{
+    memset((void *)(uintptr_t)at, value, bytes);
+    return CUDA_SUCCESS;
+}
+
+API cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream)
+{
+    memcpy((void *)(uintptr_t)to, from, bytes);
+    return CUDA_SUCCESS;
+}
+
+API cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream)
+{
+    memcpy(to, (const void *)(uintptr_t)from, bytes);
+    return CUDA_SUCCESS;
+}
+
+API cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream)
+{
+    memcpy((void *)(uintptr_t)to, (const void *)(uintptr_t)from, bytes);
+    return CUDA_SUCCESS;
+}
+
+API cuStreamCreate(CUstream *stream, unsigned int)
+{
+    *stream = (CUstream)&something;
+    return CUDA_SUCCESS;
+}
+
+API cuStreamDestroy(CUstream)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuStreamSynchronize(CUstream)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuLaunchKernel(CUfunction f, unsigned int grid_x, unsigned int grid_y, unsigned int,
+                   unsigned int threads, unsigned int, unsigned int, unsigned int shared_bytes,
+                   CUstream, void **params, void **)
+{
+    const emulated_kernel *kernel = (const emulated_kernel *)f;
+    emulated_run({grid_x, grid_y, threads, shared_bytes, kernel->run, params[0]});
+    return CUDA_SUCCESS;
+}
+
+API cuEventCreate(CUevent *event, unsigned int)
+{
+    *event = (CUevent)&something;
+    return CUDA_SUCCESS;
+}
+
+API cuEventDestroy(CUevent)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuEventRecord(CUevent, CUstream)
+{
+    return CUDA_SUCCESS;
+}
+
+API cuEventElapsedTime(float *ms, CUevent, CUevent)
+{
+    *ms = 0.0f; /* it has no speed worth telling */
+    return CUDA_SUCCESS;
+}
