@@ -59,7 +59,10 @@ INLINE void score_tiles(const uint32_t r, const char *k, uint32_t d, const struc
                 row[j] = _mm512_cvtph_ps(_mm256_loadu_si256(
                     (const __m256i *)(const void *)(tile + (size_t)j * 16 * d + c * 16)));
             }
-            _mm_prefetch((const char *)(tile + c * 16 * nt) + TOKENS * d * 2, _MM_HINT_T0);
+            for (uint32_t line = 0; line < nt * 32; line += 64) {
+                _mm_prefetch((const char *)(tile + (size_t)c * 16 * nt) + line + TOKENS * d * 2,
+                             _MM_HINT_T0);
+            }
             CPU_UNROLL
             for (uint32_t i = 0; i < r; i++) {
                 __m512 one = _mm512_set1_ps(q->by_dim[c * r + i]);
