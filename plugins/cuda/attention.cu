@@ -479,6 +479,9 @@ KERNEL __launch_bounds__(128) gqa_attend(const cuda_attend_args p)
     const cuda_attn_item item = p.items[blockIdx.x];
     uint32_t group = blockIdx.y, lane = threadIdx.x % 32;
 
+    if (item.n_packed == 0) { /* one that only rounds up their number */
+        return;
+    }
     load_queries(p, item, group, room.queries);
     for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * p.layer.v_dim; i += THREADS) {
         room.state[i] = 0.0f;

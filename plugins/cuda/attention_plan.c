@@ -223,6 +223,16 @@ static void *place(char *base, size_t *at, size_t n, size_t size)
     return base + offset;
 }
 
+/* Numbers of things are rounded up, so that places and launches stay the same from token to token
+ * (program_graph.h). Items past the last do nothing. */
+#define PAGES_STEP 64u
+#define ITEMS_STEP 16u
+
+static size_t rounded(size_t n, size_t step)
+{
+    return (n + step - 1) / step * step;
+}
+
 static size_t lay_out(char *base, const struct gqa_attn_batch *b, const struct sizes *n,
                       struct room *ret)
 {
@@ -230,10 +240,10 @@ static size_t lay_out(char *base, const struct gqa_attn_batch *b, const struct s
 
     ret->seqs = place(base, &at, b->n_seqs, sizeof(*ret->seqs));
     ret->row_seq = place(base, &at, b->n_rows, sizeof(*ret->row_seq));
-    ret->pages = place(base, &at, n->n_pages, sizeof(*ret->pages));
+    ret->pages = place(base, &at, rounded(n->n_pages, PAGES_STEP), sizeof(*ret->pages));
     ret->masks = place(base, &at, n->n_masks, sizeof(*ret->masks));
     ret->depths = place(base, &at, n->n_depths, sizeof(*ret->depths));
-    ret->items = place(base, &at, n->n_items, sizeof(*ret->items));
+    ret->items = place(base, &at, rounded(n->n_items, ITEMS_STEP), sizeof(*ret->items));
     ret->rows = place(base, &at, b->n_rows, sizeof(*ret->rows));
     return at;
 }
@@ -256,7 +266,7 @@ static int upload(struct cuda_context *c, struct cuda_plan *plan,
                                            on_device.masks, on_device.depths};
     plan->items = on_device.items;
     plan->merge_rows = on_device.rows;
-    plan->n_items = (uint32_t)n->n_items;
+    plan->n_items = (uint32_t)rounded(n->n_items, ITEMS_STEP);
     plan->n_rows = b->n_rows;
     plan->merges = n->n_parts > 0;
     return 0;
@@ -287,6 +297,7 @@ int cuda_plan_make(struct cuda_context *c, struct cuda_plan *plan,
     if (r == 0) {
         lay_out(plan->host, batch, &n, &room);
         fill_seqs(batch, pages, &room);
+        memset(room.items, 0, rounded(n.n_items, ITEMS_STEP) * sizeof(*room.items));
         fill_items(layer, batch, runs, n_runs, room.items);
         fill_merge_rows(runs, n_runs, batch->n_rows, room.rows);
         r = upload(c, plan, layer, batch, &n, bytes);

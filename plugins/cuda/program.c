@@ -219,6 +219,16 @@ static int run_op(struct cuda_program *p, const struct cuda_op *op, uint32_t n_o
     }
 }
 
+static int run_ops(struct cuda_program *p, uint32_t first, uint32_t last)
+{
+    int r = 0;
+
+    for (uint32_t i = first, n = 1; r == 0 && i < last; i += n) {
+        r = run_op(p, &p->ops[i], last - i, &n);
+    }
+    return r;
+}
+
 int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last)
 {
     int r = p->step.batch == NULL || first > last || last > p->n_ops ? -EINVAL : 0;
@@ -227,9 +237,7 @@ int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last)
     if (r < 0) {
         return r;
     }
-    for (uint32_t i = first, n = 1; r == 0 && i < last; i += n) {
-        r = run_op(p, &p->ops[i], last - i, &n);
-    }
+    r = cuda_graphs_run(p, first, last, run_ops);
     cuda_leave(p->context);
     p->step.failed = p->step.failed || r < 0;
     return r;

@@ -2,8 +2,9 @@
  *
  * program_check.c refuses what cannot run, by op and tensor; program_prepare.c puts weights and
  * registers on the device; program_begin.c takes a batch there (tokens' embeddings, angles, pages);
- * program.c runs ops as kernels on one stream; program_end.c brings K and V of the new tokens back
- * to the host's blocks. The host waits for the device once a step, at its end.
+ * program.c runs ops as kernels on one stream, program_graph.c replays them; program_end.c brings K
+ * and V of the new tokens back to the host's blocks. The host waits for the device once a step, at
+ * its end.
  *
  * Row classes P and D have the same arithmetic here. */
 #ifndef PLUGINS_CUDA_PROGRAM_H
@@ -11,6 +12,7 @@
 
 #include "plugins/cuda/attention.h"
 #include "plugins/cuda/pages.h"
+#include "plugins/cuda/program_graph.h"
 #include "plugins/cuda/weights.h"
 
 #define CUDA_PROGRAM_NUMERICS  1u
@@ -84,6 +86,7 @@ struct cuda_program {
     uint32_t n_out;                /* of the last batch */
     struct cuda_pinned *downloads; /* (n_regs) copies of output registers */
     struct cuda_step step;
+    struct cuda_graphs graphs;
 };
 
 int cuda_program_check(const struct gqa_program_desc *desc, struct gqa_reason *reason);

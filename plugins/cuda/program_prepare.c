@@ -295,6 +295,7 @@ static void release_device(struct cuda_program *p)
     struct cuda_context *c = p->context;
     struct cuda_buffer *all[] = {&p->quants, &p->scales, &p->sums, &p->out_rows, &p->log};
 
+    cuda_graphs_finish(p);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         cuda_buffer_finish(c, all[i]);
     }

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #define API extern "C" __attribute__((visibility("default"))) CUresult
 
@@ -206,12 +207,67 @@ API cuStreamSynchronize(CUstream)
     return CUDA_SUCCESS;
 }
 
+/* A captured launch, and a graph of them. What is captured does not run. */
+struct captured {
+    emulated_launch launch;
+    std::vector<uint64_t> args;
+};
+using graph_of = std::vector<captured>;
+static graph_of *capturing;
+
+API cuStreamBeginCapture(CUstream, CUstreamCaptureMode)
+{
+    capturing = new graph_of;
+    return CUDA_SUCCESS;
+}
+
+API cuStreamEndCapture(CUstream, CUgraph *graph)
+{
+    *graph = (CUgraph)capturing;
+    capturing = nullptr;
+    return CUDA_SUCCESS;
+}
+
+API cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long)
+{
+    *exec = (CUgraphExec) new graph_of(*(graph_of *)graph);
+    return CUDA_SUCCESS;
+}
+
+API cuGraphLaunch(CUgraphExec exec, CUstream)
+{
+    for (captured &c : *(graph_of *)exec) {
+        emulated_launch launch = c.launch;
+        launch.args = c.args.data();
+        emulated_run(launch);
+    }
+    return CUDA_SUCCESS;
+}
+
+API cuGraphExecDestroy(CUgraphExec exec)
+{
+    delete (graph_of *)exec;
+    return CUDA_SUCCESS;
+}
+
+API cuGraphDestroy(CUgraph graph)
+{
+    delete (graph_of *)graph;
+    return CUDA_SUCCESS;
+}
+
 API cuLaunchKernel(CUfunction f, unsigned int grid_x, unsigned int grid_y, unsigned int,
                    unsigned int threads, unsigned int, unsigned int, unsigned int shared_bytes,
                    CUstream, void **params, void **)
 {
     const emulated_kernel *kernel = (const emulated_kernel *)f;
-    emulated_run({grid_x, grid_y, threads, shared_bytes, kernel->run, params[0]});
+    emulated_launch launch = {grid_x, grid_y, threads, shared_bytes, kernel->run, params[0]};
+    if (capturing == nullptr) {
+        emulated_run(launch);
+        return CUDA_SUCCESS;
+    }
+    capturing->push_back({launch, std::vector<uint64_t>((kernel->args_bytes + 7) / 8)});
+    memcpy(capturing->back().args.data(), params[0], kernel->args_bytes);
     return CUDA_SUCCESS;
 }
 
