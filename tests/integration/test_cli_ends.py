@@ -197,13 +197,15 @@ class Spawn(Case):
     def is_shared(self, folder, name):
         """Of the user's cache: what speeds up the next start, and tells nothing of prompts."""
         place = os.path.relpath(folder, os.path.join(self.home, "gqad"))
-        return (place == "." and name == "digests") or (place == "weights" and name.endswith(".packed"))
+        return ((place == "." and name == "digests") or (place == "weights" and name.endswith(".packed")) or
+                (place == "verdicts" and name.endswith(".verdict")))
 
     def assert_no_files(self):
         """No socket, no temporary folder; HOME, TMPDIR and the XDG folders are all this one."""
         self.assertLessEqual(set(os.listdir(self.home)), {"gqad"})
         cache = os.path.join(self.home, "gqad")
-        self.assertLessEqual(set(os.listdir(cache)) if os.path.isdir(cache) else set(), {"digests", "weights"})
+        self.assertLessEqual(set(os.listdir(cache)) if os.path.isdir(cache) else set(),
+                             {"digests", "weights", "verdicts"})
 
     def test_a_command_leaves_nothing(self):
         r = self.gqa("run", "-m", self.model, "-n", 3, "--ignore-eos", "--json", "x").json
