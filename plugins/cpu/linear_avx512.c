@@ -4,6 +4,7 @@
  * a broadcast of four activations, eight times a block. A strip is unpacked once for a group of up
  * to 16 rows, whose sums stay in registers for all of k. */
 #include "plugins/cpu/linear.h"
+#include "plugins/cpu/strip_avx512.h"
 #include "plugins/cpu/unroll.h"
 
 #include <immintrin.h>
@@ -17,162 +18,35 @@
 /* Rows whose sums, with those of two strips, stay in registers for all of k. */
 #define ROWS_MAX 8
 
-/* One block: vectors of unsigned values, and what its sums are multiplied with. */
-struct block {
-    __m512i q[8];
-    __m512 scale, min;
-    __m512 half_scale[2];
-    __m512i half_min; /* pairs of 16 bits */
-};
-
-CPU_SPECIALISE __m512 load_f16(const uint8_t *at)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
-}
-
-/* The levels in every lane, ready for VPSHUFB. */
-CPU_SPECIALISE __m512i load_levels(const struct cpu_layout *l)
-{
-    if (l->levels == NULL) {
-        return _mm512_setzero_si512();
-    }
-    return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)(const void *)l->levels));
-}
-
-/* Adds a plane of width bits, at to at + width of every byte, to vector v. */
-CPU_SPECIALISE __m512i add_plane(__m512i q, const uint8_t *lines, int width, int at, int v)
-{
-    int shift = v * width % 8 - at;
-    __m512i line = _mm512_loadu_si512(lines + v * width / 8 * (int)CPU_BLOCK_LINE);
-
-    line = shift < 0 ? _mm512_slli_epi32(line, (unsigned)-shift & 7)
-                     : _mm512_srli_epi32(line, (unsigned)shift & 7);
-    return _mm512_or_si512(
-        q, _mm512_and_si512(line, _mm512_set1_epi8((char)(((1 << width) - 1) << at))));
-}
-
-/* Unsigned bytes: signed ones move up by 128, as offset_of says. */
-CPU_SPECIALISE void unpack_values(const struct cpu_layout *l, __m512i levels, const uint8_t *lines,
-                                  __m512i *q)
-{
-    CPU_UNROLL
-    for (int v = 0; v < 8; v++) {
-        int at = 0;
-
-        if (l->bits == 8) {
-            q[v] = _mm512_xor_si512(_mm512_loadu_si512(lines + v * (int)CPU_BLOCK_LINE),
-                                    _mm512_set1_epi8((char)0x80));
-            continue;
-        }
-        q[v] = _mm512_setzero_si512();
-        CPU_UNROLL
-        for (int width = 4; width > 0; width /= 2) {
-            if ((int)l->bits & width) {
-                q[v] = add_plane(q[v], lines + at * (int)CPU_BLOCK_LINE, width, at, v);
-                at += width;
-            }
-        }
-        if (l->levels != NULL) {
-            q[v] = _mm512_shuffle_epi8(levels, q[v]);
-        }
-    }
-}
-
-/* The header's scales: f16, or halves of exponents, 2^(e - 128). For e < 2 these are subnormal,
- * 2^(21 + e) as bits; (e + 1) 2^21 is just that, and less than (e - 1) 2^23 for all others. */
-CPU_SPECIALISE __m512 load_header(const struct cpu_layout *l, const uint8_t *header)
-{
-    if (!l->has_exps) {
-        return load_f16(header);
-    }
-    const __m512i one = _mm512_set1_epi32(1);
-    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)header));
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(_mm512_sub_epi32(e, one), 23),
-                                                _mm512_slli_epi32(_mm512_add_epi32(e, one), 21)));
-}
-
-/* The scales and minimums of the halves of Q2_K, four bits each. */
-CPU_SPECIALISE void unpack_nibbles(__m128i first, __m128i second, struct block *w)
-{
-    const __m512i low_half = _mm512_set1_epi32(0x0f);
-    __m512i a = _mm512_cvtepu8_epi32(first), b = _mm512_cvtepu8_epi32(second);
-
-    w->half_scale[0] = _mm512_cvtepi32_ps(_mm512_and_si512(a, low_half));
-    w->half_scale[1] = _mm512_cvtepi32_ps(_mm512_and_si512(b, low_half));
-    w->half_min =
-        _mm512_or_si512(_mm512_srli_epi32(a, 4), _mm512_slli_epi32(_mm512_srli_epi32(b, 4), 16));
-}
-
-CPU_SPECIALISE void unpack_scales(const struct cpu_layout *l, const uint8_t *at,
-                                  __m512 header_scale, __m512 header_min, struct block *w)
-{
-    const __m512 sign = _mm512_set1_ps(-0.0f);
-
-    w->scale = header_scale;
-    w->min = header_min;
-    if (l->scales == CPU_SCALES_NONE) {
-        return;
-    }
-    __m128i first = _mm_loadu_si128((const __m128i *)(const void *)at);
-    if (l->scales == CPU_SCALES_BLOCK) {
-        w->scale = _mm512_mul_ps(header_scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(first)));
-        return;
-    }
-    __m128i second = _mm_loadu_si128((const __m128i *)(const void *)(at + CPU_STRIP_ROWS));
-    if (l->scales == CPU_SCALES_HALVES) {
-        w->half_scale[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(first));
-        w->half_scale[1] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(second));
-    } else if (l->scales == CPU_SCALES_HALVES_MIN) {
-        unpack_nibbles(first, second, w);
-        w->min = _mm512_xor_ps(header_min, sign);
-    } else {
-        __m512 min = _mm512_mul_ps(header_min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(second)));
-        w->scale = _mm512_mul_ps(header_scale, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(first)));
-        w->min = _mm512_xor_ps(min, sign);
-    }
-}
-
-CPU_SPECIALISE int32_t offset_of(const struct cpu_layout *l)
-{
-    return l->bits == 8 ? 128 : l->offset;
-}
-
-CPU_SPECIALISE __m512i broadcast_dword(const void *at)
-{
-    int32_t bits;
-    memcpy(&bits, at, sizeof(bits));
-    return _mm512_set1_epi32(bits);
-}
-
 /* Where the exact sums of a row begin, so that they end as those of values without offset: of the
  * whole block, or of each half. */
 CPU_SPECIALISE void start_sums(const struct cpu_layout *l, const int16_t *a_halves,
                                const int32_t *a_minus, __m512i *ret)
 {
-    const uint32_t low = (uint32_t)-offset_of(l) & 0xffff;
+    const uint32_t low = (uint32_t)-cpu_offset_of(l) & 0xffff;
 
     ret[0] = ret[1] = _mm512_setzero_si512();
     if (low == 0) {
         return;
     }
     if (cpu_layout_has_halves(l)) {
-        __m512i halves = broadcast_dword(a_halves);
+        __m512i halves = cpu_broadcast_dword(a_halves);
         ret[0] = _mm512_dpwssd_epi32(ret[0], halves, _mm512_set1_epi32((int32_t)low));
         ret[1] = _mm512_dpwssd_epi32(ret[1], halves, _mm512_set1_epi32((int32_t)(low << 16)));
     } else {
-        const unsigned log2_offset = (unsigned)__builtin_ctz((unsigned)offset_of(l));
-        ret[0] = _mm512_slli_epi32(broadcast_dword(a_minus), log2_offset);
+        const unsigned log2_offset = (unsigned)__builtin_ctz((unsigned)cpu_offset_of(l));
+        ret[0] = _mm512_slli_epi32(cpu_broadcast_dword(a_minus), log2_offset);
     }
 }
 
 /* Exact products of n vectors from first on with one row's activations a (32), added to the sums of
  * each strip. */
-CPU_SPECIALISE void dot(const int n_strips, const struct block *w, int first, int n,
+CPU_SPECIALISE void dot(const int n_strips, const struct cpu_block *w, int first, int n,
                         const int8_t *a, __m512i *sums)
 {
     CPU_UNROLL
     for (int v = first; v < first + n; v++) {
-        __m512i four = broadcast_dword(a + 4 * v);
+        __m512i four = cpu_broadcast_dword(a + 4 * v);
         CPU_UNROLL
         for (int s = 0; s < n_strips; s++) {
             sums[s] = _mm512_dpbusd_epi32(sums[s], w[s].q[v], four);
@@ -180,21 +54,12 @@ CPU_SPECIALISE void dot(const int n_strips, const struct block *w, int first, in
     }
 }
 
-/* A row's activations of one block. */
-struct row {
-    const int8_t *q; /* (32) */
-    const float *scale, *total;
-    const int16_t *halves; /* (2) */
-    const int32_t *minus;
-};
-
-/* Adds one block of one row to its outputs. Halves stay below 2^24 also when scaled (Q6_K: 65,024 x
- * 128, and their sum): float32 adds them exactly. acc (n_strips) */
+/* Adds one block of one row to its outputs. acc (n_strips) */
 CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const int n_strips,
-                                   const struct block *w, const struct row *row, __m512 *acc)
+                                   const struct cpu_block *w, const struct cpu_row *row,
+                                   __m512 *acc)
 {
     const int parts = cpu_layout_has_halves(l) ? 2 : 1;
-    const __m512 a_scale = _mm512_set1_ps(*row->scale);
     __m512i starts[2], sums[2][CPU_STRIPS_MAX];
 
     start_sums(l, row->halves, row->minus, starts);
@@ -208,43 +73,9 @@ CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const int n_strip
     }
     CPU_UNROLL
     for (int s = 0; s < n_strips; s++) {
-        __m512 products = _mm512_cvtepi32_ps(sums[0][s]);
-        if (parts == 2) {
-            products = _mm512_mul_ps(products, w[s].half_scale[0]);
-            products =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][s]), w[s].half_scale[1], products);
-        }
-        acc[s] = _mm512_fmadd_ps(_mm512_mul_ps(w[s].scale, a_scale), products, acc[s]);
-        if (l->scales == CPU_SCALES_HALVES_MIN) {
-            __m512i mins = _mm512_dpwssd_epi32(_mm512_setzero_si512(), broadcast_dword(row->halves),
-                                               w[s].half_min);
-            __m512 total = _mm512_mul_ps(a_scale, _mm512_cvtepi32_ps(mins));
-            acc[s] = _mm512_fmadd_ps(w[s].min, total, acc[s]);
-        } else if (l->has_min) {
-            acc[s] = _mm512_fmadd_ps(w[s].min, _mm512_set1_ps(*row->total), acc[s]);
-        }
+        const __m512i both[2] = {sums[0][s], sums[parts - 1][s]};
+        acc[s] = cpu_add_block(l, &w[s], both, row, acc[s]);
     }
-}
-
-/* Where the kernel is in each strip. */
-struct place {
-    const uint8_t *at;
-    __m512 scale, min; /* of the unit's header */
-};
-
-CPU_SPECIALISE void enter_unit(const struct cpu_layout *l, struct place *p)
-{
-    p->scale = load_header(l, p->at);
-    p->min = l->has_min ? load_f16(p->at + cpu_layout_header_scales_bytes(l)) : _mm512_setzero_ps();
-    p->at += cpu_layout_header_bytes(l);
-}
-
-CPU_SPECIALISE void unpack_block(const struct cpu_layout *l, __m512i levels, struct place *p,
-                                 struct block *w)
-{
-    unpack_scales(l, p->at, p->scale, p->min, w);
-    unpack_values(l, levels, p->at + cpu_layout_scales_bytes(l), w->q);
-    p->at += cpu_layout_block_bytes(l);
 }
 
 /* Memory is read best as one stream. So one strip's bytes are asked for some way ahead; of two that
@@ -271,13 +102,11 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_strip
 {
     const struct cpu_layout *l = &cpu_layouts[id];
     const uint32_t unit_blocks = l->unit / CPU_BLOCK;
-    const size_t step = tile->n_tile_rows;
-    const __m512i levels = load_levels(l);
-    struct row row = {tile->q + (size_t)first * CPU_BLOCK, tile->scale + first, tile->total + first,
-                      tile->halves + (size_t)first * 2, tile->minus + first};
+    const __m512i levels = cpu_load_levels(l);
+    struct cpu_row row = cpu_tile_row(tile, first);
     const uint8_t *ahead =
         strips->first + (n_strips == 1 ? PREFETCH_BYTES : CPU_STRIPS_MAX * strips->bytes);
-    struct place places[CPU_STRIPS_MAX] = {{NULL, _mm512_setzero_ps(), _mm512_setzero_ps()}};
+    struct cpu_place places[CPU_STRIPS_MAX] = {{NULL, _mm512_setzero_ps(), _mm512_setzero_ps()}};
     __m512 acc[ROWS_MAX][CPU_STRIPS_MAX];
 
     CPU_UNROLL
@@ -289,26 +118,24 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_strip
         places[s].at = strips->first + (size_t)s * strips->bytes;
     }
     for (uint32_t b = 0; b < tile->n_blocks; b++) {
-        struct block w[CPU_STRIPS_MAX];
+        struct cpu_block w[CPU_STRIPS_MAX];
 
         ahead = prefetch_block(l, n_strips, ahead);
         CPU_UNROLL
         for (int s = 0; s < n_strips; s++) {
             if (b % unit_blocks == 0) {
-                enter_unit(l, &places[s]);
+                cpu_enter_unit(l, &places[s]);
             }
-            unpack_block(l, levels, &places[s], &w[s]);
+            cpu_unpack_block(l, levels, &places[s], &w[s]);
         }
         CPU_KEEP(row.q);
         CPU_KEEP(row.scale);
         CPU_UNROLL
         for (int r = 0; r < n_rows; r++) {
-            const struct row one = {row.q + r * CPU_BLOCK, row.scale + r, row.total + r,
-                                    row.halves + r * 2, row.minus + r};
+            const struct cpu_row one = cpu_row_at(&row, (uint32_t)r);
             multiply_block(l, n_strips, w, &one, acc[r]);
         }
-        row = (struct row){row.q + step * CPU_BLOCK, row.scale + step, row.total + step,
-                           row.halves + step * 2, row.minus + step};
+        row = cpu_row_after(&row, tile->n_tile_rows);
     }
     CPU_UNROLL
     for (int i = 0; i < n_rows * n_strips; i++) {
