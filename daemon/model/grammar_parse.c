@@ -1,179 +1,9 @@
-/* daemon/model/grammar_parse.c - GBNF text to rules as automata.
- *
- * What is parsed becomes a fragment: nodes with one start and one exit, a NODE_JUMP whose next is
- * still open. The nodes of a fragment lie in one piece, so a repetition copies them. */
-#include "daemon/model/grammar_internal.h"
-#include "daemon/model/utf8.h"
+/* daemon/model/grammar_parse.c - GBNF text to rules as automata: names, repetitions, rules. */
+#include "daemon/model/grammar_text.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct rule_name {
-    const char *text; /* of the first use */
-    size_t bytes;
-    bool defined;
-};
-
-struct parser {
-    struct grammar *g;
-    const char *text, *at, *end;
-    struct rule_name *rule;
-    size_t n_rules, capacity;
-    uint32_t *by_hash; /* (hash_size): rule + 1, or 0 */
-    size_t hash_size;
-    unsigned depth;
-    struct fmt_error *err;
-};
-
-struct fragment {
-    uint32_t start, exit;
-};
-
-int grammar_grow(void **array, size_t *capacity, size_t n, size_t item_bytes)
-{
-    if (n < *capacity) {
-        return 0;
-    }
-    size_t wanted = *capacity > 0 ? *capacity * 2 : 64;
-    void *grown = reallocarray(*array, wanted, item_bytes);
-    if (grown == NULL) {
-        return -ENOMEM;
-    }
-    *array = grown;
-    *capacity = wanted;
-    return 0;
-}
-
-/* ---- errors ------------------------------------------------------------------------------ */
-
-/* The place of `at` is told; columns count characters. */
-static int refuse(struct parser *p, const char *at, const char *what, const char *name,
-                  size_t name_bytes)
-{
-    size_t line = 1, column = 1;
-    for (const char *c = p->text; c < at; c++) {
-        if (*c == '\n') {
-            line++;
-            column = 1;
-        } else {
-            column += !utf8_is_continuation((unsigned char)*c);
-        }
-    }
-    return fmt_fail(p->err, -EINVAL, "line %zu, column %zu: %s%.*s%s", line, column, what,
-                    name_bytes < 64 ? (int)name_bytes : 64, name, name_bytes > 0 ? "'" : "");
-}
-
-static int refuse_here(struct parser *p, const char *what)
-{
-    return refuse(p, p->at, what, "", 0);
-}
-
-/* ---- building ---------------------------------------------------------------------------- */
-
-/* The index of a new node, or a negative errno. */
-static int64_t add_node(struct parser *p, enum grammar_node_kind kind, uint32_t arg, uint32_t next)
-{
-    struct grammar *g = p->g;
-    if (g->n_nodes == GRAMMAR_NODES_MAX) {
-        return fmt_fail(p->err, -EINVAL, "the grammar is too large: it needs more than %u nodes",
-                        GRAMMAR_NODES_MAX);
-    }
-    int rc = grammar_grow((void **)&g->node, &g->nodes_capacity, g->n_nodes, sizeof(*g->node));
-    if (rc < 0) {
-        return rc;
-    }
-    g->node[g->n_nodes] = (struct grammar_node){kind, arg, next};
-    return (int64_t)g->n_nodes++;
-}
-
-static struct grammar_node *node_at(struct parser *p, uint32_t index)
-{
-    return &p->g->node[index];
-}
-
-/* A node that does something, and an exit behind it. */
-static int one_node(struct parser *p, enum grammar_node_kind kind, uint32_t arg,
-                    struct fragment *ret)
-{
-    int64_t node = add_node(p, kind, arg, (uint32_t)p->g->n_nodes + 1);
-    int64_t exit = node < 0 ? node : add_node(p, NODE_JUMP, 0, GRAMMAR_NOWHERE);
-    if (exit < 0) {
-        return (int)exit;
-    }
-    *ret = (struct fragment){(uint32_t)node, (uint32_t)exit};
-    return 0;
-}
-
-static int empty_fragment(struct parser *p, struct fragment *ret)
-{
-    int64_t node = add_node(p, NODE_JUMP, 0, GRAMMAR_NOWHERE);
-    if (node < 0) {
-        return (int)node;
-    }
-    *ret = (struct fragment){(uint32_t)node, (uint32_t)node};
-    return 0;
-}
-
-/* Another copy of the nodes first..end-1, which hold one fragment. */
-static int copy_fragment(struct parser *p, uint32_t first, uint32_t end, struct fragment of,
-                         struct fragment *ret)
-{
-    uint32_t moved = (uint32_t)p->g->n_nodes - first;
-    for (uint32_t i = first; i < end; i++) {
-        struct grammar_node n = *node_at(p, i);
-        n.next += n.next == GRAMMAR_NOWHERE ? 0 : moved;
-        n.arg += n.kind == NODE_SPLIT ? moved : 0;
-        int64_t node = add_node(p, n.kind, n.arg, n.next);
-        if (node < 0) {
-            return (int)node;
-        }
-    }
-    *ret = (struct fragment){of.start + moved, of.exit + moved};
-    return 0;
-}
-
-/* x{least,most}: least copies in a row, then as many that can be left out, each only if the one
- * before was there; without a most, one in a loop. first: where x's nodes begin. */
-static int repeat(struct parser *p, uint32_t first, struct fragment x, uint32_t least,
-                  uint32_t most, struct fragment *ret)
-{
-    bool endless = most == GRAMMAR_NOWHERE;
-    uint32_t end = (uint32_t)p->g->n_nodes;
-    uint32_t copies = endless ? least + 1 : most;
-    struct fragment all = {0}, leave = {0};
-    int rc = empty_fragment(p, &all);
-    rc = rc < 0 ? rc : empty_fragment(p, &leave);
-    for (uint32_t i = 0; i < copies && rc == 0; i++) {
-        struct fragment copy = {0};
-        rc = copy_fragment(p, first, end, x, &copy);
-        if (rc < 0) {
-            return rc;
-        }
-        if (i < least) {
-            node_at(p, all.exit)->next = copy.start;
-            all.exit = copy.exit;
-            continue;
-        }
-        int64_t split = add_node(p, NODE_SPLIT, leave.start, copy.start);
-        if (split < 0) {
-            return (int)split;
-        }
-        node_at(p, all.exit)->next = (uint32_t)split;
-        all.exit = copy.exit;
-        if (endless) {
-            node_at(p, copy.exit)->next = (uint32_t)split;
-            *ret = (struct fragment){all.start, leave.exit};
-            return 0;
-        }
-    }
-    if (rc < 0) {
-        return rc;
-    }
-    node_at(p, all.exit)->next = leave.start;
-    *ret = (struct fragment){all.start, leave.exit};
-    return 0;
-}
 
 /* ---- names ------------------------------------------------------------------------------- */
 
@@ -183,7 +13,7 @@ static bool is_name_char(char c)
            c == '_';
 }
 
-static int rehash(struct parser *p)
+static int rehash(struct grammar_parser *p)
 {
     size_t size = p->hash_size > 0 ? p->hash_size * 2 : 256;
     uint32_t *by_hash = calloc(size, sizeof(*by_hash));
@@ -206,7 +36,7 @@ static size_t hash_of(const char *text, size_t bytes)
 }
 
 /* The slot of a name: its rule's, or an empty one. */
-static uint32_t *slot_of(struct parser *p, const char *text, size_t bytes)
+static uint32_t *slot_of(struct grammar_parser *p, const char *text, size_t bytes)
 {
     size_t i = hash_of(text, bytes) & (p->hash_size - 1);
     for (;; i = (i + 1) & (p->hash_size - 1)) {
@@ -219,7 +49,7 @@ static uint32_t *slot_of(struct parser *p, const char *text, size_t bytes)
 }
 
 /* Reads a name; the rule's number, new where it is seen for the first time. */
-static int take_name(struct parser *p, uint32_t *ret)
+static int take_name(struct grammar_parser *p, uint32_t *ret)
 {
     const char *text = p->at;
     while (p->at < p->end && is_name_char(*p->at)) {
@@ -227,7 +57,7 @@ static int take_name(struct parser *p, uint32_t *ret)
     }
     size_t bytes = (size_t)(p->at - text);
     if (bytes == 0) {
-        return refuse_here(p, "a rule's name was expected");
+        return grammar_refuse_here(p, "a rule's name was expected");
     }
     if (2 * (p->n_rules + 1) > p->hash_size) {
         int rc = rehash(p);
@@ -248,224 +78,16 @@ static int take_name(struct parser *p, uint32_t *ret)
             return fmt_fail(p->err, -EINVAL, "the grammar has more than %u rules",
                             GRAMMAR_RULES_MAX);
         }
-        p->rule[p->n_rules] = (struct rule_name){text, bytes, false};
+        p->rule[p->n_rules] = (struct grammar_rule_name){text, bytes, false};
         *slot = (uint32_t)++p->n_rules;
     }
     *ret = *slot - 1;
     return 0;
 }
 
-/* ---- characters -------------------------------------------------------------------------- */
-
-static void skip_space(struct parser *p, bool lines)
-{
-    while (p->at < p->end) {
-        char c = *p->at;
-        if (c == '#') {
-            while (p->at < p->end && *p->at != '\n' && *p->at != '\r') {
-                p->at++;
-            }
-        } else if (c == ' ' || c == '\t' || (lines && (c == '\n' || c == '\r'))) {
-            p->at++;
-        } else {
-            return;
-        }
-    }
-}
-
-static bool next_is(const struct parser *p, char c)
-{
-    return p->at < p->end && *p->at == c;
-}
-
-static int take_hex(struct parser *p, const char *escape, unsigned digits, uint32_t *ret)
-{
-    uint32_t value = 0;
-    for (unsigned i = 0; i < digits; i++, p->at++) {
-        char c = p->at < p->end ? *p->at : '\0';
-        if (c >= '0' && c <= '9') {
-            value = value << 4 | (uint32_t)(c - '0');
-        } else if ((c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F')) {
-            value = value << 4 | (uint32_t)((c | 0x20) - 'a' + 10);
-        } else {
-            return refuse(p, escape, "an escape has too few hexadecimal digits", "", 0);
-        }
-    }
-    if (value > GRAMMAR_LAST_POINT || (value >= 0xD800 && value <= 0xDFFF)) {
-        return refuse(p, escape, "an escape is no character", "", 0);
-    }
-    *ret = value;
-    return 0;
-}
-
-static int take_escape(struct parser *p, uint32_t *ret)
-{
-    static const char plain[] = "\\\"[]-", letters[] = "trn", meanings[] = "\t\r\n";
-    const char *escape = p->at++;
-    char c = p->at < p->end ? *p->at++ : '\0';
-    const char *letter = c != '\0' ? strchr(letters, c) : NULL;
-    if (c == 'x' || c == 'u' || c == 'U') {
-        return take_hex(p, escape, c == 'x' ? 2 : c == 'u' ? 4 : 8, ret);
-    }
-    if (letter != NULL) {
-        *ret = (unsigned char)meanings[letter - letters];
-        return 0;
-    }
-    if (c == '\0' || strchr(plain, c) == NULL) {
-        return refuse(p, escape, "an unknown escape", "", 0);
-    }
-    *ret = (unsigned char)c;
-    return 0;
-}
-
-/* A character of a literal or class; the end of the text is none. */
-static int take_char(struct parser *p, uint32_t *ret)
-{
-    if (next_is(p, '\\')) {
-        return take_escape(p, ret);
-    }
-    const unsigned char *c = (const unsigned char *)p->at;
-    size_t bytes;
-    if (utf8_step(c, (size_t)(p->end - p->at), &bytes) != UTF8_VALID) {
-        return refuse_here(p, "the grammar is not UTF-8");
-    }
-    uint32_t value = bytes == 1 ? c[0] : c[0] & (0x7Fu >> bytes);
-    for (size_t i = 1; i < bytes; i++) {
-        value = value << 6 | (c[i] & 0x3Fu);
-    }
-    p->at += bytes;
-    *ret = value;
-    return 0;
-}
-
-static int take_literal(struct parser *p, struct fragment *ret)
-{
-    const char *start = p->at++;
-    struct fragment all = {0};
-    int rc = empty_fragment(p, &all);
-    while (rc == 0 && !next_is(p, '"')) {
-        uint32_t c;
-        struct fragment one = {0};
-        if (p->at == p->end) {
-            return refuse(p, start, "a literal has no end", "", 0);
-        }
-        rc = take_char(p, &c);
-        rc = rc < 0 ? rc : one_node(p, NODE_CHAR, c, &one);
-        if (rc == 0) {
-            node_at(p, all.exit)->next = one.start;
-            all.exit = one.exit;
-        }
-    }
-    if (rc == 0) {
-        p->at++;
-        *ret = all;
-    }
-    return rc;
-}
-
-/* ---- classes ----------------------------------------------------------------------------- */
-
-static int add_range(struct parser *p, uint32_t low, uint32_t high)
-{
-    struct grammar *g = p->g;
-    int rc = grammar_grow((void **)&g->range, &g->ranges_capacity, g->n_ranges, sizeof(*g->range));
-    if (rc == 0) {
-        g->range[g->n_ranges++] = (struct grammar_range){low, high};
-    }
-    return rc;
-}
-
-static int by_low(const void *a, const void *b)
-{
-    uint32_t x = ((const struct grammar_range *)a)->low, y = ((const struct grammar_range *)b)->low;
-    return (x > y) - (x < y);
-}
-
-/* The ranges from first on become a set: in order, joined, and inverted where asked for. */
-static int finish_set(struct parser *p, size_t first, bool inverted, struct fragment *ret)
-{
-    struct grammar *g = p->g;
-    size_t n = g->n_ranges - first, kept = 0;
-    int rc = grammar_grow((void **)&g->range, &g->ranges_capacity, g->n_ranges, sizeof(*g->range));
-    if (rc < 0) {
-        return rc;
-    }
-    struct grammar_range *r = g->range + first; /* there is an array now, also for an empty set */
-    if (n > 0) {
-        qsort(r, n, sizeof(*r), by_low);
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (kept > 0 && r[i].low <= r[kept - 1].high + 1) {
-            r[kept - 1].high = r[i].high > r[kept - 1].high ? r[i].high : r[kept - 1].high;
-        } else {
-            r[kept++] = r[i];
-        }
-    }
-    g->n_ranges = first + kept;
-    if (inverted) {
-        rc = add_range(p, GRAMMAR_LAST_POINT + 1, GRAMMAR_LAST_POINT + 1); /* may move the ranges */
-        r = g->range + first;
-        uint32_t from = 0;
-        size_t gaps = 0;
-        for (size_t i = 0; rc == 0 && i <= kept; i++) {
-            struct grammar_range gap = {from, r[i].low - 1};
-            from = r[i].high + 1;
-            if (r[i].low > gap.low) {
-                r[gaps++] = gap;
-            }
-        }
-        g->n_ranges = first + gaps;
-    }
-    rc =
-        rc < 0 ? rc : grammar_grow((void **)&g->set, &g->sets_capacity, g->n_sets, sizeof(*g->set));
-    if (rc < 0) {
-        return rc;
-    }
-    g->set[g->n_sets] = (struct grammar_set){(uint32_t)first, (uint32_t)(g->n_ranges - first)};
-    return one_node(p, NODE_SET, (uint32_t)g->n_sets++, ret);
-}
-
-static int take_class(struct parser *p, struct fragment *ret)
-{
-    const char *start = p->at++;
-    size_t first = p->g->n_ranges;
-    bool inverted = next_is(p, '^');
-    p->at += inverted;
-    while (!next_is(p, ']')) {
-        uint32_t low, high;
-        const char *range = p->at;
-        if (p->at == p->end) {
-            return refuse(p, start, "a class has no end", "", 0);
-        }
-        int rc = take_char(p, &low);
-        high = low;
-        if (rc == 0 && next_is(p, '-') && p->end - p->at > 1 && p->at[1] != ']') {
-            p->at++;
-            rc = take_char(p, &high);
-        }
-        if (rc == 0 && high < low) {
-            return refuse(p, range, "a range of a class runs backwards", "", 0);
-        }
-        rc = rc < 0 ? rc : add_range(p, low, high);
-        if (rc < 0) {
-            return rc;
-        }
-    }
-    p->at++;
-    return finish_set(p, first, inverted, ret);
-}
-
-static int take_any(struct parser *p, struct fragment *ret)
-{
-    p->at++;
-    size_t first = p->g->n_ranges;
-    int rc = add_range(p, 0, GRAMMAR_LAST_POINT);
-    return rc < 0 ? rc : finish_set(p, first, false, ret);
-}
-
 /* ---- repetitions ------------------------------------------------------------------------- */
 
-static int take_number(struct parser *p, uint32_t *ret)
+static int take_number(struct grammar_parser *p, uint32_t *ret)
 {
     const char *start = p->at;
     uint32_t value = 0;
@@ -474,39 +96,40 @@ static int take_number(struct parser *p, uint32_t *ret)
         p->at++;
     }
     if (p->at == start) {
-        return refuse(p, start, "a number of repetitions was expected", "", 0);
+        return grammar_refuse(p, start, "a number of repetitions was expected", "", 0);
     }
     if (value > GRAMMAR_REPEAT_MAX) {
-        return refuse(p, start, "more repetitions than 20000", "", 0);
+        return grammar_refuse(p, start, "more repetitions than 20000", "", 0);
     }
     *ret = value;
     return 0;
 }
 
 /* After the brace. */
-static int take_bounds(struct parser *p, uint32_t *ret_least, uint32_t *ret_most)
+static int take_bounds(struct grammar_parser *p, uint32_t *ret_least, uint32_t *ret_most)
 {
     const char *start = p->at;
     uint32_t least, most;
-    skip_space(p, false);
+    grammar_skip_space(p, false);
     int rc = take_number(p, &least);
-    skip_space(p, false);
+    grammar_skip_space(p, false);
     most = least;
-    if (rc == 0 && next_is(p, ',')) {
+    if (rc == 0 && grammar_next_is(p, ',')) {
         p->at++;
-        skip_space(p, false);
+        grammar_skip_space(p, false);
         most = GRAMMAR_NOWHERE;
-        rc = next_is(p, '}') ? 0 : take_number(p, &most);
-        skip_space(p, false);
+        rc = grammar_next_is(p, '}') ? 0 : take_number(p, &most);
+        grammar_skip_space(p, false);
     }
     if (rc < 0) {
         return rc;
     }
-    if (!next_is(p, '}')) {
-        return refuse_here(p, "'}' was expected");
+    if (!grammar_next_is(p, '}')) {
+        return grammar_refuse_here(p, "'}' was expected");
     }
     if (most < least) {
-        return refuse(p, start, "the bounds of a repetition are the wrong way round", "", 0);
+        return grammar_refuse(p, start, "the bounds of a repetition are the wrong way round", "",
+                              0);
     }
     p->at++;
     *ret_least = least;
@@ -515,11 +138,12 @@ static int take_bounds(struct parser *p, uint32_t *ret_least, uint32_t *ret_most
 }
 
 /* Any number of * + ? {m,n} behind x. */
-static int take_repetitions(struct parser *p, bool nested, uint32_t first, struct fragment *x)
+static int take_repetitions(struct grammar_parser *p, bool nested, uint32_t first,
+                            struct grammar_fragment *x)
 {
     for (int rc = 0;;) {
         uint32_t least = 0, most = GRAMMAR_NOWHERE;
-        skip_space(p, nested);
+        grammar_skip_space(p, nested);
         char c = p->at < p->end ? *p->at : '\0';
         if (c != '*' && c != '+' && c != '?' && c != '{') {
             return 0;
@@ -528,7 +152,7 @@ static int take_repetitions(struct parser *p, bool nested, uint32_t first, struc
         least = c == '+' ? 1 : 0;
         most = c == '?' ? 1 : most;
         rc = c == '{' ? take_bounds(p, &least, &most) : 0;
-        rc = rc < 0 ? rc : repeat(p, first, *x, least, most, x);
+        rc = rc < 0 ? rc : grammar_repeat(p, first, *x, least, most, x);
         if (rc < 0) {
             return rc;
         }
@@ -537,42 +161,42 @@ static int take_repetitions(struct parser *p, bool nested, uint32_t first, struc
 
 /* ---- sequences and rules ----------------------------------------------------------------- */
 
-static int take_alternatives(struct parser *p, bool nested, struct fragment *ret);
+static int take_alternatives(struct grammar_parser *p, bool nested, struct grammar_fragment *ret);
 
-static int take_group(struct parser *p, struct fragment *ret)
+static int take_group(struct grammar_parser *p, struct grammar_fragment *ret)
 {
     const char *start = p->at++;
     if (p->depth == GRAMMAR_DEPTH_MAX) {
-        return refuse(p, start, "more than 100 parentheses in each other", "", 0);
+        return grammar_refuse(p, start, "more than 100 parentheses in each other", "", 0);
     }
     p->depth++;
-    skip_space(p, true);
+    grammar_skip_space(p, true);
     int rc = take_alternatives(p, true, ret);
     p->depth--;
     if (rc < 0) {
         return rc;
     }
-    if (!next_is(p, ')')) {
-        return p->at == p->end ? refuse(p, start, "a parenthesis is not closed", "", 0)
-                               : refuse_here(p, "')' was expected");
+    if (!grammar_next_is(p, ')')) {
+        return p->at == p->end ? grammar_refuse(p, start, "a parenthesis is not closed", "", 0)
+                               : grammar_refuse_here(p, "')' was expected");
     }
     p->at++;
     return 0;
 }
 
 /* One symbol; 0 in *ret_any where there is none. */
-static int take_symbol(struct parser *p, bool *ret_any, struct fragment *ret)
+static int take_symbol(struct grammar_parser *p, bool *ret_any, struct grammar_fragment *ret)
 {
     char c = p->at < p->end ? *p->at : '\0';
     *ret_any = true;
     if (c == '"') {
-        return take_literal(p, ret);
+        return grammar_take_literal(p, ret);
     }
     if (c == '[') {
-        return take_class(p, ret);
+        return grammar_take_class(p, ret);
     }
     if (c == '.') {
-        return take_any(p, ret);
+        return grammar_take_any(p, ret);
     }
     if (c == '(') {
         return take_group(p, ret);
@@ -580,24 +204,24 @@ static int take_symbol(struct parser *p, bool *ret_any, struct fragment *ret)
     if (p->at < p->end && is_name_char(c)) {
         uint32_t rule;
         int rc = take_name(p, &rule);
-        return rc < 0 ? rc : one_node(p, NODE_CALL, rule, ret);
+        return rc < 0 ? rc : grammar_one_node(p, NODE_CALL, rule, ret);
     }
     if (c == '<' || c == '!') {
-        return refuse_here(p, "tokens in a grammar are not supported");
+        return grammar_refuse_here(p, "tokens in a grammar are not supported");
     }
     if (c == '*' || c == '+' || c == '?' || c == '{') {
-        return refuse_here(p, "there is nothing to repeat");
+        return grammar_refuse_here(p, "there is nothing to repeat");
     }
     *ret_any = false;
     return 0;
 }
 
-static int take_sequence(struct parser *p, bool nested, struct fragment *ret)
+static int take_sequence(struct grammar_parser *p, bool nested, struct grammar_fragment *ret)
 {
-    struct fragment all = {0};
-    int rc = empty_fragment(p, &all);
+    struct grammar_fragment all = {0};
+    int rc = grammar_empty_fragment(p, &all);
     while (rc == 0) {
-        struct fragment one = {0};
+        struct grammar_fragment one = {0};
         bool any;
         uint32_t first = (uint32_t)p->g->n_nodes;
         rc = take_symbol(p, &any, &one);
@@ -606,7 +230,7 @@ static int take_sequence(struct parser *p, bool nested, struct fragment *ret)
         }
         rc = take_repetitions(p, nested, first, &one);
         if (rc == 0) {
-            node_at(p, all.exit)->next = one.start;
+            grammar_node_at(p, all.exit)->next = one.start;
             all.exit = one.exit;
         }
     }
@@ -614,80 +238,80 @@ static int take_sequence(struct parser *p, bool nested, struct fragment *ret)
     return rc;
 }
 
-static int take_alternatives(struct parser *p, bool nested, struct fragment *ret)
+static int take_alternatives(struct grammar_parser *p, bool nested, struct grammar_fragment *ret)
 {
-    struct fragment all = {0}, leave = {0};
-    int rc = empty_fragment(p, &leave);
+    struct grammar_fragment all = {0}, leave = {0};
+    int rc = grammar_empty_fragment(p, &leave);
     rc = rc < 0 ? rc : take_sequence(p, nested, &all);
     if (rc < 0) {
         return rc;
     }
-    node_at(p, all.exit)->next = leave.start;
-    while (next_is(p, '|')) {
-        struct fragment other = {0};
+    grammar_node_at(p, all.exit)->next = leave.start;
+    while (grammar_next_is(p, '|')) {
+        struct grammar_fragment other = {0};
         p->at++;
-        skip_space(p, true);
+        grammar_skip_space(p, true);
         rc = take_sequence(p, nested, &other);
-        int64_t split = rc < 0 ? rc : add_node(p, NODE_SPLIT, other.start, all.start);
+        int64_t split = rc < 0 ? rc : grammar_add_node(p, NODE_SPLIT, other.start, all.start);
         if (split < 0) {
             return (int)split;
         }
-        node_at(p, other.exit)->next = leave.start;
+        grammar_node_at(p, other.exit)->next = leave.start;
         all.start = (uint32_t)split;
     }
-    *ret = (struct fragment){all.start, leave.exit};
+    *ret = (struct grammar_fragment){all.start, leave.exit};
     return 0;
 }
 
-static int take_rule(struct parser *p)
+static int take_rule(struct grammar_parser *p)
 {
     const char *start = p->at;
     uint32_t rule;
-    struct fragment body = {0};
+    struct grammar_fragment body = {0};
     int rc = take_name(p, &rule);
     if (rc < 0) {
         return rc;
     }
     if (p->rule[rule].defined) {
-        return refuse(p, start, "another rule has the name '", start, p->rule[rule].bytes);
+        return grammar_refuse(p, start, "another rule has the name '", start, p->rule[rule].bytes);
     }
-    skip_space(p, false);
+    grammar_skip_space(p, false);
     if (p->end - p->at < 3 || memcmp(p->at, "::=", 3) != 0) {
-        return refuse_here(p, "'::=' was expected");
+        return grammar_refuse_here(p, "'::=' was expected");
     }
     p->at += 3;
-    skip_space(p, true);
+    grammar_skip_space(p, true);
     p->rule[rule].defined = true;
     rc = take_alternatives(p, false, &body);
     if (rc < 0) {
         return rc;
     }
     if (p->at < p->end && *p->at != '\n' && *p->at != '\r') {
-        return refuse_here(p, "the end of the rule's line was expected");
+        return grammar_refuse_here(p, "the end of the rule's line was expected");
     }
-    int64_t end = add_node(p, NODE_END, 0, GRAMMAR_NOWHERE);
+    int64_t end = grammar_add_node(p, NODE_END, 0, GRAMMAR_NOWHERE);
     if (end < 0) {
         return (int)end;
     }
-    node_at(p, body.exit)->next = (uint32_t)end;
+    grammar_node_at(p, body.exit)->next = (uint32_t)end;
     uint32_t *starts = reallocarray(p->g->start, p->capacity, sizeof(*starts));
     if (starts == NULL) {
         return -ENOMEM;
     }
     p->g->start = starts;
     starts[rule] = body.start;
-    skip_space(p, true);
+    grammar_skip_space(p, true);
     return 0;
 }
 
 /* All rules are there: the ones that were named, and root. */
-static int check_names(struct parser *p)
+static int check_names(struct grammar_parser *p)
 {
     uint32_t *root = p->n_rules > 0 ? slot_of(p, "root", 4) : NULL;
     for (size_t i = 0; i < p->n_rules; i++) {
         if (!p->rule[i].defined) {
-            return refuse(p, p->rule[i].text, "there is no rule '", p->rule[i].text,
-                          p->rule[i].bytes);
+            return grammar_refuse(p, p->rule[i].text, "there is no rule '", p->rule[i].text,
+                                  p->rule[i].bytes);
         }
     }
     if (root == NULL || *root == 0) {
@@ -721,9 +345,9 @@ static void shorten(struct grammar *g)
     }
 }
 
-static int parse_text(struct parser *p)
+static int parse_text(struct grammar_parser *p)
 {
-    skip_space(p, true);
+    grammar_skip_space(p, true);
     while (p->at < p->end) {
         int rc = take_rule(p);
         if (rc < 0) {
@@ -737,8 +361,9 @@ static int parse_text(struct parser *p)
     }
     rc = rc < 0 ? rc : grammar_find_left_recursion(p->g, &again);
     if (rc == 0 && again != GRAMMAR_NOWHERE) {
-        return refuse(p, p->rule[again].text, "left recursion: a rule can begin with itself: '",
-                      p->rule[again].text, p->rule[again].bytes);
+        return grammar_refuse(p, p->rule[again].text,
+                              "left recursion: a rule can begin with itself: '",
+                              p->rule[again].text, p->rule[again].bytes);
     }
     return rc;
 }
@@ -753,7 +378,7 @@ int grammar_compile(const char *text, size_t bytes, struct grammar **ret, struct
     if (g == NULL) {
         return -ENOMEM;
     }
-    struct parser p = {.g = g, .text = text, .at = text, .end = text + bytes, .err = err};
+    struct grammar_parser p = {.g = g, .text = text, .at = text, .end = text + bytes, .err = err};
     int rc = parse_text(&p);
     free(p.rule);
     free(p.by_hash);
