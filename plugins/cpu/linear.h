@@ -115,6 +115,16 @@ struct cpu_linear_kernels {
     cpu_float_strip_fn real[CPU_FLOAT_COUNT];
 };
 
+/* A level that has multiply(id, tile, strips, out) gets a function for each layout, and the entries of
+ * its table. */
+#define CPU_DEFINE_QUANT(type)                                                                     \
+    static void multiply_##type(const struct cpu_act_tile *tile,                                   \
+                                const struct cpu_quant_strips *strips, float *out)                 \
+    {                                                                                              \
+        multiply(CPU_LAYOUT_##type, tile, strips, out);                                            \
+    }
+#define CPU_QUANT_ENTRY(type) [CPU_LAYOUT_##type] = multiply_##type,
+
 extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avx512,
     cpu_linear_amx;
 

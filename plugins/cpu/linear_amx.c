@@ -156,42 +156,8 @@ CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_t
     amx_release();
 }
 
-#define DEFINE_QUANT(name, id)                                                               \
-    static void name(const struct cpu_act_tile *tile, const struct cpu_quant_strips *strips, \
-                     float *out)                                                             \
-    {                                                                                        \
-        multiply(id, tile, strips, out);                                                     \
-    }
-
-DEFINE_QUANT(multiply_q4_0, CPU_LAYOUT_Q4_0)
-DEFINE_QUANT(multiply_q4_1, CPU_LAYOUT_Q4_1)
-DEFINE_QUANT(multiply_q5_0, CPU_LAYOUT_Q5_0)
-DEFINE_QUANT(multiply_q5_1, CPU_LAYOUT_Q5_1)
-DEFINE_QUANT(multiply_q8_0, CPU_LAYOUT_Q8_0)
-DEFINE_QUANT(multiply_q2_k, CPU_LAYOUT_Q2_K)
-DEFINE_QUANT(multiply_q3_k, CPU_LAYOUT_Q3_K)
-DEFINE_QUANT(multiply_q4_k, CPU_LAYOUT_Q4_K)
-DEFINE_QUANT(multiply_q5_k, CPU_LAYOUT_Q5_K)
-DEFINE_QUANT(multiply_q6_k, CPU_LAYOUT_Q6_K)
-DEFINE_QUANT(multiply_iq4_nl, CPU_LAYOUT_IQ4_NL)
-DEFINE_QUANT(multiply_iq4_xs, CPU_LAYOUT_IQ4_XS)
-DEFINE_QUANT(multiply_mxfp4, CPU_LAYOUT_MXFP4)
+CPU_EACH_LAYOUT(CPU_DEFINE_QUANT)
 
 const struct cpu_linear_kernels cpu_linear_amx = {
-    .quant =
-        {
-            [CPU_LAYOUT_Q4_0] = multiply_q4_0,
-            [CPU_LAYOUT_Q4_1] = multiply_q4_1,
-            [CPU_LAYOUT_Q5_0] = multiply_q5_0,
-            [CPU_LAYOUT_Q5_1] = multiply_q5_1,
-            [CPU_LAYOUT_Q8_0] = multiply_q8_0,
-            [CPU_LAYOUT_Q2_K] = multiply_q2_k,
-            [CPU_LAYOUT_Q3_K] = multiply_q3_k,
-            [CPU_LAYOUT_Q4_K] = multiply_q4_k,
-            [CPU_LAYOUT_Q5_K] = multiply_q5_k,
-            [CPU_LAYOUT_Q6_K] = multiply_q6_k,
-            [CPU_LAYOUT_IQ4_NL] = multiply_iq4_nl,
-            [CPU_LAYOUT_IQ4_XS] = multiply_iq4_xs,
-            [CPU_LAYOUT_MXFP4] = multiply_mxfp4,
-        },
+    .quant = {CPU_EACH_LAYOUT(CPU_QUANT_ENTRY)},
 };

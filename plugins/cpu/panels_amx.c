@@ -149,9 +149,9 @@ static void unpack_bf16(const struct cpu_matrix *m, const uint8_t *rows, uint32_
     }
 }
 
-#define CASE_QUANT(id)                         \
-    case id:                                   \
-        unpack_quant(id, at, n_blocks, panel); \
+#define CASE_QUANT(type)                                      \
+    case CPU_LAYOUT_##type:                                   \
+        unpack_quant(CPU_LAYOUT_##type, at, n_blocks, panel); \
         break;
 
 static void unpack_strip(const struct cpu_matrix *m, uint32_t strip, uint8_t *panel)
@@ -169,19 +169,7 @@ static void unpack_strip(const struct cpu_matrix *m, uint32_t strip, uint8_t *pa
     uint32_t n_outs = left < CPU_STRIP_ROWS ? left : CPU_STRIP_ROWS;
 
     switch (m->layout) {
-        CASE_QUANT(CPU_LAYOUT_Q4_0)
-        CASE_QUANT(CPU_LAYOUT_Q4_1)
-        CASE_QUANT(CPU_LAYOUT_Q5_0)
-        CASE_QUANT(CPU_LAYOUT_Q5_1)
-        CASE_QUANT(CPU_LAYOUT_Q8_0)
-        CASE_QUANT(CPU_LAYOUT_Q2_K)
-        CASE_QUANT(CPU_LAYOUT_Q3_K)
-        CASE_QUANT(CPU_LAYOUT_Q4_K)
-        CASE_QUANT(CPU_LAYOUT_Q5_K)
-        CASE_QUANT(CPU_LAYOUT_Q6_K)
-        CASE_QUANT(CPU_LAYOUT_IQ4_NL)
-        CASE_QUANT(CPU_LAYOUT_IQ4_XS)
-        CASE_QUANT(CPU_LAYOUT_MXFP4)
+        CPU_EACH_LAYOUT(CASE_QUANT)
     case CPU_LAYOUT_COUNT:
         unpack_bf16(m, at, n_outs, panel);
         break;

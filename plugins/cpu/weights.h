@@ -39,22 +39,15 @@
 #define CPU_SUPER_BLOCK 256u /* k per unit of the K types */
 #define CPU_BLOCK_LINE  64u  /* one vector: 16 outputs x 4 k */
 
-enum cpu_layout_id {
-    CPU_LAYOUT_Q4_0,
-    CPU_LAYOUT_Q4_1,
-    CPU_LAYOUT_Q5_0,
-    CPU_LAYOUT_Q5_1,
-    CPU_LAYOUT_Q8_0,
-    CPU_LAYOUT_Q2_K,
-    CPU_LAYOUT_Q3_K,
-    CPU_LAYOUT_Q4_K,
-    CPU_LAYOUT_Q5_K,
-    CPU_LAYOUT_Q6_K,
-    CPU_LAYOUT_IQ4_NL,
-    CPU_LAYOUT_IQ4_XS,
-    CPU_LAYOUT_MXFP4,
-    CPU_LAYOUT_COUNT
-};
+/* The types that are packed: whatever is done for each of them is done by this list. */
+/* clang-format off */
+#define CPU_EACH_LAYOUT(X) \
+    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
+    X(IQ4_NL) X(IQ4_XS) X(MXFP4)
+/* clang-format on */
+
+#define CPU_LAYOUT_ID(type) CPU_LAYOUT_##type,
+enum cpu_layout_id { CPU_EACH_LAYOUT(CPU_LAYOUT_ID) CPU_LAYOUT_COUNT };
 
 /* The integer scales in front of each block. */
 enum cpu_scales {
