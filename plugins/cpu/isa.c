@@ -133,7 +133,7 @@ int cpu_isa_usable(enum cpu_isa isa)
 
 enum cpu_isa cpu_isa_best(void)
 {
-    for (int i = CPU_ISA_COUNT - 1; i > CPU_ISA_C; i--) {
+    for (int i = CPU_ISA_AVX512; i > CPU_ISA_C; i--) {
         if (cpu_isa_usable((enum cpu_isa)i)) {
             return (enum cpu_isa)i;
         }

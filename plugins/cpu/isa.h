@@ -26,7 +26,8 @@ int cpu_isa_by_name(const char *name, enum cpu_isa *ret);
  * permission besides, which the host asks for before it has threads (docs/plugin-abi.md). */
 int cpu_isa_usable(enum cpu_isa isa);
 
-/* The best usable level. */
+/* The best usable level that has run on a processor of its own: amx has met an emulation only, and
+ * serves nobody who has not asked for it by name. */
 enum cpu_isa cpu_isa_best(void);
 
 #endif

@@ -7,6 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#if !defined(_DEFAULT_SOURCE) && !defined(_GNU_SOURCE)
+long syscall(long number, ...); /* strict C11 has <unistd.h> leave it out */
+#endif
+
 #define GQA_ARCH_REQ_XCOMP_PERM 0x1023 /* arch_prctl: since Linux 5.16 */
 #define GQA_XSTATE_TILE_DATA    18     /* AMX */
 
