@@ -115,13 +115,13 @@ struct cpu_linear_kernels {
     cpu_float_strip_fn real[CPU_FLOAT_COUNT];
 };
 
-/* A level that has multiply(id, tile, strips, out) gets a function for each layout, and the entries of
- * its table. */
-#define CPU_DEFINE_QUANT(type)                                                                     \
-    static void multiply_##type(const struct cpu_act_tile *tile,                                   \
-                                const struct cpu_quant_strips *strips, float *out)                 \
-    {                                                                                              \
-        multiply(CPU_LAYOUT_##type, tile, strips, out);                                            \
+/* A level that has multiply(id, tile, strips, out) gets a function for each layout, and the entries
+ * of its table. */
+#define CPU_DEFINE_QUANT(type)                                                     \
+    static void multiply_##type(const struct cpu_act_tile *tile,                   \
+                                const struct cpu_quant_strips *strips, float *out) \
+    {                                                                              \
+        multiply(CPU_LAYOUT_##type, tile, strips, out);                            \
     }
 #define CPU_QUANT_ENTRY(type) [CPU_LAYOUT_##type] = multiply_##type,
 
