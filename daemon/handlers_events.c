@@ -276,9 +276,10 @@ static void answer_pin(struct call *call, const struct request *r)
 static void answer_logits(struct call *call, const struct request *r)
 {
     struct ipc_buffer *b = call_begin_result(call);
-    ipc_pack_map(b, 2);
+    ipc_pack_map(b, 3);
     pack_kv_u64(b, "n_tokens", r->n_tokens);
     pack_kv_u64(b, "n_vocab", model_shape(r->model)->n_vocab);
+    pack_timings(b, r);
     call_end(call);
 }
 

@@ -3,8 +3,10 @@
  *
  * A ping's params may hold anything, since unknown keys are ignored: that makes it a carrier of
  * payload, of which the daemon only looks at the outside. Tensors come the other way: with a model,
- * text.logits sends all logits of a prompt; the same call with logprobs computes them all and sends
- * next to nothing, which tells the rest. */
+ * text.logits sends all logits of a prompt. The call takes what its steps took to compute them
+ * (prefill_ms of its result), and what is left of its time is their delivery: by the engine, by the
+ * way, and the program's looking at them. Steps and delivery overlap, unless one step computes all
+ * rows: GQAD_PARALLEL and GQAD_BATCH_SIZE of at least so many see to that. */
 #include "client/cli/cli.h"
 
 #include <stdlib.h>
@@ -14,7 +16,7 @@
 #define PAUSE_US      500u /* after which the daemon has stopped looking at its rings */
 #define SPIN_US       100u
 #define COPY_BYTES    (64u << 20)
-#define LOGITS_REPEAT 5u
+#define LOGITS_REPEAT 9u
 
 struct ipc_bench {
     size_t count;
@@ -130,7 +132,12 @@ static int run_pings(struct cli *c, const struct way *w, size_t count, json_t *r
 
 struct logits {
     size_t bytes;
-    double sum; /* every value is looked at once, as whoever asks for them would */
+    uint64_t sum; /* every byte is looked at once, as whoever asks for them would */
+};
+
+/* What one text.logits took, in us. */
+struct logits_time {
+    double call, computing;
 };
 
 static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
@@ -138,25 +145,28 @@ static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
     struct logits *l = arg;
     struct gqa_tensor_view t;
     const struct gqa_value *v = gqa_value_get(event, "logits");
-    if (gqa_value_tensor_f32(v != NULL ? v : gqa_value_get(event, "logprobs"), &t) < 0) {
+    if (gqa_value_tensor_f32(v, &t) < 0) {
         return;
     }
-    float sum = 0;
-    for (size_t i = 0; i < t.bytes; i += sizeof(float)) {
-        float value;
-        memcpy(&value, (const char *)t.data + i, sizeof(value));
-        sum += value;
+    /* As words, in any order: at the pace of memory, which a chain of additions would not keep. */
+    uint64_t sum = 0;
+    for (size_t i = 0; i + sizeof(sum) <= t.bytes; i += sizeof(sum)) {
+        uint64_t word;
+        memcpy(&word, (const char *)t.data + i, sizeof(word));
+        sum += word;
     }
-    l->sum += (double)sum;
+    l->sum += sum;
     l->bytes += t.bytes;
 }
 
 /* One text.logits of n_prompt tokens; every time others, so that the cache has none of them. */
-static int logits_once(struct cli *c, const struct ipc_bench *b, bool logprobs, uint32_t seed,
-                       double *ret_us, size_t *ret_bytes)
+static int logits_once(struct cli *c, const struct ipc_bench *b, uint32_t seed,
+                       struct logits_time *ret, size_t *ret_bytes)
 {
     struct logits l = {0};
     struct gqa_error e;
+    struct gqa_reply *reply = NULL;
+    double prefill_ms = 0;
     int32_t *ids = malloc(b->n_prompt * sizeof(*ids));
     struct gqa_params *p = cli_model_params(b->model);
     if (ids == NULL) {
@@ -167,31 +177,45 @@ static int logits_once(struct cli *c, const struct ipc_bench *b, bool logprobs, 
         ids[i] = (int32_t)(3 + (i * 7u + seed * 13u) % 200u);
     }
     gqa_params_tokens(p, "tokens", ids, b->n_prompt);
-    gqa_params_bool(p, "logprobs", logprobs);
     gqa_params_bool(p, "cache_prompt", false);
     const struct gqa_call_options o = {.struct_size = sizeof(o), .event = on_rows, .arg = &l};
     double start = cli_now_us();
-    int r = gqa_call(c->g, "text.logits", p, &o, NULL, &e);
-    *ret_us = cli_now_us() - start;
-    *ret_bytes = l.bytes;
+    int r = gqa_call(c->g, "text.logits", p, &o, &reply, &e);
+    ret->call = cli_now_us() - start;
     gqa_params_destroy(p);
     free(ids);
-    return r < 0 ? cli_error(CLI_FAILED, "text.logits: %s", e.message) : CLI_OK;
+    if (r < 0) {
+        return cli_error(CLI_FAILED, "text.logits: %s", e.message);
+    }
+    r = gqa_value_f64(gqa_value_get(gqa_value_get(gqa_reply_value(reply), "timings"), "prefill_ms"),
+                      &prefill_ms);
+    gqa_reply_destroy(reply);
+    if (r < 0) {
+        return cli_error(CLI_FAILED, "text.logits: this daemon does not tell what its steps took");
+    }
+    ret->computing = prefill_ms * 1e3;
+    *ret_bytes = l.bytes;
+    return CLI_OK;
 }
 
 static int run_logits(struct cli *c, const struct way *w, const struct ipc_bench *b, json_t *rows)
 {
-    for (int logprobs = 0; logprobs < 2; logprobs++) {
-        double us[LOGITS_REPEAT + 1];
-        size_t bytes = 0;
-        for (uint32_t i = 0; i <= LOGITS_REPEAT; i++) { /* the first one warms up */
-            int code = logits_once(c, b, logprobs != 0, i, &us[i], &bytes);
-            if (code != CLI_OK || cli_interrupted()) {
-                return code != CLI_OK ? code : CLI_INTERRUPTED;
-            }
+    double call[LOGITS_REPEAT], computing[LOGITS_REPEAT], delivery[LOGITS_REPEAT];
+    size_t bytes = 0;
+    for (uint32_t i = 0; i <= LOGITS_REPEAT; i++) { /* the first one warms up */
+        struct logits_time t = {0, 0};
+        uint32_t n = i > 0 ? i - 1 : 0;
+        int code = logits_once(c, b, i, &t, &bytes);
+        if (code != CLI_OK || cli_interrupted()) {
+            return code != CLI_OK ? code : CLI_INTERRUPTED;
         }
-        add_row(rows, logprobs ? "logprobs" : "logits", w, bytes, us + 1, LOGITS_REPEAT);
+        call[n] = t.call;
+        computing[n] = t.computing;
+        delivery[n] = t.call - t.computing;
     }
+    add_row(rows, "logits", w, bytes, call, LOGITS_REPEAT);
+    add_row(rows, "steps", w, bytes, computing, LOGITS_REPEAT);
+    add_row(rows, "delivery", w, bytes, delivery, LOGITS_REPEAT);
     return CLI_OK;
 }
 
