@@ -277,8 +277,10 @@ static void dispatch_request(struct call *call)
         call_fail(call, PROTO_E_DRAINING, "the daemon is about to end");
         return;
     }
-    call->message.area = call->caller->area;
-    call->message.area_bytes = call->caller->area_bytes;
+    if (call->caller->area) {
+        call->message.area = call->caller->area->data;
+        call->message.area_bytes = call->caller->area->in_bytes;
+    }
     if (ipc_params_decode(method, &call->message, &call->params, &e) < 0) {
         call_fail_error(call, &e);
         return;
@@ -308,9 +310,9 @@ static void cancel(struct caller *c, const struct ipc_value *params)
 static void take_back(struct caller *c, const struct ipc_value *params)
 {
     uint64_t offset;
-    for (size_t i = 0; i < ipc_value_count(params) && i < EXTENTS_MAX; i++) {
+    for (size_t i = 0; c->area && i < ipc_value_count(params) && i < EXTENTS_MAX; i++) {
         if (ipc_value_u64(ipc_value_at(params, i), &offset) == 0) {
-            c->sink->give_area(c, offset);
+            area_give(c->area, offset);
         }
     }
 }

@@ -105,10 +105,6 @@ struct caller_sink {
     int (*open_ring)(struct caller *c, const struct ring_sizes *sizes, struct ipc_error *e);
     /* The message written next is the last that travels in the rings. -ENOENT and e. */
     int (*close_ring)(struct caller *c, struct ipc_error *e);
-    /* Room in the data area for what the message written next will name by handle, until the client
-     * gives it back. -ENOSPC: there is none now, or no rings. */
-    int (*take_area)(struct caller *c, uint64_t bytes, struct ipc_handle *ret, void **ret_data);
-    void (*give_area)(struct caller *c, uint64_t offset);
 };
 
 struct caller {
@@ -120,10 +116,9 @@ struct caller {
     bool parsing;   /* a long message is on the task pool: order demands to wait for it */
     bool congested; /* set by the transport: out is longer than it likes */
     uint32_t n_calls;
-    uint64_t import;     /* the engine's number of the import that goes on by kv.import, or 0 */
-    bool importing;      /* a piece of it is being taken in */
-    const uint8_t *area; /* what the client's handles name, the transport's; or NULL */
-    uint64_t area_bytes;
+    uint64_t import;   /* the engine's number of the import that goes on by kv.import, or 0 */
+    bool importing;    /* a piece of it is being taken in */
+    struct area *area; /* what handles name, the transport's; NULL: there are no rings */
     LIST_HEAD(, call) calls;
 };
 

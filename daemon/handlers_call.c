@@ -27,9 +27,6 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
 
 #define RETRY_AFTER_MS 100u
 
-/* Less costs more to name by handle, and to give back, than to send. */
-#define BY_HANDLE_BYTES_MIN 4096u
-
 int call_open(struct call *call, struct ipc_error *e)
 {
     struct service *s = call->service;
@@ -135,21 +132,38 @@ void call_end_event(struct call *call)
     call_written(call);
 }
 
+/* What the engine has made lies in memory: no overflow. */
+static uint64_t tensor_bytes(const uint64_t *shape, size_t n_dims)
+{
+    uint64_t bytes = sizeof(float);
+    for (size_t i = 0; i < n_dims; i++) {
+        bytes *= shape[i];
+    }
+    return bytes;
+}
+
 void call_pack_tensor(struct call *call, struct ipc_buffer *b, const float *data,
                       const uint64_t *shape, size_t n_dims)
 {
-    struct caller *c = call->caller;
-    struct ipc_handle handle;
+    struct ipc_handle handle = {.offset = 0, .bytes = tensor_bytes(shape, n_dims)};
     void *to = NULL;
-    uint64_t bytes = sizeof(*data);
-    for (size_t i = 0; i < n_dims; i++) {
-        bytes *= shape[i]; /* what the engine has made lies in memory: no overflow */
-    }
-    if (c && bytes >= BY_HANDLE_BYTES_MIN && c->sink->take_area(c, bytes, &handle, &to) == 0) {
-        memcpy(to, data, bytes);
+    if (call->caller && area_take(call->caller->area, handle.bytes, &handle.offset, &to) == 0) {
+        memcpy(to, data, handle.bytes);
         ipc_pack_tensor_f32_by_handle(b, &handle, shape, n_dims);
     } else {
         ipc_pack_tensor_f32(b, data, shape, n_dims);
+    }
+}
+
+void call_pack_rows(struct call *call, struct ipc_buffer *b, const struct request_event *ev,
+                    const uint64_t *shape, size_t n_dims)
+{
+    struct area *area = call->request->area;
+    const struct ipc_handle handle = {.offset = ev->place, .bytes = tensor_bytes(shape, n_dims)};
+    if (ev->is_placed && area == call->caller->area && !area_is_retired(area)) {
+        ipc_pack_tensor_f32_by_handle(b, &handle, shape, n_dims);
+    } else {
+        call_pack_tensor(call, b, ev->rows, shape, n_dims);
     }
 }
 

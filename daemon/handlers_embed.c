@@ -349,7 +349,7 @@ void call_deliver_embeddings(struct call *call, const struct request_event *ev)
     pack_kv_u64(b, "input", ev->part);
     pack_kv_u64(b, "first_row", ev->first_row);
     ipc_pack_str(b, "embeddings");
-    call_pack_tensor(call, b, ev->rows, shape, 2);
+    call_pack_rows(call, b, ev, shape, 2);
     call_end_event(call);
 }
 

@@ -132,7 +132,7 @@ static void deliver_rows(struct call *call, const struct request_event *ev)
     ipc_pack_map(b, 2);
     pack_kv_u64(b, "first_row", ev->first_row);
     ipc_pack_str(b, logprobs ? "logprobs" : "logits");
-    call_pack_tensor(call, b, ev->rows, shape, logprobs ? 1 : 2);
+    call_pack_rows(call, b, ev, shape, logprobs ? 1 : 2);
     call_end_event(call);
 }
 

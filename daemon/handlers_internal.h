@@ -127,6 +127,10 @@ void call_end_event(struct call *call);
 /* Into a result or event that was begun: in the data area where there is room, else inside. */
 void call_pack_tensor(struct call *call, struct ipc_buffer *b, const float *data,
                       const uint64_t *shape, size_t n_dims);
+/* An event's rows, for a caller that is there: those that lie in its data area are only named.
+ * Where the rings were closed meanwhile they go inside, and the place goes with the area. */
+void call_pack_rows(struct call *call, struct ipc_buffer *b, const struct request_event *ev,
+                    const uint64_t *shape, size_t n_dims);
 
 void call_fail(struct call *call, enum proto_error_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -146,6 +146,7 @@ struct request *call_begin_request(struct call *call, enum request_kind kind)
     r->tokens = call->tokens;
     r->n_tokens = call->n_tokens;
     call->tokens = NULL;
+    r->area = call->caller ? area_ref(call->caller->area) : NULL;
     call->request = r;
     return r;
 }

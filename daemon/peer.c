@@ -152,23 +152,11 @@ static int sink_close_ring(struct caller *c, struct ipc_error *e)
     return peer_ring_close(peer_of(c), e);
 }
 
-static int sink_take_area(struct caller *c, uint64_t bytes, struct ipc_handle *ret, void **ret_data)
-{
-    return peer_ring_lend(peer_of(c), bytes, ret, ret_data);
-}
-
-static void sink_give_area(struct caller *c, uint64_t offset)
-{
-    peer_ring_take_back(peer_of(c), offset);
-}
-
 static const struct caller_sink sink = {.written = sink_written,
                                         .resumed = sink_resumed,
                                         .broken = sink_broken,
                                         .open_ring = sink_open_ring,
-                                        .close_ring = sink_close_ring,
-                                        .take_area = sink_take_area,
-                                        .give_area = sink_give_area};
+                                        .close_ring = sink_close_ring};
 
 /* ---- the host's side --------------------------------------------------------------------- */
 

@@ -4,13 +4,13 @@
  *   peer_input.c   from a stream of bytes, however it comes, to whole messages
  *   peer_output.c  from the output's buffer to the client, by socket or ring, at its pace
  *   peer_ring.c    its rings in shared memory, and the looking at them
+ *   peer_area.c    that memory's life, which may be longer than the rings'
  */
 #ifndef DAEMON_PEER_INTERNAL_H
 #define DAEMON_PEER_INTERNAL_H
 
 #include "daemon/peer.h"
 
-#include "ipc/extents.h"
 #include "ipc/ring_map.h"
 
 /* Bytes taken per wake-up: few while small messages come, so that one peer's thousand pings do not
@@ -39,14 +39,26 @@ struct peer_ring {
     struct ring_out out;
     struct peer_input input;
     uv_poll_t doorbell;
-    int doorbell_fd;     /* an eventfd, shared with the client: nothing here may block on it */
-    int fds[2];          /* memfds of the rings and the data area; -1 once they are sent */
-    uint64_t announced;  /* the answer to ring.open begins there and takes the fds along */
-    uint64_t first;      /* from there on the ring carries; UINT64_MAX until it is known */
-    uint64_t last;       /* up to there; UINT64_MAX until ring.close */
-    bool ends;           /* the next message is its last */
-    size_t batch;        /* bytes that the last record told to come behind it */
-    struct extents lent; /* of the data area's second part: what handles name */
+    int doorbell_fd;          /* an eventfd, shared with the client: nothing here may block on it */
+    int fds[2];               /* memfds of the rings and the data area; -1 once they are sent */
+    uint64_t announced;       /* the answer to ring.open begins there and takes the fds along */
+    uint64_t first;           /* from there on the ring carries; UINT64_MAX until it is known */
+    uint64_t last;            /* up to there; UINT64_MAX until ring.close */
+    bool ends;                /* the next message is its last */
+    size_t batch;             /* bytes that the last record told to come behind it */
+    struct peer_area *memory; /* what map maps; a reference */
+    struct quota_amounts held; /* descriptors: the memory's bytes go with it */
+};
+
+/* The shared memory of a connection's rings, as long as somebody may touch it: the rings, or a
+ * request that writes rows there. Then it is given back to the system, on the task pool, for half a
+ * gigabyte takes tens of milliseconds; only then its bytes count as free again. */
+struct peer_area {
+    struct area area;
+    struct ring_map map;
+    uv_work_t release;
+    struct peer_host *host;
+    uid_t uid;
     struct quota_amounts held;
 };
 
@@ -114,11 +126,7 @@ void peer_flush(struct peer *p);
 int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e);
 /* The message appended next is the last that the ring carries. -ENOENT and e. */
 int peer_ring_close(struct peer *p, struct ipc_error *e);
-/* Room in the data area for the message appended next; -ENOSPC. Back from the client, who may say
- * what it likes. */
-int peer_ring_lend(struct peer *p, uint64_t bytes, struct ipc_handle *ret, void **ret_data);
-void peer_ring_take_back(struct peer *p, uint64_t offset);
-/* At once: nobody looks at them, and their memory is given back. No ring is legal. */
+/* At once: nobody looks at them any more. No ring is legal. */
 void peer_ring_destroy(struct peer *p);
 /* Looks at the rings in every turn again. */
 void peer_ring_wake(struct peer_ring *r);
@@ -129,5 +137,12 @@ bool peer_ring_is_drained(const struct peer_ring *r);
 /* Puts what fits of that output, and wakes the client. Bytes put; -EAGAIN: the ring is full;
  * -EPROTO. */
 ssize_t peer_ring_put(struct peer_ring *r, const uint8_t *data, size_t bytes);
+
+/* ---- peer_area.c ------------------------------------------------------------------------- */
+
+/* The memory for rings of these sizes, of the peer's uid's quota, with one reference
+ * (area_unref()); and its descriptors, the caller's to close. -EBUSY, -errno, and e. */
+int peer_area_create(struct peer *p, const struct ring_sizes *sizes, struct peer_area **ret,
+                     int ret_fds[2], struct ipc_error *e);
 
 #endif

@@ -257,31 +257,48 @@ static void on_doorbell_closed(uv_handle_t *handle)
     free(handle->data);
 }
 
-static int make(struct peer_ring *r, const struct ring_sizes *sizes)
+static void begin(struct peer *p, struct peer_ring *r)
 {
-    int rc = ring_map_create(sizes, &r->map, r->fds);
+    r->map = r->memory->map;
+    ring_map_daemon_ends(&r->map, &r->in, &r->out);
+    peer_input_init(&r->input);
+    ring_wait_for(&r->map.control->daemon_wait, RING_WAIT_FUTEX);
+    r->announced = peer_output_end(p);
+    r->first = r->last = UINT64_MAX;
+    p->ring = r;
+    p->caller.area = &r->memory->area;
+}
+
+/* Rings with their memory and the watched doorbell. */
+static int make(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e)
+{
+    struct peer_ring *r = calloc(1, sizeof(*r));
+    if (!r) {
+        ipc_error_set(e, PROTO_E_NO_MEMORY, "no memory for rings");
+        return -ENOMEM;
+    }
+    r->peer = p;
+    int rc = peer_area_create(p, sizes, &r->memory, r->fds, e);
     if (rc < 0) {
         free(r);
         return rc;
     }
     rc = make_doorbell(r);
     if (rc < 0) {
-        ring_map_finish(&r->map);
+        ipc_error_set(e, PROTO_E_IO, "a doorbell cannot be made: %s", strerror(-rc));
+        area_unref(&r->memory->area);
         close(r->fds[0]);
         close(r->fds[1]);
         free(r);
         return rc;
     }
-    ring_map_daemon_ends(&r->map, &r->in, &r->out);
-    peer_input_init(&r->input);
-    ring_wait_for(&r->map.control->daemon_wait, RING_WAIT_FUTEX);
+    begin(p, r);
     return 0;
 }
 
 int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e)
 {
-    struct quota_amounts held = {
-        .of = {[QUOTA_RING_BYTES] = ring_sizes_total(sizes), [QUOTA_FDS] = 3}};
+    struct quota_amounts held = {.of = {[QUOTA_FDS] = 3}};
     if (p->ring) {
         ipc_error_set(e, PROTO_E_EXISTS,
                       p->ring->ends ? "the connection's rings are not yet closed: their "
@@ -293,27 +310,13 @@ int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_er
     if (rc < 0) {
         return rc;
     }
-    struct peer_ring *r = calloc(1, sizeof(*r));
-    rc = -ENOMEM;
-    if (r) {
-        r->peer = p;
-        rc = make(r, sizes);
-    }
+    rc = make(p, sizes, e);
     if (rc < 0) {
-        ipc_error_set(e, rc == -ENOMEM ? PROTO_E_NO_MEMORY : PROTO_E_IO,
-                      "rings of %llu bytes cannot be made: %s",
-                      (unsigned long long)ring_sizes_total(sizes), strerror(-rc));
         quota_give(p->host->quotas, p->uid, &held);
         return rc;
     }
-    r->held = held;
-    r->announced = peer_output_end(p);
-    r->first = r->last = UINT64_MAX;
-    extents_init(&r->lent, sizes->in_bytes, sizes->out_bytes);
-    p->ring = r;
-    p->caller.area = r->map.data;
-    p->caller.area_bytes = sizes->in_bytes;
-    rc = uv_poll_start(&r->doorbell, UV_READABLE, on_doorbell);
+    p->ring->held = held;
+    rc = uv_poll_start(&p->ring->doorbell, UV_READABLE, on_doorbell);
     if (rc < 0) {
         peer_ring_destroy(p);
         ipc_error_set(e, PROTO_E_IO, "the doorbell cannot be watched: %s", uv_strerror(rc));
@@ -328,26 +331,8 @@ int peer_ring_close(struct peer *p, struct ipc_error *e)
         return -ENOENT;
     }
     p->ring->ends = true;
+    area_retire(&p->ring->memory->area);
     return 0;
-}
-
-int peer_ring_lend(struct peer *p, uint64_t bytes, struct ipc_handle *ret, void **ret_data)
-{
-    struct peer_ring *r = p->ring;
-    uint64_t offset = 0;
-    if (!r || r->ends || extents_take(&r->lent, bytes, &offset) < 0) {
-        return -ENOSPC;
-    }
-    *ret = (struct ipc_handle){.offset = offset, .bytes = bytes};
-    *ret_data = r->map.data + offset;
-    return 0;
-}
-
-void peer_ring_take_back(struct peer *p, uint64_t offset)
-{
-    if (p->ring) {
-        extents_give(&p->ring->lent, offset);
-    }
 }
 
 void peer_ring_destroy(struct peer *p)
@@ -358,7 +343,6 @@ void peer_ring_destroy(struct peer *p)
     }
     p->ring = NULL;
     p->caller.area = NULL;
-    p->caller.area_bytes = 0;
     fall_asleep(r);
     /* Before close(): the client holds the same open eventfd, so that epoll would keep it. */
     uv_close((uv_handle_t *)&r->doorbell, on_doorbell_closed);
@@ -367,9 +351,8 @@ void peer_ring_destroy(struct peer *p)
         close(r->fds[0]);
         close(r->fds[1]);
     }
-    /* The client may keep the memfds for ever; their memory it may not. */
-    ring_map_discard(&r->map);
-    ring_map_finish(&r->map);
+    area_retire(&r->memory->area);
+    area_unref(&r->memory->area);
     peer_input_finish(&r->input);
     quota_give(p->host->quotas, p->uid, &r->held);
 }

@@ -97,6 +97,7 @@ void request_destroy(struct request *r)
     free((void *)r->sampling.logit_bias); /* the request's own; the sampler copies it */
     dry_breakers_destroy((struct dry_breakers *)r->sampling.dry_breakers);
     grammar_destroy(r->grammar);
+    area_unref(r->area);
     model_unref(r->model);
     free(r);
 }

@@ -6,6 +6,7 @@
 #ifndef DAEMON_REQUEST_H
 #define DAEMON_REQUEST_H
 
+#include "daemon/area.h"
 #include "daemon/kv/sequence.h"
 #include "daemon/model/grammar.h"
 #include "daemon/model/model.h"
@@ -103,6 +104,7 @@ struct request {
     struct kv_policy kv_policy; /* what is kept of its tokens */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
     bool logprobs;              /* LOGITS */
+    struct area *area;          /* where its rows go while there is room, a reference; or NULL */
     struct request_embed embed;
     void *owner;        /* the loop's own, never touched by the engine */
     double delivery_ms; /* likewise: from the making of events to their packing, all together */
@@ -173,6 +175,8 @@ struct request_event {
     uint32_t first_row, n_rows;
     uint32_t part; /* which input of an EMBED, which sample of a GENERATE */
     const float *rows;
+    bool is_placed; /* rows lie in the request's area, at place: shared with the client */
+    uint64_t place;
 };
 
 #endif

@@ -15,11 +15,15 @@ static void emit(void *arg, struct request_event *event)
 {
     struct engine *e = arg;
     event->next = NULL;
-    event->made_ns = engine_now_ns();
+    event->made_ns = event->made_ns != 0 ? event->made_ns : engine_now_ns();
     pthread_mutex_lock(&e->lock);
+    bool is_rows = event->kind == REQUEST_ROWS; /* it may be gone as soon as the lock is */
     *e->events_end = event;
     e->events_end = &event->next;
     pthread_mutex_unlock(&e->lock);
+    if (is_rows) { /* megabytes, as a rule: they are read while the next ones are made */
+        e->options.notify(e->options.notify_arg);
+    }
 }
 
 struct request_event *engine_take_events(struct engine *e)

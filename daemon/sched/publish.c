@@ -128,21 +128,36 @@ static float logprob(const float *logits, uint32_t n_vocab, int32_t token)
     return (float)((double)logits[token] - max - log(sum));
 }
 
+/* An event, and where its rows are to be written: in the client's data area while there is room,
+ * else behind the event. Its bytes are what the daemon's own memory has of it. */
 static struct request_event *rows_event(struct sequence *s, uint32_t first_row, uint32_t n_rows,
-                                        uint32_t width)
+                                        uint32_t width, float **ret_rows)
 {
+    struct area *area = s->request->area;
     size_t bytes = (size_t)n_rows * width * sizeof(float);
-    struct request_event *e = calloc(1, sizeof(*e) + bytes);
+    uint64_t place = 0;
+    void *rows = NULL;
+    bool is_placed = area_take(area, bytes, &place, &rows) == 0;
+    size_t event_bytes = sizeof(struct request_event) + (is_placed ? 0 : bytes);
+    struct request_event *e = malloc(event_bytes);
     if (e == NULL) {
+        if (is_placed) {
+            area_give(area, place);
+        }
         return NULL;
     }
-    e->kind = REQUEST_ROWS;
-    e->request = s->request;
-    e->part = (uint32_t)s->part;
-    e->first_row = first_row;
-    e->n_rows = n_rows;
-    e->rows = (const float *)(e + 1);
-    e->bytes = sizeof(*e) + bytes;
+    rows = is_placed ? rows : e + 1;
+    *e = (struct request_event){.kind = REQUEST_ROWS,
+                                .request = s->request,
+                                .made_ns = clock_ns(),
+                                .part = (uint32_t)s->part,
+                                .first_row = first_row,
+                                .n_rows = n_rows,
+                                .rows = rows,
+                                .is_placed = is_placed,
+                                .place = place,
+                                .bytes = event_bytes};
+    *ret_rows = rows;
     return e;
 }
 
@@ -170,11 +185,11 @@ int publish_rows(const struct publisher *p, struct sequence *s, const float *log
     first = first > s->n_taken ? first : (uint32_t)s->n_taken; /* computed again after a fault */
     for (uint32_t done = 0; done < s->step_outs;) {
         uint32_t n = s->step_outs - done < per_event ? s->step_outs - done : per_event;
-        struct request_event *e = rows_event(s, first + done, n, width);
+        float *rows = NULL;
+        struct request_event *e = rows_event(s, first + done, n, width, &rows);
         if (e == NULL) {
             return -ENOMEM;
         }
-        float *rows = (float *)(e + 1);
         const float *src = logits + (size_t)done * n_vocab;
         for (uint32_t i = 0; r->logprobs && i < n; i++) {
             rows[i] = logprob(src + (size_t)i * n_vocab, n_vocab, s->tokens[first + done + i + 1]);
@@ -198,11 +213,11 @@ int publish_embeddings(const struct publisher *p, struct sequence *s, const floa
     uint32_t first = s->kv.n_tokens - s->step_outs;
     for (uint32_t done = 0; done < s->step_outs;) {
         uint32_t n = s->step_outs - done < per_event ? s->step_outs - done : per_event;
-        struct request_event *e = rows_event(s, first + done, n, embed->width);
+        float *to = NULL;
+        struct request_event *e = rows_event(s, first + done, n, embed->width, &to);
         if (e == NULL) {
             return -ENOMEM;
         }
-        float *to = (float *)(e + 1);
         for (uint32_t i = 0; i < n; i++, to += embed->width) {
             memcpy(to, rows + (size_t)(done + i) * n_embd, embed->width * sizeof(*to));
             embedding_normalise(to, embed->width, embed->norm);

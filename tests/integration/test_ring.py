@@ -36,8 +36,9 @@ class RingCase(DaemonCase):
         return user
 
     def baseline(self):
-        """Once earlier tests' connections are gone, which their end does not wait for."""
-        wire.wait_until(lambda: self.user()["connections"] == 1, "only one connection is left")
+        """Once earlier tests' connections and their memory are gone, which their end does not wait for."""
+        wire.wait_until(lambda: (self.user()["connections"], self.user()["ring_bytes"]) == (1, 0),
+                        "only one connection is left, and no rings")
         return self.now_held()
 
     def now_held(self):

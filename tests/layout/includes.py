@@ -35,7 +35,7 @@ LAYERS = [
     ["daemon/peer"],
     ["daemon/handlers"],
     ["daemon/sched/"],
-    ["daemon/request"],
+    ["daemon/request", "daemon/area"],
     ["daemon/model/"],
     ["daemon/kv/", "daemon/backend/"],
     ["daemon/io/"],

@@ -95,6 +95,22 @@ void fake_tokens(struct request *r, const char *text, int32_t token, size_t byte
     publish(ev);
 }
 
+void fake_rows(struct request *r, uint32_t n_rows, float value)
+{
+    size_t bytes = n_rows * FAKE_N_VOCAB * sizeof(float);
+    struct request_event *ev = calloc(1, sizeof(*ev) + bytes);
+    void *rows = ev + 1;
+    ev->kind = REQUEST_ROWS;
+    ev->request = r;
+    ev->n_rows = n_rows;
+    ev->is_placed = area_take(r->area, bytes, &ev->place, &rows) == 0;
+    ev->rows = rows;
+    for (size_t i = 0; i < n_rows * FAKE_N_VOCAB; i++) {
+        ((float *)rows)[i] = value;
+    }
+    publish(ev);
+}
+
 void fake_done(struct request *r, enum request_finish finish)
 {
     struct request_event *ev = calloc(1, sizeof(*ev));

@@ -28,6 +28,8 @@ extern struct fakes fakes;
 struct model *fake_model(void);
 /* Publishes an event for a request, as the engine would. */
 void fake_tokens(struct request *r, const char *text, int32_t token, size_t bytes);
+/* Rows of logits that all are value; in the request's area where there is room. */
+void fake_rows(struct request *r, uint32_t n_rows, float value);
 void fake_done(struct request *r, enum request_finish finish);
 
 /* A service over the fakes, whose tasks wait in fakes.tasks. */

@@ -17,8 +17,6 @@ struct client {
     size_t seen; /* bytes of out that next() has read */
     unsigned n_resumed, n_broken;
     struct ring_sizes opened;
-    bool area_taken;
-    float area[4096];
     struct ipc_message message;
 };
 
@@ -48,27 +46,7 @@ static int close_ring(struct caller *c, struct ipc_error *e)
     return -ENOENT;
 }
 
-/* Room for one tensor at a time. */
-static int take_area(struct caller *caller, uint64_t bytes, struct ipc_handle *ret, void **ret_data)
-{
-    struct client *c = (struct client *)caller;
-    if (c->area_taken || bytes > sizeof(c->area)) {
-        return -ENOSPC;
-    }
-    c->area_taken = true;
-    *ret = (struct ipc_handle){.offset = 64, .bytes = bytes};
-    *ret_data = c->area;
-    return 0;
-}
-
-static void give_area(struct caller *c, uint64_t offset)
-{
-    cr_assert_eq(offset, 64);
-    ((struct client *)c)->area_taken = false;
-}
-
-static const struct caller_sink sink = {written,    resumed,   broken,   open_ring,
-                                        close_ring, take_area, give_area};
+static const struct caller_sink sink = {written, resumed, broken, open_ring, close_ring};
 
 static struct client *client_create(uid_t uid)
 {
@@ -738,4 +716,120 @@ Test(handlers, rings_have_whole_pages_and_powers_of_two)
     cr_assert_eq(error_code(next(c)), PROTO_E_INVALID_PARAMS);
     cr_assert_eq(c->opened.ring_bytes, 0);
     client_destroy(c);
+}
+
+/* ---- the data area ----------------------------------------------------------------------- */
+
+#define AREA_IN_BYTES  4096u
+#define AREA_OUT_BYTES 16384u /* rows for 40 tokens, but not twice */
+
+static uint8_t area_bytes[AREA_IN_BYTES + AREA_OUT_BYTES];
+static unsigned n_unused;
+
+static void area_is_unused(struct area *a)
+{
+    n_unused++;
+}
+
+static struct request *send_logits(struct client *c, uint32_t id)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "text.logits");
+    ipc_pack_map(&b, 2);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "fake");
+    ipc_pack_str(&b, "prompt");
+    ipc_pack_str(&b, "abc");
+    hand_in(c, &b);
+    cr_assert_eq(fakes.n_submitted, 1);
+    return fakes.submitted[0];
+}
+
+/* The data of the next message's tensor: a handle, or all of it inside. */
+static const struct ipc_value *next_data(struct client *c)
+{
+    const struct ipc_message *m = next(c);
+    cr_assert(m && m->kind == IPC_NOTIFICATION);
+    const struct ipc_value *tensor = ipc_value_get(ipc_value_at(m->params, 2), "logits");
+    return ipc_value_get(tensor, "data");
+}
+
+static void give(struct client *c, uint64_t offset)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_notification(&b, "$give");
+    ipc_pack_array(&b, 1);
+    ipc_pack_u64(&b, offset);
+    hand_in(c, &b);
+}
+
+Test(handlers, rows_in_the_data_area_are_named_and_not_copied)
+{
+    struct client *c = client_create(0);
+    struct area area;
+    struct ipc_handle first, second;
+    area_init(&area, area_bytes, AREA_IN_BYTES, AREA_OUT_BYTES, area_is_unused);
+    c->caller.area = &area;
+    struct request *r = send_logits(c, 1);
+    cr_assert_eq(r->area, &area);
+
+    fake_rows(r, 40, 1.5f);
+    service_pump(service);
+    cr_assert_eq(ipc_value_handle(next_data(c), &first), 0);
+    cr_assert_geq(first.offset, AREA_IN_BYTES);
+    cr_assert_eq(first.bytes, 40 * FAKE_N_VOCAB * sizeof(float));
+    cr_assert_eq(((float *)(area_bytes + first.offset))[39 * FAKE_N_VOCAB], 1.5f);
+
+    /* No room: inside. Room again: the same place. Too few to be worth it: inside. */
+    fake_rows(r, 40, 2.5f);
+    service_pump(service);
+    cr_assert_eq(ipc_value_type(next_data(c)), IPC_BIN);
+    give(c, first.offset);
+    fake_rows(r, 40, 3.5f);
+    fake_rows(r, 1, 4.5f);
+    service_pump(service);
+    cr_assert_eq(ipc_value_handle(next_data(c), &second), 0);
+    cr_assert_eq(second.offset, first.offset);
+    cr_assert_eq(ipc_value_type(next_data(c)), IPC_BIN);
+
+    fake_done(r, FINISH_LENGTH);
+    service_pump(service);
+    cr_assert_eq(area.n_refs, 1);
+    client_destroy(c);
+    area_unref(&area);
+    cr_assert_eq(n_unused, 1);
+    area_finish(&area);
+}
+
+Test(handlers, rows_of_rings_that_were_closed_go_inside)
+{
+    struct client *c = client_create(0);
+    struct area area;
+    struct proto_string data;
+    float value;
+    area_init(&area, area_bytes, AREA_IN_BYTES, AREA_OUT_BYTES, area_is_unused);
+    c->caller.area = &area;
+    struct request *r = send_logits(c, 1);
+    fake_rows(r, 40, 1.5f); /* the engine was quicker than ring.close */
+    area_retire(&area);
+    service_pump(service);
+    cr_assert_eq(ipc_value_bytes(next_data(c), &data), 0);
+    cr_assert_eq(data.bytes, 40 * FAKE_N_VOCAB * sizeof(float));
+    memcpy(&value, data.data + data.bytes - sizeof(value), sizeof(value));
+    cr_assert_eq(value, 1.5f);
+
+    /* The rings are gone, and the request still has their memory. */
+    c->caller.area = NULL;
+    area_unref(&area);
+    cr_assert_eq(n_unused, 0);
+    fake_rows(r, 40, 2.5f);
+    service_pump(service);
+    cr_assert_eq(ipc_value_bytes(next_data(c), &data), 0);
+    fake_done(r, FINISH_LENGTH);
+    service_pump(service);
+    cr_assert_eq(n_unused, 1);
+    client_destroy(c);
+    area_finish(&area);
 }

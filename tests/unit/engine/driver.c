@@ -126,6 +126,10 @@ static void take_rows(struct result *out, const struct request_event *e)
     out->rows = realloc(out->rows, (out->n_rows + e->n_rows) * width * sizeof(float));
     memcpy(out->rows + out->n_rows * width, e->rows, e->n_rows * width * sizeof(float));
     out->n_rows += e->n_rows;
+    if (e->is_placed) {
+        out->n_placed++;
+        cr_expect(eq(ptr, (void *)e->rows, r->area->data + e->place));
+    }
 }
 
 /* Takes the events there are; deliver: tells the engine that they reached their reader. */

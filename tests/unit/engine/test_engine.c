@@ -276,6 +276,32 @@ Test(engine, rows_are_complete_in_order_and_agree_with_logprobs)
     cr_expect(eq(int, rows->request->finish, FINISH_LENGTH));
 }
 
+static void area_is_unused(struct area *a)
+{
+}
+
+/* Straight into what the client reads; and behind the event once that is full. */
+Test(engine, rows_go_into_the_area_while_there_is_room)
+{
+    static uint8_t bytes[4096 + 2 * PARTS_BATCH * TINY_VOCAB * sizeof(float)];
+    struct area area;
+    start(4, 8, MANY);
+    area_init(&area, bytes, 4096, sizeof(bytes) - 4096, area_is_unused);
+    struct result *plain = make(REQUEST_LOGITS, 1, 300, 0);
+    struct result *placed = make(REQUEST_LOGITS, 1, 300, 0);
+    placed->request->area = area_ref(&area);
+    submit(plain);
+    submit(placed);
+    wait_all();
+    cr_assert(eq(u32, plain->n_rows, 300));
+    cr_assert(eq(u32, placed->n_rows, 300));
+    cr_expect(not(placed->out_of_order));
+    cr_expect(eq(u32, plain->n_placed, 0));
+    cr_expect(ge(u32, placed->n_placed, 2));
+    cr_expect(eq(int, memcmp(plain->rows, placed->rows, 300 * TINY_VOCAB * sizeof(float)), 0));
+    cr_expect(eq(u32, area.n_refs, 2));
+}
+
 /* The first token of a generation is the best of the prompt's last row. */
 Test(engine, rows_and_generation_agree)
 {
