@@ -54,14 +54,14 @@ void client_end_all(struct gqa *g, int status, const char *why)
     }
 }
 
-int client_send_cancel(struct gqa *g, uint32_t id)
+int client_send_cancel(struct gqa *g, const struct client_pending *p)
 {
     struct ipc_buffer b;
     ipc_buffer_init(&b);
     ipc_pack_notification(&b, "$cancel");
     ipc_pack_array(&b, 1);
-    ipc_pack_u64(&b, id);
-    int r = client_send(g, &b, NULL);
+    ipc_pack_u64(&b, p->id);
+    int r = p->by_socket ? client_send_by_socket(g, &b) : client_send(g, &b, NULL);
     ipc_buffer_finish(&b);
     return r;
 }
@@ -126,6 +126,7 @@ int client_start(struct gqa *g, const char *method, const struct gqa_params *par
         return -ENOMEM;
     }
     p->id = fresh_id(g);
+    p->by_socket = g->ring == NULL;
     r = send_request(g, p->id, method, params);
     if (r < 0) {
         free(p);
@@ -165,7 +166,7 @@ int gqa_cancel(struct gqa *g, uint32_t id)
     if (p->cancelled) {
         return 0;
     }
-    int r = client_send_cancel(g, id);
+    int r = client_send_cancel(g, p);
     if (r < 0) {
         return r;
     }

@@ -155,7 +155,8 @@ static bool flush_out(struct gqa *g)
     return progress;
 }
 
-int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest)
+/* One whole message at the end of the output. -EMSGSIZE, -ENOBUFS, -ENOMEM. */
+static int append(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest)
 {
     size_t bytes = head->bytes + (rest != NULL ? rest->bytes : 0);
     if (head->error < 0) {
@@ -185,6 +186,32 @@ int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_b
         g->out.error = 0;
         g->out.bytes = before;
         return err;
+    }
+    return 0;
+}
+
+int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest)
+{
+    int r = append(g, head, rest);
+    if (r == 0) {
+        flush_out(g);
+    }
+    return r;
+}
+
+/* The socket's bytes come first in the output: the ring's make room. */
+int client_send_by_socket(struct gqa *g, const struct ipc_buffer *message)
+{
+    size_t n = message->bytes;
+    int r = append(g, message, NULL);
+    if (r < 0) {
+        return r;
+    }
+    if (g->ring != NULL) {
+        size_t place = g->out_sent + g->out_by_socket;
+        memmove(g->out.data + place + n, g->out.data + place, g->out.bytes - n - place);
+        memcpy(g->out.data + place, message->data, n);
+        g->out_by_socket += n;
     }
     flush_out(g);
     return 0;

@@ -47,7 +47,7 @@ static int give_up(struct gqa *g, const struct client_pending *p, struct gqa_err
         return client_fail(ret, -ECANCELED, "%s: cancelled; the daemon has not confirmed it",
                            p->method);
     }
-    client_send_cancel(g, p->id);
+    client_send_cancel(g, p);
     if (p->deadline_us == p->end_us) {
         return client_fail(ret, -ETIMEDOUT, "%s: not finished within %u ms", p->method,
                            p->total_ms);

@@ -37,6 +37,7 @@ struct client_pending {
     uint32_t id;
     uint32_t next_seq; /* of its events, once one has come */
     bool has_seq;
+    bool by_socket;    /* its request went that way, and so does its cancel */
     bool cancelled;    /* the deadline is then final and events do not move it */
     uint32_t total_ms; /* 0: no limit */
     uint64_t silence_us;
@@ -166,6 +167,8 @@ void client_unref(struct gqa *g);
 /* Appends one whole message, in one piece or two (rest may be NULL); what cannot be sent now waits.
  * -EMSGSIZE, -ENOBUFS, -ENOMEM. */
 int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest);
+/* The same by the socket, whatever rings there are: behind what still waits for it. */
+int client_send_by_socket(struct gqa *g, const struct ipc_buffer *message);
 /* Ends all calls with status, once; runs callbacks. Returns status. */
 int client_lose(struct gqa *g, int status, const char *why);
 /* When gqa_process() is due by the calls' deadlines alone. */
@@ -222,8 +225,9 @@ void client_unlink(struct gqa *g, struct client_pending *p);
 /* The call has left the list; tells its owner and frees it. */
 void client_end(struct client_pending *p, int status, const struct gqa_value *result,
                 const struct gqa_error *error);
-/* Tells the daemon to stop. Where that cannot be sent the daemon's work is wasted, nothing else. */
-int client_send_cancel(struct gqa *g, uint32_t id);
+/* Tells the daemon to stop, by the way that the request went, so that it cannot come before it.
+ * Where that cannot be sent the daemon's work is wasted, nothing else. */
+int client_send_cancel(struct gqa *g, const struct client_pending *p);
 
 /* deadline.c: the deadlines of a call at its start (its method is set), when an event has come, and
  * when it was cancelled. */

@@ -95,6 +95,15 @@ class Calls(RingCase):
             for id in pings:
                 self.assertEqual(c.wait(id), {})
 
+    def test_a_cancel_goes_the_way_of_its_request(self):
+        """By the socket too, while the ring is busy."""
+        with self.connect_ring() as c:
+            params = {"model": "tiny", "tokens": PROMPT, "n_predict": 100000, "ignore_eos": True}
+            for id in range(1000, 1020):
+                c.sock.sendall(wire.pack([0, id, "text.generate", params]) + wire.pack([2, "$cancel", [id]]))
+                self.assertEqual(c.call("gqa.ping"), {})
+                self.assertEqual(c.wait(id)["finish"], "cancelled")
+
     def test_messages_longer_than_the_ring(self):
         text = "".join(random.Random(1).choice("abcdefg ") for _ in range(60000))
         with self.connect_ring(ring_bytes=4096) as c:

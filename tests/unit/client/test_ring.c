@@ -6,10 +6,12 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define N_CALLS    500u
@@ -370,6 +372,104 @@ Test(ring, the_librarys_own_methods_are_not_the_programs)
     cr_assert_eq(gqa_ping(g, NULL), 0);
     gqa_close(g);
     cr_assert_eq(peer_finish(pid), 0);
+}
+
+/* ---- calls that were made before the rings ------------------------------------------------ */
+
+/* A first client is left; the next one has rings, and a call from before them on the socket. Its
+ * cancel comes there, though the ring is full of the next call's request, which is whole. */
+static void serves_twice(int fd, void *arg)
+{
+    int listener = *(const int *)arg;
+    struct end e;
+    struct peer_request cancel;
+    struct ipc_buffer b;
+    int first = accept(listener, NULL, NULL);
+    hello(first, false);
+    close(first);
+    e = (struct end){.fd = accept(listener, NULL, NULL)};
+    hello(e.fd, true);
+    uint32_t id = peer_expect(e.fd, "text.generate");
+    announce(&e, peer_expect(e.fd, "ring.open"), WELL);
+    peer_read(e.fd, &cancel);
+    if (!cancel.is_cancel || cancel.id != id) {
+        _exit(11);
+    }
+    peer_request_finish(&cancel);
+    uint32_t echo = take_request(&e);
+    const uint32_t ids[] = {id, echo};
+    for (size_t i = 0; i < 2; i++) {
+        ipc_buffer_init(&b);
+        ipc_pack_response_ok(&b, ids[i]);
+        ipc_pack_bin(&b, e.frame, i == 1 ? e.frame_bytes : 0);
+        put(&e, &b);
+    }
+    peer_read(e.fd, &cancel); /* until the client has left */
+}
+
+static void on_reopened(void *arg, int status, const struct gqa_error *error)
+{
+    *(int *)arg = status == 0 ? 1 : status;
+}
+
+static void run_until(struct gqa *g, const int *done)
+{
+    while (*done == 0) {
+        int r = gqa_process(g);
+        cr_assert_geq(r, 0);
+        if (r == 0) {
+            gqa_wait(g, UINT64_MAX);
+        }
+    }
+}
+
+Test(ring, a_cancel_goes_the_way_of_its_request)
+{
+    char folder[] = "/tmp/gqa-test-XXXXXX", text[TEXT_BYTES];
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct gqa *g = NULL;
+    struct gqa_params *p;
+    struct gqa_error e;
+    int unused, opened = 0, cancelled = 0, echoed = 0;
+    uint32_t id;
+    cr_assert_not_null(mkdtemp(folder));
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", folder);
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(bind(listener, (const struct sockaddr *)&address, sizeof(address)), 0);
+    cr_assert_eq(listen(listener, 4), 0);
+    pid_t pid = peer_start(serves_twice, &listener, &unused);
+    const struct gqa_connect_options o = {.struct_size = sizeof(o),
+                                          .flags = GQA_F_SHM_AUTO,
+                                          .socket = address.sun_path,
+                                          .timeout_ms = 20000};
+    cr_assert_eq(gqa_connect(&o, &g, &e), 0);
+    while (gqa_process(g) >= 0) {
+        gqa_wait(g, UINT64_MAX);
+    }
+
+    cr_assert_eq(gqa_reconnect_async(g, 0, on_reopened, &opened, &e), 0);
+    struct gqa_call_options call = {
+        .struct_size = sizeof(call), .done = on_done, .arg = &cancelled};
+    cr_assert_eq(gqa_call_async(g, "text.generate", NULL, &call, &id), 0);
+    run_until(g, &opened);
+    cr_assert(gqa_has_ring(g));
+    memset(text, 'x', sizeof(text));
+    cr_assert_eq(gqa_params_create(&p), 0);
+    gqa_params_text(p, "text", text, sizeof(text));
+    call.arg = &echoed;
+    cr_assert_eq(gqa_call_async(g, "echo", p, &call, NULL), 0);
+    cr_assert_eq(gqa_cancel(g, id), 0);
+    run_until(g, &cancelled);
+    run_until(g, &echoed);
+    cr_expect_eq(cancelled, 1);
+    cr_expect_eq(echoed, 1);
+    gqa_params_destroy(p);
+    gqa_close(g);
+    cr_expect_eq(peer_finish(pid), 0);
+    close(unused);
+    close(listener);
+    unlink(address.sun_path);
+    rmdir(folder);
 }
 
 /* ---- a daemon that dies or lies ---------------------------------------------------------- */
