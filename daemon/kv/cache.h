@@ -29,7 +29,7 @@ struct kv_cache_options {
     const char *folder; /* absolute; made with mode 0700 where it is missing */
     struct io *io;
     uint64_t store_bytes_max, store_bytes_per_realm; /* 0: no bound */
-    struct pool *pool; /* checks restored blocks while nothing else runs; or NULL */
+    struct pool *pool; /* checks restored blocks while nothing else runs, copies views; or NULL */
     /* News are in the mailbox. Any thread; must only wake the engine. */
     void (*wake)(void *arg);
     void *wake_arg;

@@ -1,9 +1,9 @@
-/* daemon/kv/view.c - a sequence's view: when it begins, what it copies, how it slides. */
+/* daemon/kv/view.c - a sequence's view: when it begins, how it slides. */
 #include "daemon/kv/view.h"
 
 #include "daemon/kv/cache_internal.h"
 #include "daemon/kv/sequence_internal.h"
-#include "daemon/kv/view_copy.h"
+#include "daemon/kv/view_compress.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -108,162 +108,19 @@ static void leave_tree(struct kv_sequence *s)
     s->sealing_failed = true;
 }
 
-/* ---- compressing ------------------------------------------------------------------------- */
+/* ---- the beginning ----------------------------------------------------------------------- */
 
-/* What becomes of a prompt: which tokens, in which order, of one group and layer. */
-struct choice {
-    uint32_t n_first, n_chosen, n_last; /* the first tokens, the best of those between, the last */
-    uint32_t *tokens;                   /* (all three) */
-    float *room;                        /* (2 n_votes) */
-};
-
-static uint32_t n_kept(const struct choice *c)
-{
-    return c->n_first + c->n_chosen + c->n_last;
-}
-
-static void choice_finish(struct choice *c)
-{
-    free(c->tokens);
-    free(c->room);
-    *c = (struct choice){0};
-}
-
-static int choice_init(struct choice *c, const struct kv_view *v)
-{
-    const struct kv_policy *p = &v->policy;
-    uint32_t n_votes = kv_policy_n_votes(p, v->n_prompt);
-    *c = (struct choice){.n_chosen = p->budget - p->observed, .n_last = p->observed};
-    if (p->kind == KV_POLICY_SNAPSTREAM) {
-        uint32_t between = v->n_prompt - p->sinks - p->recent;
-        *c =
-            (struct choice){p->sinks, p->topk < between ? p->topk : between, p->recent, NULL, NULL};
-    }
-    c->tokens = calloc(n_kept(c) + 1, sizeof(*c->tokens));
-    c->room = calloc(2 * (size_t)n_votes + 1, sizeof(*c->room));
-    if (c->tokens == NULL || c->room == NULL) {
-        choice_finish(c);
-        return -ENOMEM;
-    }
-    return 0;
-}
-
-static void choose(struct choice *c, const struct kv_view *v, const float *votes)
-{
-    uint32_t between = v->n_prompt - c->n_first - c->n_last;
-    uint32_t *chosen = c->tokens + c->n_first;
-    kv_select(votes + c->n_first, between, &v->policy, c->n_chosen, c->room, chosen);
-    for (uint32_t i = 0; i < c->n_first; i++) {
-        c->tokens[i] = i;
-    }
-    for (uint32_t i = 0; i < c->n_chosen; i++) {
-        chosen[i] += c->n_first;
-    }
-    for (uint32_t i = 0; i < c->n_last; i++) {
-        chosen[c->n_chosen + i] = v->n_prompt - c->n_last + i;
-    }
-}
-
-static void release_blocks(struct kv_sequence *s, struct kv_block **blocks, uint32_t n)
-{
-    for (uint32_t i = 0; blocks != NULL && i < n; i++) {
-        kv_block_unref(kv_cache_arena(s->cache), blocks[i]);
-    }
-    free(blocks);
-}
-
-/* Blocks for what is kept of a class. */
-static struct kv_block **take_blocks(struct kv_sequence *s, uint32_t c, uint32_t n)
-{
-    struct kv_block **blocks = calloc(n, sizeof(struct kv_block *));
-    for (uint32_t i = 0; blocks != NULL && i < n; i++) {
-        if (kv_cache_alloc(s->cache, s->layout->classes[c].block_bytes, &blocks[i]) < 0) {
-            release_blocks(s, blocks, n);
-            return NULL;
-        }
-    }
-    return blocks;
-}
-
-/* Copies every layer's and group's choice of the prompt into the blocks. */
-static void copy_choices(const struct kv_sequence *s, uint32_t c, struct choice *choice,
-                         struct kv_block *const *blocks)
-{
-    const struct kv_class *class = &s->layout->classes[c];
-    uint32_t n_votes = kv_policy_n_votes(&s->view.policy, s->view.n_prompt);
-    for (uint32_t layer = 0; layer < s->layout->n_layers; layer++) {
-        for (uint32_t g = 0; s->layout->layer_class[layer] == c && g < class->desc.n_kv_heads;
-             g++) {
-            choose(choice, &s->view, s->view.votes[layer] + (size_t)g * n_votes);
-            for (uint32_t slot = 0; slot < n_kept(choice); slot++) {
-                uint32_t token = choice->tokens[slot];
-                const struct kv_place_of from = {s->lists[c].pages[token / BLOCK], token % BLOCK};
-                const struct kv_place_of to = {blocks[slot / BLOCK]->data, slot % BLOCK};
-                kv_copy_token(s->layout, layer, g, from, to);
-            }
-        }
-    }
-}
-
-/* The blocks take the place of the prompt's. */
-static void replace_blocks(struct kv_sequence *s, uint32_t c, struct kv_block **blocks, uint32_t n,
-                           uint32_t n_slots)
-{
-    struct kv_block_list *list = &s->lists[c];
-    for (uint32_t i = 0; i < list->n; i++) {
-        atomic_fetch_sub(&s->cache->blocks_held, list->pages[i] != NULL);
-        kv_block_unref(kv_cache_arena(s->cache), list->blocks[i]);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        list->blocks[i] = blocks[i];
-        list->pages[i] = blocks[i]->data;
-    }
-    atomic_fetch_add(&s->cache->blocks_held, n);
-    list->n = n;
-    list->first_live = 0;
-    list->n_dropped = s->n_tokens - n_slots;
-    free(blocks);
-}
-
-/* All of it, or nothing: memory first. */
-static int compress(struct kv_sequence *s, struct choice *choice)
-{
-    struct kv_block **blocks[KV_MAX_CLASSES] = {NULL};
-    uint32_t n = blocks_for(n_kept(choice)), n_classes = s->layout->n_classes;
-    int rc = 0;
-    for (uint32_t c = 0; rc == 0 && c < n_classes; c++) {
-        if (s->layout->classes[c].desc.window > 0) {
-            rc = own_pages(s, c);
-            continue;
-        }
-        blocks[c] = take_blocks(s, c, n);
-        rc = blocks[c] != NULL ? 0 : -ENOMEM;
-    }
-    for (uint32_t c = 0; c < n_classes; c++) {
-        if (rc == 0 && blocks[c] != NULL) {
-            copy_choices(s, c, choice, blocks[c]);
-            replace_blocks(s, c, blocks[c], n, n_kept(choice));
-        } else {
-            release_blocks(s, blocks[c], blocks[c] != NULL ? n : 0);
-        }
-    }
-    return rc;
-}
-
+/* Of the prompt a choice is kept, and windowed classes keep what they have. */
 static int begin_choice(struct kv_sequence *s)
 {
-    struct kv_view *v = &s->view;
-    struct choice choice;
-    int rc = choice_init(&choice, v);
-    rc = rc < 0 ? rc : compress(s, &choice);
-    if (rc == 0 && v->policy.kind == KV_POLICY_SNAPSTREAM) {
-        v->n_sinks = choice.n_first + choice.n_chosen;
-        v->recent = choice.n_last;
+    int rc = 0;
+    for (uint32_t c = 0; rc == 0 && c < s->layout->n_classes; c++) {
+        rc = s->layout->classes[c].desc.window > 0 ? own_pages(s, c) : 0;
     }
+    rc = rc < 0 ? rc : kv_view_compress(s);
     if (rc == 0) {
         drop_votes(s);
     }
-    choice_finish(&choice);
     return rc;
 }
 

@@ -1,7 +1,8 @@
 /* Views of a sequence: bounds that hold however long it gets, choices by votes, copies bit by bit.
  */
+#include "daemon/backend/pool.h"
 #include "daemon/kv/sequence.h"
-#include "daemon/kv/view_copy.h"
+#include "daemon/kv/view_gather.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
@@ -227,37 +228,127 @@ static float value_of(const struct gqa_attn_layer *a, const char *k, uint32_t to
     }
 }
 
-/* Random bytes in two blocks: afterwards the token is the other's, and all else is what it was. */
-Test(kv_view, copies_a_token_and_nothing_else)
+#define N_FROM 3u
+#define N_TO   2u
+
+/* Random bytes in blocks of ours and in those that tokens go to: afterwards these have every one of
+ * the tokens, in order, and all else is what it was. */
+static void gathers(uint32_t type, uint32_t n, uint32_t layer, uint32_t group)
+{
+    struct gqa_attn_layer a = {.layer = layer};
+    setup_type(type);
+    kv_layout_describe(&layout, layer, &a);
+    size_t bytes = layout.classes[0].block_bytes, changed = 0;
+    size_t k_offset = a.k_offset + group * a.k_head_bytes;
+    size_t v_offset = a.v_offset + group * a.v_head_bytes, v_bytes = gqa_kv_token_bytes(type, DIM);
+    char *from = malloc(N_FROM * bytes), *to = malloc(N_TO * bytes), *before = malloc(N_TO * bytes);
+    void *pages[N_FROM] = {from, from + bytes, from + 2 * bytes};
+    struct kv_block places[N_TO] = {{.data = to}, {.data = to + bytes}};
+    struct kv_block *blocks[N_TO] = {&places[0], &places[1]};
+    uint32_t tokens[N_TO * 64];
+    for (size_t b = 0; b < N_FROM * bytes; b++) {
+        from[b] = (char)draw(64); /* halves and floats of small exponents: no NaN */
+    }
+    for (size_t b = 0; b < N_TO * bytes; b++) {
+        to[b] = before[b] = (char)(64 + draw(50));
+    }
+    for (uint32_t i = 0, left = N_FROM * 64, k = 0; k < n; i++, left--) { /* n of all, ascending */
+        if (draw(left) < n - k) {
+            tokens[k++] = i;
+        }
+    }
+    kv_gather(&layout, layer, group, pages, tokens, n, blocks);
+    for (uint32_t i = 0; i < n; i++) {
+        const char *page = pages[tokens[i] / 64], *block = places[i / 64].data;
+        uint32_t token = tokens[i] % 64, slot = i % 64;
+        for (uint32_t d = 0; d < DIM; d++) {
+            float x = value_of(&a, page + k_offset, token, d);
+            float y = value_of(&a, block + k_offset, slot, d);
+            cr_assert(x == y, "type %u, %u to %u, dim %u: %g is %g", type, tokens[i], i, d,
+                      (double)x, (double)y);
+        }
+        cr_assert(eq(
+            int,
+            memcmp(block + v_offset + slot * v_bytes, page + v_offset + token * v_bytes, v_bytes),
+            0));
+    }
+    for (size_t b = 0; b < N_TO * bytes; b++) {
+        changed += to[b] != before[b];
+    }
+    cr_expect(eq(sz, changed, 2 * n * v_bytes)); /* K and V of a token take as many bytes */
+    free(from);
+    free(to);
+    free(before);
+    kv_layout_finish(&layout);
+}
+
+Test(kv_view, copies_tokens_and_nothing_else)
 {
     const uint32_t types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0};
+    const uint32_t counts[] = {1, 15, 16, 17, 64, 100, 128};
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-        setup_type(types[i]);
-        struct gqa_attn_layer a = {.layer = 2};
-        kv_layout_describe(&layout, 2, &a);
-        size_t bytes = layout.classes[0].block_bytes, changed = 0;
-        char *from = malloc(bytes), *to = malloc(bytes), *before = malloc(bytes);
-        for (size_t b = 0; b < bytes; b++) {
-            from[b] = (char)(draw(64)); /* halves and floats of small exponents: no NaN */
-            to[b] = before[b] = (char)(64 + draw(50));
+        for (size_t j = 0; j < sizeof(counts) / sizeof(counts[0]); j++) {
+            gathers(types[i], counts[j], j % 2 ? 2 : 0, j % GROUPS);
         }
-        kv_copy_token(&layout, 2, 1, (struct kv_place_of){from, 21}, (struct kv_place_of){to, 62});
-        for (uint32_t d = 0; d < DIM; d++) {
-            float x = value_of(&a, from + a.k_offset + a.k_head_bytes, 21, d);
-            float y = value_of(&a, to + a.k_offset + a.k_head_bytes, 62, d);
-            cr_assert(x == y, "type %u, dim %u: %g is %g", types[i], d, (double)x, (double)y);
-        }
-        size_t v_bytes = gqa_kv_token_bytes(types[i], DIM);
-        const char *v = from + a.v_offset + a.v_head_bytes,
-                   *to_v = to + a.v_offset + a.v_head_bytes;
-        cr_expect(eq(int, memcmp(to_v + 62 * v_bytes, v + 21 * v_bytes, v_bytes), 0));
-        for (size_t b = 0; b < bytes; b++) {
-            changed += to[b] != before[b];
-        }
-        cr_expect(eq(sz, changed, 2 * v_bytes)); /* K and V of a token take as many bytes */
-        free(from);
-        free(to);
-        free(before);
-        kv_layout_finish(&layout);
     }
+}
+
+/* A prompt of random bytes and votes, compressed: its pages' bytes (n_pages, bytes of a block). */
+static char *compressed(const struct kv_policy *p, struct pool *pool, uint32_t *ret_pages)
+{
+    const struct kv_cache_options options = {.arena_bytes_max = 64u << 20, .pool = pool};
+    const uint32_t n_prompt = 700;
+    size_t bytes = layout.classes[0].block_bytes;
+    struct kv_cache *cache = NULL;
+    struct kv_sequence s;
+    cr_assert(eq(int, kv_cache_create(&options, &cache), 0));
+    begin(&s, cache, p, n_prompt);
+    state = 99;
+    while (s.n_tokens < n_prompt) {
+        cr_assert(gt(int, step(&s, 64), 0));
+    }
+    for (uint32_t i = 0; i < s.lists[0].n; i++) {
+        for (size_t b = 0; b < bytes; b++) {
+            ((char *)s.lists[0].pages[i])[b] = (char)draw(256);
+        }
+    }
+    cr_assert(eq(int, kv_view_begin(&s), 0));
+    uint32_t n = s.lists[0].n, in_last = kv_view_n_kept(&s) % GQA_KV_BLOCK_TOKENS;
+    cr_assert(eq(u32, in_last, 0)); /* no byte of the blocks is undefined */
+    char *all = malloc(n * bytes);
+    for (uint32_t i = 0; i < n; i++) {
+        memcpy(all + i * bytes, s.lists[0].pages[i], bytes);
+    }
+    kv_sequence_finish(&s);
+    kv_cache_destroy(cache);
+    *ret_pages = n;
+    return all;
+}
+
+/* Threads share the copying, and what comes of it is the same. */
+Test(kv_view, is_the_same_with_a_pool)
+{
+    static const struct kv_policy whole_blocks[] = {
+        {.kind = KV_POLICY_SNAPKV, .budget = 128, .observed = 16, .kernel = 7, .max_pool = true},
+        {.kind = KV_POLICY_SNAPSTREAM,
+         .sinks = 30,
+         .recent = 200,
+         .topk = 90,
+         .observed = 32,
+         .kernel = 5},
+    };
+    struct pool *pool;
+    cr_assert(eq(int, pool_create(3, 0, &pool), 0));
+    setup_type(GQA_TYPE_F16);
+    for (size_t i = 0; i < sizeof(whole_blocks) / sizeof(whole_blocks[0]); i++) {
+        uint32_t n_alone, n_shared;
+        char *alone = compressed(&whole_blocks[i], NULL, &n_alone);
+        char *shared = compressed(&whole_blocks[i], pool, &n_shared);
+        cr_assert(eq(u32, n_shared, n_alone));
+        cr_expect(eq(int, memcmp(shared, alone, n_alone * layout.classes[0].block_bytes), 0));
+        free(alone);
+        free(shared);
+    }
+    kv_layout_finish(&layout);
+    pool_destroy(pool);
 }
