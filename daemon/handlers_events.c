@@ -220,6 +220,19 @@ static void pack_samples(struct call *call, struct ipc_buffer *b, const struct r
     }
 }
 
+static void pack_kept(struct call *call, struct ipc_buffer *b, const struct request *r)
+{
+    const uint64_t shape[1] = {r->n_prompt};
+    pack_kv_map(b, "kv", 3 + (r->kept != NULL));
+    pack_kv_str(b, "policy", kv_policy_name(r->kv_policy.kind));
+    pack_kv_u64(b, "n_kept", r->n_kept);
+    pack_kv_u64(b, "n_dropped", r->n_dropped);
+    if (r->kept != NULL) {
+        ipc_pack_str(b, "kept");
+        call_pack_tensor(call, b, r->kept, shape, 1);
+    }
+}
+
 /* What a request of one sample gives; with more the first of them stands there too, so that who
  * does not know of samples is told no nonsense. */
 static void answer_generate(struct call *call, const struct request *r)
@@ -233,10 +246,7 @@ static void answer_generate(struct call *call, const struct request *r)
     pack_kv_u64(b, "n_cached", r->n_cached);
     pack_kv_u64(b, "n_generated", r->n_generated);
     pack_kv_u64(b, "seed", r->sampling.seed);
-    pack_kv_map(b, "kv", 3);
-    pack_kv_str(b, "policy", kv_policy_name(r->kv_policy.kind));
-    pack_kv_u64(b, "n_kept", r->n_kept);
-    pack_kv_u64(b, "n_dropped", r->n_dropped);
+    pack_kept(call, b, r);
     pack_timings(b, r);
     pack_kv_map(b, "cache", 3);
     pack_kv_u64(b, "hit_blocks", r->hit_blocks);

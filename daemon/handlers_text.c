@@ -267,6 +267,7 @@ static void generate_submit(struct call *call)
     }
     r->n_predict = p->n_predict;
     r->kv_policy = policy;
+    r->wants_kept = p->kv_kept;
     r->ignore_eos = p->ignore_eos;
     r->t_max_predict_ms = p->t_max_predict_ms;
     r->cache_exact = p->cache_exact;

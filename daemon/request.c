@@ -88,6 +88,7 @@ void request_destroy(struct request *r)
     free(r->stops);
     free(r->stop_bytes);
     free(r->samples);
+    free(r->kept);
     free(r->tokens);
     for (size_t i = 0; i < r->embed.n_inputs; i++) {
         free(r->embed.inputs[i].tokens);

@@ -103,6 +103,7 @@ struct request {
     bool strict;                /* all rows are of class D: no bit depends on who made a block */
     struct kv_policy kv_policy; /* what is kept of its tokens */
     bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
+    bool wants_kept;            /* GENERATE: kept */
     bool logprobs;              /* LOGITS */
     struct area *area;          /* where its rows go while there is room, a reference; or NULL */
     struct request_embed embed;
@@ -126,8 +127,9 @@ struct request {
     enum kv_miss miss;                        /* why no more of them */
     uint32_t n_pinned;                        /* tokens, of whole blocks */
     uint32_t n_kept, n_dropped;               /* tokens of its last step, by its KV policy */
-    uint32_t n_steps;                         /* that had a row of it */
-    uint32_t n_preempted;                     /* so often it gave way */
+    float *kept;          /* (n_prompt) share of layers and groups that keep each, or NULL; owned */
+    uint32_t n_steps;     /* that had a row of it */
+    uint32_t n_preempted; /* so often it gave way */
     struct request_timings timings;
     uint64_t submitted_ns;
 

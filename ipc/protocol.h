@@ -180,6 +180,7 @@ enum proto_field_type {
     F(BOOL, cache_exact, OPTIONAL, 0, 1, 0, "only blocks that give the bits of a cold start")     \
     F(NAME, numerics, OPTIONAL, 1, 16, 0, "strict: prompts are computed as generated tokens are") \
     GQA_FIELDS_KV_POLICY(F)                                                                       \
+    F(BOOL, kv_kept, OPTIONAL, 0, 1, 0, "report which of the prompt's tokens are kept")           \
     GQA_FIELDS_SCHEDULING(F)
 
 #define GQA_FIELDS_TOKENIZE(F)                                                \

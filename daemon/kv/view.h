@@ -82,6 +82,10 @@ void kv_view_slide(struct kv_sequence *s);
 void kv_view_reset(struct kv_sequence *s);
 /* Tokens that its next one can see in full-attention layers. */
 uint32_t kv_view_n_kept(const struct kv_sequence *s);
+/* Of the prompt's tokens, which are computed, the share of layers and groups that are going to keep
+ * each, windowed ones not counted: ret (view.n_prompt). -ENOMEM; -ENODATA: the votes were spoiled,
+ * so that it will be computed anew. */
+int kv_view_shares(const struct kv_sequence *s, float *ret);
 /* Tokens that it shares with a sequence that keeps all, bit for bit. */
 uint32_t kv_view_n_common(const struct kv_policy *p, uint32_t n_prompt);
 

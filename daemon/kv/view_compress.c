@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define BLOCK GQA_KV_BLOCK_TOKENS
 
@@ -30,7 +31,7 @@ static struct plan plan_of(const struct kv_view *v)
     return plan;
 }
 
-/* One class's copying, a task for each layer and group. */
+/* Choosing for each layer and group, and copying of one class, a task for each. */
 struct copying {
     const struct kv_sequence *s;
     struct plan plan;
@@ -40,6 +41,16 @@ struct copying {
     uint32_t *tokens; /* (n_kept), those of its task */
     float *room;      /* (2 n_votes), of kv_select() */
 };
+
+static int make_room(struct copying *c)
+{
+    struct pool *pool = c->s->cache->options.pool;
+    uint32_t n_workers = pool != NULL ? pool_n_threads(pool) : 1;
+    c->n_votes = kv_policy_n_votes(&c->s->view.policy, c->s->view.n_prompt);
+    c->tokens = calloc((size_t)n_workers * c->plan.n_kept, sizeof(*c->tokens));
+    c->room = calloc((size_t)n_workers * 2 * c->n_votes, sizeof(*c->room));
+    return c->tokens != NULL && c->room != NULL ? 0 : -ENOMEM;
+}
 
 /* The tokens that stay, ascending. */
 static void choose(const struct copying *c, const float *votes, float *room, uint32_t *tokens)
@@ -90,6 +101,51 @@ static void copy_choices(struct copying *c)
     }
 }
 
+/* ---- telling ----------------------------------------------------------------------------- */
+
+static void tell_choices(const struct copying *c, float *ret)
+{
+    const struct kv_layout *l = c->s->layout;
+    uint32_t n_choices = 0;
+    for (uint32_t layer = 0; layer < l->n_layers; layer++) {
+        const struct kv_layer_desc *d = &l->classes[l->layer_class[layer]].desc;
+        for (uint32_t g = 0; d->window == 0 && g < d->n_kv_heads; g++, n_choices++) {
+            choose(c, c->s->view.votes[layer] + (size_t)g * c->n_votes, c->room, c->tokens);
+            for (uint32_t i = 0; i < c->plan.n_kept; i++) {
+                ret[c->tokens[i]]++;
+            }
+        }
+    }
+    for (uint32_t i = 0; i < c->s->view.n_prompt; i++) {
+        ret[i] = n_choices > 0 ? ret[i] / (float)n_choices : 1;
+    }
+}
+
+int kv_view_shares(const struct kv_sequence *s, float *ret)
+{
+    const struct kv_view *v = &s->view;
+    const struct kv_policy *p = &v->policy;
+    bool slides = p->kind == KV_POLICY_WINDOW && v->n_prompt > (uint64_t)p->sinks + p->recent;
+    if (kv_policy_n_votes(p, v->n_prompt) == 0) {
+        for (uint32_t i = 0; i < v->n_prompt; i++) {
+            ret[i] = !slides || i < p->sinks || v->n_prompt - i <= p->recent;
+        }
+        return 0;
+    }
+    if (v->spoiled || v->votes == NULL) {
+        return -ENODATA;
+    }
+    struct copying c = {.s = s, .plan = plan_of(v)};
+    int rc = make_room(&c);
+    memset(ret, 0, v->n_prompt * sizeof(*ret));
+    if (rc == 0) {
+        tell_choices(&c, ret);
+    }
+    free(c.tokens);
+    free(c.room);
+    return rc;
+}
+
 /* ---- blocks ------------------------------------------------------------------------------ */
 
 static void release_blocks(struct kv_sequence *s, struct kv_block **blocks, uint32_t n)
@@ -134,16 +190,6 @@ static void replace_blocks(struct kv_sequence *s, uint32_t c, struct kv_block **
 }
 
 /* ---- all classes ------------------------------------------------------------------------- */
-
-static int make_room(struct copying *c)
-{
-    struct pool *pool = c->s->cache->options.pool;
-    uint32_t n_workers = pool != NULL ? pool_n_threads(pool) : 1;
-    c->n_votes = kv_policy_n_votes(&c->s->view.policy, c->s->view.n_prompt);
-    c->tokens = calloc((size_t)n_workers * c->plan.n_kept, sizeof(*c->tokens));
-    c->room = calloc((size_t)n_workers * 2 * c->n_votes, sizeof(*c->room));
-    return c->tokens != NULL && c->room != NULL ? 0 : -ENOMEM;
-}
 
 int kv_view_compress(struct kv_sequence *s)
 {

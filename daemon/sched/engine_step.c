@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* The sequence whose model has waited longest, or NULL when none can run. Models take turns. */
@@ -114,6 +115,23 @@ static int publish_generated(struct engine *e, struct sequence *s, const float *
     return rc;
 }
 
+/* Which of the prompt's tokens the policy keeps, where that was asked for. */
+static int tell_kept(struct sequence *s)
+{
+    struct request *r = s->request;
+    if (!r->wants_kept || r->kept != NULL) {
+        return 0;
+    }
+    float *kept = calloc(s->n_prompt + 1, sizeof(*kept));
+    int rc = kept != NULL ? kv_view_shares(&s->kv, kept) : -ENOMEM;
+    if (rc == 0) {
+        r->kept = kept;
+        return 0;
+    }
+    free(kept);
+    return rc == -ENODATA ? 0 : rc; /* a step was repeated: nobody knows */
+}
+
 /* What one member makes of its part of the step's outputs. */
 static void publish_member(struct engine *e, struct sequence *s, const struct model_outputs *out,
                            uint64_t now)
@@ -131,6 +149,11 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
             r->n_pinned = kv_sequence_pin(&s->kv, (uint32_t)r->n_tokens, r->pin > 0);
         }
         kv_sequence_checkpoint(&s->kv);
+        rc = tell_kept(s);
+    }
+    if (rc < 0) {
+        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory to tell what is kept");
+        return;
     }
     if (r->kind == REQUEST_EMBED) {
         rc = embed_take(&e->publisher, s, out);

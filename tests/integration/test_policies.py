@@ -67,6 +67,19 @@ class Policies(DaemonCase):
         self.assertEqual((r["kv"]["n_kept"], r["n_generated"]), (10 + 40 + 64, 500))
         self.assertEqual(r["kv"]["n_kept"] + r["kv"]["n_dropped"], 200 + 499)
 
+    def test_what_is_kept_is_told_token_by_token(self):
+        prompt = tokens(5, 200)
+        for policy, kept, sinks, last in (({}, 200, 200, 0), (WINDOW, 108, 8, 100), (SNAPKV, 96, 0, 16),
+                                          (SNAPSTREAM, 114, 10, 64), ({**SNAPKV, "kv_budget": 200}, 200, 200, 0)):
+            for _ in ("cold", "warm"):
+                told = self.greedy(prompt, 1, kv_kept=True, **policy)["kv"]["kept"]
+                shares = self.numbers(told)
+                self.assertEqual(told["shape"], [200])
+                self.assertAlmostEqual(sum(shares), kept, places=3, msg=policy)
+                self.assertEqual(set(shares[:sinks] + shares[200 - last:]), {1.0}, policy)
+                self.assertTrue(all(0 <= s <= 1 for s in shares), policy)
+        self.assertNotIn("kept", self.greedy(prompt, 1, **SNAPKV)["kv"])
+
     def test_a_result_depends_on_neither_cache_nor_company(self):
         """Cold, warm and beside others: the same tokens; and a full neighbour's do not change either."""
         for i, policy in enumerate((WINDOW, {**WINDOW, "kv_positions": "cache"}, SNAPKV,

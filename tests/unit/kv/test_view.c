@@ -352,3 +352,37 @@ Test(kv_view, is_the_same_with_a_pool)
     kv_layout_finish(&layout);
     pool_destroy(pool);
 }
+
+/* What is told of the prompt's tokens, before its view begins. */
+Test(kv_view, tells_what_it_keeps)
+{
+    const uint32_t n_prompt = 700;
+    setup_type(GQA_TYPE_F16);
+    struct kv_cache *cache = make_cache(64u << 20);
+    for (size_t i = 0; i < sizeof(policies) / sizeof(policies[0]); i++) {
+        const struct kv_policy *p = &policies[i];
+        bool chooses = kv_policy_n_votes(p, n_prompt) > 0;
+        float shares[700], sum = 0;
+        struct kv_sequence s;
+        begin(&s, cache, p, n_prompt);
+        while (s.n_tokens < n_prompt) {
+            cr_assert(gt(int, step(&s, 64), 0));
+        }
+        cr_assert(eq(int, kv_view_shares(&s, shares), 0));
+        for (uint32_t t = 0; t < n_prompt; t++) {
+            bool surely = t < p->sinks || n_prompt - t <= (p->recent > 0 ? p->recent : p->observed);
+            cr_assert(ge(flt, shares[t], surely ? 1 : 0), "policy %zu, token %u", i, t);
+            cr_assert(le(flt, shares[t], chooses || surely ? 1 : 0), "policy %zu, token %u", i, t);
+            sum += shares[t] * 2 * GROUPS; /* a whole number: two layers see everything */
+        }
+        cr_assert(ge(int, step(&s, 1), 1));
+        uint32_t kept = kv_view_n_kept(&s) - (p->recent == 0); /* the step's token is one of them */
+        cr_expect(eq(u32, (uint32_t)(sum + 0.5f), kept * 2 * GROUPS), "policy %zu", i);
+        kv_sequence_reset(&s);
+        s.view.spoiled = true;
+        cr_expect(eq(int, kv_view_shares(&s, shares), chooses ? -ENODATA : 0));
+        kv_sequence_finish(&s);
+    }
+    kv_cache_destroy(cache);
+    kv_layout_finish(&layout);
+}
