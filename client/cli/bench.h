@@ -9,9 +9,6 @@
 #define BENCH_LIST_MAX    16u
 #define BENCH_STREAMS_MAX 256u
 #define BENCH_REPEATS_MAX 100u
-/* Tokens that arrive within less are timed from the request on: their arrival says more of the
- * client's wake-ups than of the daemon. */
-#define BENCH_WINDOW_US 50000.0
 
 /* What the machine and the model say; the same for all rows. */
 struct bench_model {

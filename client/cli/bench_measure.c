@@ -6,18 +6,10 @@
  * request's time is subtracted.
  *
  * Generation of one stream is timed by the daemon, from the first token to the last. Several
- * streams are timed from outside: between the moment when the last stream has its first token and
- * the one when the first stream has its last, all streams decode together; the tokens that arrive
- * in that window, by its length, are the figure. */
+ * streams are timed from outside, while all of them decode (streams.c). */
 #include "client/cli/bench.h"
 
 #include <stdlib.h>
-
-/* A stream's tokens and when they came. */
-struct stream {
-    double *at_us; /* (n_max) */
-    uint32_t n, n_max;
-};
 
 static uint64_t next_random(uint64_t *state)
 {
@@ -37,12 +29,7 @@ void bench_random_tokens(int32_t *ids, size_t n, uint32_t n_vocab, uint64_t *see
 
 static void on_step(void *arg, uint32_t id, const struct gqa_value *event)
 {
-    struct stream *s = arg;
-    double now = cli_now_us();
-    size_t n = gqa_value_count(gqa_value_get(event, "tokens"));
-    while (n-- > 0 && s->n < s->n_max) {
-        s->at_us[s->n++] = now;
-    }
+    cli_stream_take(arg, gqa_value_count(gqa_value_get(event, "tokens")));
 }
 
 static int start(struct cli *c, struct cli_call *call, const char *model, const int32_t *ids,
@@ -138,39 +125,6 @@ static int measure_prompt(struct cli *c, const char *model, const struct bench_t
 
 /* ---- generation -------------------------------------------------------------------------- */
 
-static double count_between(const struct stream *streams, size_t n, double after, double until)
-{
-    double tokens = 0;
-    for (size_t i = 0; i < n; i++) {
-        for (uint32_t k = 0; k < streams[i].n; k++) {
-            tokens += streams[i].at_us[k] > after && streams[i].at_us[k] <= until;
-        }
-    }
-    return tokens;
-}
-
-/* Tokens per second while all streams decode. A model so fast that one stream ends before another
- * begins, or soon after, has no such window: then all tokens, by the time from the requests' start,
- * which is less than the daemon's speed and never more. 0: too few. */
-static double window_tps(const struct stream *streams, size_t n, double start_us)
-{
-    double last = 0, open = 0, close = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (streams[i].n < 2) {
-            return 0;
-        }
-        double begin = streams[i].at_us[0], end = streams[i].at_us[streams[i].n - 1];
-        last = i == 0 || end > last ? end : last;
-        open = i == 0 || begin > open ? begin : open;
-        close = i == 0 || end < close ? end : close;
-    }
-    if (close - open < BENCH_WINDOW_US) {
-        open = start_us;
-        close = last;
-    }
-    return close > open ? count_between(streams, n, open, close) / (close - open) * 1e6 : 0;
-}
-
 /* The daemon's own figure; the first token belongs to the prompt. */
 static double timed_tps(const json_t *result)
 {
@@ -179,8 +133,8 @@ static double timed_tps(const json_t *result)
 }
 
 static int measure_generation(struct cli *c, const char *model, const struct bench_test *test,
-                              struct cli_call *calls, struct stream *streams, int32_t *const *ids,
-                              double *ret_tps)
+                              struct cli_call *calls, struct cli_stream *streams,
+                              int32_t *const *ids, double *ret_tps)
 {
     size_t n = test->n_streams;
     size_t n_ids = test->depth > 0 ? test->depth : 1;
@@ -204,7 +158,7 @@ static int measure_generation(struct cli *c, const char *model, const struct ben
     if (code != CLI_OK) {
         return code;
     }
-    *ret_tps = n == 1 ? timed_tps(calls[0].result) : window_tps(streams, n, start_us);
+    *ret_tps = n == 1 ? timed_tps(calls[0].result) : cli_streams_tps(streams, n, start_us);
     return *ret_tps > 0
                ? CLI_OK
                : cli_error(CLI_FAILED, "bench: %zu streams gave too few tokens to be timed", n);
@@ -214,7 +168,7 @@ static int measure_generation(struct cli *c, const char *model, const struct ben
 
 struct room {
     struct cli_call calls[BENCH_STREAMS_MAX];
-    struct stream streams[BENCH_STREAMS_MAX];
+    struct cli_stream streams[BENCH_STREAMS_MAX];
     int32_t *ids[BENCH_STREAMS_MAX];
 };
 

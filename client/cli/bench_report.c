@@ -9,22 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bytes of K and V that a token at that context length attends to; windowed layers see less. */
-static double kv_bytes(const json_t *info, double n_context)
-{
-    const json_t *cache = json_object_get(info, "cache");
-    const json_t *classes = json_object_get(cache, "classes");
-    double per_token = cli_num(cache, "bytes_per_token", 0);
-    double layers = 0, seen = 0;
-    for (size_t i = 0; i < json_array_size(classes); i++) {
-        const json_t *class = json_array_get(classes, i);
-        double n = cli_num(class, "n_layers", 0), window = cli_num(class, "window", 0);
-        layers += n;
-        seen += n * (window > 0 && window < n_context ? window : n_context);
-    }
-    return per_token * (layers > 0 ? seen / layers : n_context);
-}
-
 /* Bytes that must be read per token. Prompt: weights once for all its tokens, its own K and V on
  * average half. Generation: weights once per step, which serves all streams. */
 static double bytes_per_token(const struct bench_model *m, const struct bench_test *test)
@@ -32,7 +16,7 @@ static double bytes_per_token(const struct bench_model *m, const struct bench_te
     bool prompt = test->n_prompt > 0;
     double n = prompt ? test->n_prompt : test->n_gen;
     double shared = prompt ? (double)test->n_prompt * test->n_streams : test->n_streams;
-    double kv = kv_bytes(m->info, test->depth + n / 2);
+    double kv = cli_kv_bytes(m->info, test->depth + n / 2);
     /* A prompt's rows read K and V together, a block at a time. */
     return m->weight_bytes_per_token / shared + (prompt ? kv / n : kv);
 }

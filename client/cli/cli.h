@@ -51,8 +51,6 @@ int cli_verb_tokenize(struct cli *c, int argc, char **argv);
 int cli_verb_detokenize(struct cli *c, int argc, char **argv);
 int cli_verb_embed(struct cli *c, int argc, char **argv);
 int cli_verb_eval(struct cli *c, int argc, char **argv);
-int cli_eval_longgen(struct cli *c, int argc, char **argv);
-int cli_eval_needle(struct cli *c, int argc, char **argv);
 int cli_verb_logits(struct cli *c, int argc, char **argv);
 int cli_verb_perplexity(struct cli *c, int argc, char **argv);
 int cli_verb_ping(struct cli *c, int argc, char **argv);
@@ -149,6 +147,9 @@ int cli_load(struct cli *c, struct cli_load *load, json_t **ret);
 int cli_load_if_asked(struct cli *c, struct cli_load *load);
 /* model.info of a model, which is loaded first where it is not. */
 int cli_model_info(struct cli *c, struct cli_load *load, json_t **ret);
+/* Bytes of K and V that a token at that context length attends to, by model.info; windowed layers
+ * see less. */
+double cli_kv_bytes(const json_t *info, double n_context);
 
 /* ---- session.c ------------------------------------------------------------------------------- */
 
@@ -252,5 +253,20 @@ int cli_flush(void);
 double cli_mean(const double *x, size_t n);
 double cli_stddev(const double *x, size_t n);               /* of a sample */
 double cli_percentile(double *x, size_t n, double percent); /* sorts x */
+
+/* ---- streams.c ------------------------------------------------------------------------------- */
+
+/* When a generation's tokens came. */
+struct cli_stream {
+    double *at_us; /* (n_max) */
+    uint32_t n, n_max;
+};
+void cli_stream_take(struct cli_stream *s, size_t n_tokens); /* so many have come now */
+/* Tokens per second while all streams decode. Streams so fast that one ends before another begins,
+ * or soon after, have no such time: then all tokens, by the time from the requests' start, which is
+ * less than the daemon's speed and never more. 0: too few. */
+double cli_streams_tps(const struct cli_stream *streams, size_t n, double start_us);
+/* A percentile of the times between two tokens of a stream; 0: there are none. */
+double cli_streams_gap_ms(const struct cli_stream *streams, size_t n, double percent);
 
 #endif

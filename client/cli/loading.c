@@ -153,3 +153,18 @@ int cli_model_info(struct cli *c, struct cli_load *load, json_t **ret)
     }
     return call.status == -ENOENT ? cli_load(c, load, ret) : cli_report(&call);
 }
+
+double cli_kv_bytes(const json_t *info, double n_context)
+{
+    const json_t *cache = json_object_get(info, "cache");
+    const json_t *classes = json_object_get(cache, "classes");
+    double per_token = cli_num(cache, "bytes_per_token", 0);
+    double layers = 0, seen = 0;
+    for (size_t i = 0; i < json_array_size(classes); i++) {
+        const json_t *class = json_array_get(classes, i);
+        double n = cli_num(class, "n_layers", 0), window = cli_num(class, "window", 0);
+        layers += n;
+        seen += n * (window > 0 && window < n_context ? window : n_context);
+    }
+    return per_token * (layers > 0 ? seen / layers : n_context);
+}

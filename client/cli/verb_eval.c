@@ -5,7 +5,7 @@
  * counts it: context and choice are tokenised together, and what differs from the context's own
  * tokens is scored. Accuracy takes the best sum, length-normalised accuracy the best sum per byte
  * of the choice. A text's tokens are scored after its first (a BOS, where the model wants one). */
-#include "client/cli/cli.h"
+#include "client/cli/eval.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -16,9 +16,7 @@
 enum { KEY_DETAILS = 0x500 };
 
 struct eval {
-    struct cli_load load;
-    struct cli_policy policy;
-    const char *file;
+    struct eval_input in;
     uint64_t n_items_max; /* 0: all */
     bool details;
     size_t line; /* of the file, from 1, for messages */
@@ -29,15 +27,7 @@ struct eval {
     double nll, nll2, bytes;
 };
 
-/* The score of some tokens after others. */
-struct score {
-    double logprob, squares;
-    uint64_t n_tokens;
-};
-
 static const struct argp_option options[] = {
-    {"file", 'f', "FILE", 0, "Questions and texts, a JSON object per line (- for standard input)",
-     5},
     {"items", 'N', "N", 0, "Only the first N lines", 5},
     {"details", KEY_DETAILS, NULL, 0, "Print a JSON object per line of the file first", 5},
     {0},
@@ -48,22 +38,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     struct eval *e = state->input;
     switch (key) {
     case ARGP_KEY_INIT:
-        state->child_inputs[0] = &e->load;
-        state->child_inputs[1] = &e->policy;
-        return 0;
-    case 'f':
-        e->file = arg;
+        state->child_inputs[0] = &e->in;
         return 0;
     case 'N':
         e->n_items_max = cli_number(state, "items", arg, 1, UINT32_MAX);
         return 0;
     case KEY_DETAILS:
         e->details = true;
-        return 0;
-    case ARGP_KEY_END:
-        if (e->file == NULL) {
-            cli_usage(state, "no questions were given (-f FILE)");
-        }
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -72,56 +53,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static int bad_line(const struct eval *e, const char *why)
 {
-    return cli_error(EX_DATAERR, "%s: line %zu: %s", e->file, e->line, why);
+    return cli_error(EX_DATAERR, "%s: line %zu: %s", e->in.file, e->line, why);
 }
 
 /* ---- scores ------------------------------------------------------------------------------ */
 
-/* Row i of logprobs is the log-probability of token i + 1 after tokens 0..i. */
-static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
-{
-    struct score *s = arg;
-    struct gqa_tensor_view t;
-    if (gqa_value_tensor_f32(gqa_value_get(event, "logprobs"), &t) < 0) {
-        return;
-    }
-    for (size_t i = 0; i < t.bytes / sizeof(float); i++) {
-        float logprob;
-        memcpy(&logprob, (const char *)t.data + i * sizeof(logprob), sizeof(logprob));
-        s->logprob += (double)logprob;
-        s->squares += (double)logprob * (double)logprob;
-        s->n_tokens++;
-    }
-}
-
-/* Scores tokens [first, n) after those before them; first is at least 1. */
-static int score_tokens(struct cli *c, const struct eval *e, const int32_t *ids, size_t n,
-                        size_t first, struct score *ret)
-{
-    struct score s = {0};
-    if (first < n) {
-        struct gqa_params *p = cli_model_params(e->load.model);
-        gqa_params_tokens(p, "tokens", ids, n);
-        gqa_params_bool(p, "logprobs", true);
-        gqa_params_u64(p, "first_row", first - 1);
-        cli_policy_params(&e->policy, p);
-        int code = cli_call(c, "text.logits", p, on_rows, &s, NULL);
-        if (code != CLI_OK) {
-            return code;
-        }
-        if (s.n_tokens != n - first) {
-            return cli_error(CLI_FAILED, "text.logits: %llu log-probabilities came for %zu tokens",
-                             (unsigned long long)s.n_tokens, n - first);
-        }
-    }
-    *ret = s;
-    return CLI_OK;
-}
-
 /* The score of a choice after its context, whose own tokens are given. */
 static int score_choice(struct cli *c, const struct eval *e, const json_t *context,
                         const int32_t *of_context, size_t n_context, const json_t *choice,
-                        struct score *ret)
+                        struct eval_score *ret)
 {
     size_t head = json_string_length(context), tail = json_string_length(choice);
     char *text = malloc(head + tail + 1);
@@ -132,7 +72,7 @@ static int score_choice(struct cli *c, const struct eval *e, const json_t *conte
     }
     memcpy(text, json_string_value(context), head);
     memcpy(text + head, json_string_value(choice), tail + 1);
-    int code = cli_tokenise(c, e->load.model, text, head + tail, true, &ids, &n);
+    int code = cli_tokenise(c, e->in.load.model, text, head + tail, true, &ids, &n);
     free(text);
     if (code != CLI_OK) {
         return code;
@@ -141,7 +81,8 @@ static int score_choice(struct cli *c, const struct eval *e, const json_t *conte
     while (same < n && same < n_context && ids[same] == of_context[same]) {
         same++;
     }
-    code = score_tokens(c, e, ids, n, same > 0 ? same : 1, ret);
+    *ret = (struct eval_score){0};
+    code = eval_score(c, e->in.load.model, &e->in.policy, ids, n, same > 0 ? same : 1, ret);
     free(ids);
     return code;
 }
@@ -186,7 +127,7 @@ static int check_question(const struct eval *e, const json_t *context, const jso
     return CLI_OK;
 }
 
-static void print_question(const struct eval *e, const struct score *scores, size_t n,
+static void print_question(const struct eval *e, const struct eval_score *scores, size_t n,
                            size_t answer, size_t best, size_t best_norm)
 {
     json_t *logprobs = json_array(), *n_tokens = json_array();
@@ -204,7 +145,7 @@ static int ask(struct cli *c, struct eval *e, const json_t *object)
 {
     const json_t *context = json_object_get(object, "context");
     const json_t *choices = json_object_get(object, "choices");
-    struct score scores[CHOICES_MAX];
+    struct eval_score scores[CHOICES_MAX];
     int32_t *ids = NULL;
     size_t n_ids = 0, answer = 0, best = 0, best_norm = 0, n = json_array_size(choices);
     double norms[CHOICES_MAX];
@@ -212,7 +153,7 @@ static int ask(struct cli *c, struct eval *e, const json_t *object)
     code =
         code == CLI_OK ? find_answer(e, choices, json_object_get(object, "answer"), &answer) : code;
     if (code == CLI_OK) {
-        code = cli_tokenise(c, e->load.model, json_string_value(context),
+        code = cli_tokenise(c, e->in.load.model, json_string_value(context),
                             json_string_length(context), true, &ids, &n_ids);
     }
     for (size_t i = 0; i < n && code == CLI_OK; i++) {
@@ -239,15 +180,15 @@ static int ask(struct cli *c, struct eval *e, const json_t *object)
 
 static int read_text(struct cli *c, struct eval *e, const json_t *text)
 {
-    struct score s;
+    struct eval_score s = {0};
     int32_t *ids = NULL;
     size_t n = 0;
     if (!json_is_string(text)) {
         return bad_line(e, "'text' is not a string");
     }
-    int code = cli_tokenise(c, e->load.model, json_string_value(text), json_string_length(text),
+    int code = cli_tokenise(c, e->in.load.model, json_string_value(text), json_string_length(text),
                             true, &ids, &n);
-    code = code == CLI_OK ? score_tokens(c, e, ids, n, 1, &s) : code;
+    code = code == CLI_OK ? eval_score(c, e->in.load.model, &e->in.policy, ids, n, 1, &s) : code;
     free(ids);
     if (code != CLI_OK) {
         return code;
@@ -308,7 +249,7 @@ static int take_lines(struct cli *c, struct eval *e, const char *data, size_t by
         fputs("\r\033[K", stderr);
     }
     if (code == CLI_OK && e->n_questions + e->n_texts == 0) {
-        code = cli_error(EX_DATAERR, "%s: no question and no text", e->file);
+        code = cli_error(EX_DATAERR, "%s: no question and no text", e->in.file);
     }
     return code;
 }
@@ -369,15 +310,15 @@ static int report(const struct cli *c, const struct eval *e)
 
 int cli_verb_eval(struct cli *c, int argc, char **argv)
 {
-    static const struct argp_child children[] = {
-        {&cli_load_argp, 0, NULL, 0}, {&cli_policy_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {{&eval_input_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,
-        .doc = "Tells how well a model answers multiple-choice questions and predicts texts. "
-               "'gqa eval longgen' and 'gqa eval needle' tell what a KV policy spares and loses.",
+        .doc = "Tells how well a model answers multiple-choice questions and predicts texts, a "
+               "JSON object per line. 'gqa eval longgen' and 'gqa eval needle' tell what a KV "
+               "policy spares and loses.",
         .children = children};
-    struct eval e = {0};
+    struct eval e = {.in.needed = "file of questions and texts"};
     char *data = NULL;
     size_t bytes = 0;
     if (argc > 1 && strcmp(argv[1], "needle") == 0) {
@@ -389,20 +330,11 @@ int cli_verb_eval(struct cli *c, int argc, char **argv)
         return cli_eval_longgen(c, argc - 1, argv + 1);
     }
     cli_parse(c, &argp, argc, argv, &e);
-    int code = cli_read_file(e.file, &data, &bytes);
-    if (code == CLI_OK) {
-        code = cli_connect(c);
-    }
-    if (code == CLI_OK) {
-        code = cli_load_if_asked(c, &e.load);
-    }
-    if (code == CLI_OK) {
-        code = take_lines(c, &e, data, bytes);
-    }
-    if (code == CLI_OK) {
-        code = report(c, &e);
-    }
+    int code = cli_read_file(e.in.file, &data, &bytes);
+    code = code == CLI_OK ? eval_open(c, &e.in, NULL) : code;
+    code = code == CLI_OK ? take_lines(c, &e, data, bytes) : code;
+    code = code == CLI_OK ? report(c, &e) : code;
     free(data);
-    free(e.load.model);
+    free(e.in.load.model);
     return code;
 }

@@ -2,9 +2,10 @@
  *
  * As llama.cpp counts it, so that figures compare: the text is cut into chunks of n_ctx tokens that
  * do not overlap; each is evaluated alone, its first token replaced by BOS where the model wants
- * one, and the second half's tokens are scored, which have at least half a context before them.
+ * one, and the second half's tokens are scored, which have at least half a context before them: to
+ * a KV policy the first half is the prompt.
  * The error is that of the mean of the negative log-likelihoods, carried through exp(). */
-#include "client/cli/cli.h"
+#include "client/cli/eval.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,15 +14,10 @@
 #define CHUNK_TOKENS 512u
 
 struct perplexity {
-    struct cli_load load;
-    struct cli_policy policy;
-    const char *file;
+    struct eval_input in;
     uint32_t n_ctx;
     uint32_t n_chunks_max; /* 0: all */
-    /* Sums over scored tokens. */
-    double nll, nll2;
-    uint64_t n_scored;
-    uint64_t n_rows; /* of the chunk, seen so far */
+    struct eval_score sum;
 };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -29,19 +25,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     struct perplexity *x = state->input;
     switch (key) {
     case ARGP_KEY_INIT:
-        state->child_inputs[0] = &x->load;
-        state->child_inputs[1] = &x->policy;
-        return 0;
-    case 'f':
-        x->file = arg;
+        state->child_inputs[0] = &x->in;
         return 0;
     case 'N':
         x->n_chunks_max = (uint32_t)cli_number(state, "chunks", arg, 1, UINT32_MAX);
-        return 0;
-    case ARGP_KEY_END:
-        if (x->file == NULL) {
-            cli_usage(state, "no text was given (-f FILE)");
-        }
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -49,61 +36,23 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp_option options[] = {
-    {"file", 'f', "FILE", 0, "The text (- for standard input)", 5},
     {"chunks", 'N', "N", 0, "Only the first N chunks", 5},
     {0},
 };
 
-/* Row i of logprobs is the log-probability of token i + 1 after tokens 0..i. */
-static void on_rows(void *arg, uint32_t id, const struct gqa_value *event)
+static double perplexity_of(const struct eval_score *s)
 {
-    struct perplexity *x = arg;
-    struct gqa_tensor_view t;
-    uint64_t row;
-    if (gqa_value_u64(gqa_value_get(event, "first_row"), &row) < 0 ||
-        gqa_value_tensor_f32(gqa_value_get(event, "logprobs"), &t) < 0) {
-        return;
-    }
-    for (size_t i = 0; i < t.bytes / sizeof(float); i++, row++) {
-        float logprob;
-        memcpy(&logprob, (const char *)t.data + i * sizeof(logprob), sizeof(logprob));
-        x->n_rows++;
-        if (row >= x->n_ctx / 2 && row + 1 < x->n_ctx) {
-            x->nll -= logprob;
-            x->nll2 += (double)logprob * logprob;
-            x->n_scored++;
-        }
-    }
+    return s->n_tokens > 0 ? exp(-s->logprob / (double)s->n_tokens) : 0;
 }
 
-static double perplexity_of(const struct perplexity *x)
+static double error_of(const struct eval_score *s)
 {
-    return x->n_scored > 0 ? exp(x->nll / (double)x->n_scored) : 0;
-}
-
-static double error_of(const struct perplexity *x)
-{
-    if (x->n_scored < 2) {
+    if (s->n_tokens < 2) {
         return 0;
     }
-    double n = (double)x->n_scored, mean = x->nll / n;
-    double variance = x->nll2 / n - mean * mean;
-    return variance > 0 ? sqrt(variance / (n - 1)) * perplexity_of(x) : 0;
-}
-
-static int score_chunk(struct cli *c, struct perplexity *x, const int32_t *ids)
-{
-    struct gqa_params *p = cli_model_params(x->load.model);
-    gqa_params_tokens(p, "tokens", ids, x->n_ctx);
-    gqa_params_bool(p, "logprobs", true);
-    cli_policy_params(&x->policy, p);
-    x->n_rows = 0;
-    int code = cli_call(c, "text.logits", p, on_rows, x, NULL);
-    if (code == CLI_OK && x->n_rows + 1 < x->n_ctx) {
-        code = cli_error(CLI_FAILED, "text.logits: %llu log-probabilities came for %u tokens",
-                         (unsigned long long)x->n_rows, x->n_ctx);
-    }
-    return code;
+    double n = (double)s->n_tokens, mean = s->logprob / n;
+    double variance = s->squares / n - mean * mean;
+    return variance > 0 ? sqrt(variance / (n - 1)) * perplexity_of(s) : 0;
 }
 
 static int score(struct cli *c, struct perplexity *x, int32_t *ids, size_t n_ids, int32_t bos)
@@ -111,17 +60,19 @@ static int score(struct cli *c, struct perplexity *x, int32_t *ids, size_t n_ids
     size_t n_chunks = n_ids / x->n_ctx;
     bool fancy = cli_fancy(stderr);
     if (n_chunks == 0) {
-        return cli_error(EX_DATAERR, "%s: %zu tokens are less than one chunk of %u (-c)", x->file,
-                         n_ids, x->n_ctx);
+        return cli_error(EX_DATAERR, "%s: %zu tokens are less than one chunk of %u (-c)",
+                         x->in.file, n_ids, x->n_ctx);
     }
     n_chunks = x->n_chunks_max != 0 && x->n_chunks_max < n_chunks ? x->n_chunks_max : n_chunks;
     int code = CLI_OK;
     for (size_t i = 0; i < n_chunks && code == CLI_OK; i++) {
         int32_t *chunk = ids + i * x->n_ctx;
         chunk[0] = bos >= 0 ? bos : chunk[0];
-        code = score_chunk(c, x, chunk);
+        code = eval_score(c, x->in.load.model, &x->in.policy, chunk, x->n_ctx, x->n_ctx / 2 + 1,
+                          &x->sum);
         if (fancy && code == CLI_OK) {
-            fprintf(stderr, "\r\033[K%zu/%zu chunks, %.4f", i + 1, n_chunks, perplexity_of(x));
+            fprintf(stderr, "\r\033[K%zu/%zu chunks, %.4f", i + 1, n_chunks,
+                    perplexity_of(&x->sum));
         }
     }
     if (fancy) {
@@ -131,55 +82,32 @@ static int score(struct cli *c, struct perplexity *x, int32_t *ids, size_t n_ids
         return code;
     }
     if (c->json) {
-        return cli_print_json(json_pack("{s:f, s:f, s:I, s:I, s:I}", "perplexity", perplexity_of(x),
-                                        "error", error_of(x), "n_scored", (json_int_t)x->n_scored,
-                                        "n_chunks", (json_int_t)n_chunks, "n_ctx",
-                                        (json_int_t)x->n_ctx));
+        return cli_print_json(json_pack("{s:f, s:f, s:I, s:I, s:I}", "perplexity",
+                                        perplexity_of(&x->sum), "error", error_of(&x->sum),
+                                        "n_scored", (json_int_t)x->sum.n_tokens, "n_chunks",
+                                        (json_int_t)n_chunks, "n_ctx", (json_int_t)x->n_ctx));
     }
-    printf("PPL = %.4f +/- %.5f (%llu tokens scored in %zu chunks of %u)\n", perplexity_of(x),
-           error_of(x), (unsigned long long)x->n_scored, n_chunks, x->n_ctx);
+    printf("PPL = %.4f +/- %.5f (%llu tokens scored in %zu chunks of %u)\n", perplexity_of(&x->sum),
+           error_of(&x->sum), (unsigned long long)x->sum.n_tokens, n_chunks, x->n_ctx);
     return CLI_OK;
-}
-
-/* Tokenises the file; *ret_ids is the caller's (free). */
-static int read_text(struct cli *c, struct perplexity *x, int32_t **ret_ids, size_t *ret_count)
-{
-    char *text;
-    size_t bytes;
-    int code = cli_read_file(x->file, &text, &bytes);
-    if (code != CLI_OK) {
-        return code;
-    }
-    code = cli_tokenise(c, x->load.model, text, bytes, true, ret_ids, ret_count);
-    free(text);
-    return code;
 }
 
 int cli_verb_perplexity(struct cli *c, int argc, char **argv)
 {
-    static const struct argp_child children[] = {
-        {&cli_load_argp, 0, NULL, 0}, {&cli_policy_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {{&eval_input_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {.options = options,
                                      .parser = parse,
                                      .doc = "Tells how well a model predicts a text.",
                                      .children = children};
-    struct perplexity x = {0};
+    struct perplexity x = {.in.needed = "text"};
     int32_t *ids = NULL;
     size_t n_ids = 0;
     json_t *info = NULL;
     cli_parse(c, &argp, argc, argv, &x);
-    x.n_ctx = x.load.n_ctx != 0 ? x.load.n_ctx : CHUNK_TOKENS;
-    x.load.n_ctx = 0; /* of a chunk, not of the model */
-    int code = cli_connect(c);
-    if (code == CLI_OK) {
-        code = cli_load_if_asked(c, &x.load);
-    }
-    if (code == CLI_OK) {
-        code = cli_model_info(c, &x.load, &info);
-    }
-    if (code == CLI_OK) {
-        code = read_text(c, &x, &ids, &n_ids);
-    }
+    x.n_ctx = x.in.load.n_ctx != 0 ? x.in.load.n_ctx : CHUNK_TOKENS;
+    x.in.load.n_ctx = 0; /* of a chunk, not of the model */
+    int code = eval_open(c, &x.in, &info);
+    code = code == CLI_OK ? eval_read_tokens(c, &x.in, &ids, &n_ids) : code;
     if (code == CLI_OK) {
         const json_t *tokenizer = json_object_get(info, "tokenizer");
         bool adds = json_is_true(json_object_get(tokenizer, "add_bos"));
@@ -187,6 +115,6 @@ int cli_verb_perplexity(struct cli *c, int argc, char **argv)
     }
     free(ids);
     json_decref(info);
-    free(x.load.model);
+    free(x.in.load.model);
     return code;
 }

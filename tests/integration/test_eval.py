@@ -233,10 +233,34 @@ class Policies(Case):
         self.assertEqual((less["policy"], less["n_kept"], less["n_dropped"]), ("snapkv", 55, 80))
         self.assertAlmostEqual(told["nll_loss"], less["nll"] - full["nll"], places=6)
         self.assertNotEqual(told["nll_loss"], 0)
+        self.assertGreater(told["bytes_allow"], 1)
+        for run in told["runs"]:
+            self.assertGreaterEqual(run["worst_step_ms"], run["step_ms"])
         text = self.gqa("eval", "longgen", "-m", "demo", "-d", 64, "-n", 4, "--kv-policy", "window",
                         "--kv-recent", 20).text
         self.assertIn("nats a token", text)
         self.refused("eval", "longgen", "-m", "demo", words=["--kv-policy"], status=64)
+
+    def test_streams_have_prompts_of_their_own(self):
+        one = self.longgen("--kv-policy", "snapkv", "--kv-budget", 40)
+        two = self.longgen("--kv-policy", "snapkv", "--kv-budget", 40, "--streams", 2)
+        for alone, both in zip(one["runs"], two["runs"]):
+            self.assertEqual((both["streams"], both["n_kept"]), (2, alone["n_kept"]))
+            self.assertEqual(both["kv_bytes"], 2 * alone["kv_bytes"])
+            self.assertNotEqual(both["nll"], alone["nll"])
+        self.refused("eval", "longgen", "-m", "demo", "--kv-policy", "window", "--streams", 65, words=["--streams"],
+                     status=64)
+
+    def test_a_policy_has_the_first_half_of_a_chunk_for_a_prompt(self):
+        text = self.path("chunks")
+        with open(text, "w") as f:
+            f.write("the library is shared and the games are in the games group " * 20)
+        base = ["perplexity", "-m", "demo", "-f", text, "-c", 128, "--json"]
+        full = self.gqa(*base).json
+        self.assertEqual(self.gqa(*base, "--kv-policy", "snapkv", "--kv-budget", 64).json, full)
+        less = self.gqa(*base, "--kv-policy", "snapkv", "--kv-budget", 20, "--kv-window", 8).json
+        self.assertEqual(less["n_scored"], full["n_scored"])
+        self.assertNotEqual(less["perplexity"], full["perplexity"])
 
     def test_needles_are_asked_for_at_every_depth(self):
         text = self.path("hay")
@@ -248,10 +272,15 @@ class Policies(Case):
         self.assertEqual((same["n_tokens"], same["n_cases"], same["chance"]), (150, 2, 0.125))
         for d in same["depths"]:
             self.assertEqual((d["accuracy"], d["margin"]), (d["full"], d["full_margin"]))
+            self.assertEqual((d["kept"], d["kept_of_all"]), (1, 1))
             self.assertIn(d["full"], (0, 0.5, 1))
         less = self.gqa(*base, "--kv-policy", "window", "--kv-sinks", 2, "--kv-recent", 30).json
         for d, of_all in zip(less["depths"], same["depths"]):
             self.assertEqual(d["full_margin"], of_all["full_margin"])
+            self.assertLess(d["kept_of_all"], 0.25)
+        kept = [d["kept"] for d in less["depths"]]
+        self.assertEqual(kept[1:4], [0, 0, 0])
+        self.assertTrue(0 < kept[0] < 1 and kept[4] > 0.5, kept)  # two sinks of it; near the end
         self.assertNotEqual([d["margin"] for d in less["depths"]], [d["margin"] for d in same["depths"]])
         self.refused("eval", "needle", "-m", "demo", words=["-f FILE"], status=64)
         self.refused(*base[:6], "-d", 100000, words=["less than the 100000"], status=65)
