@@ -6,10 +6,11 @@ import struct
 import threading
 
 import wire
-from harness import DaemonCase, main, synth
+from harness import DaemonCase, main
 from test_cache import tokens
 
 LONG = os.environ.get("GQAD_TEST_LONG") == "1"
+MODELS = os.environ["GQAD_TEST_MODELS"]
 N_CTX = 256
 WINDOW = {"kv_policy": "window", "kv_sinks": 8, "kv_recent": 100}
 SNAPKV = {"kv_policy": "snapkv", "kv_budget": 96, "kv_window": 16}
@@ -23,8 +24,8 @@ class Policies(DaemonCase):
         more = {"temperature": 0.0, "ignore_eos": True, **more}
         return (client or self.client).generate(model="tiny", tokens=prompt, n_predict=n_predict, **more)
 
-    def test_a_window_goes_on_past_the_context_within_its_bound(self):
-        n = 100000 if LONG else 3000
+    def test_a_window_goes_on_past_the_context(self):
+        n = 3000
         for more in ({}, {"kv_positions": "cache"}):
             r = self.greedy(tokens(1, 50), n, **WINDOW, **more)
             self.assertEqual((r["n_generated"], r["finish"]), (n, "length"))
@@ -181,6 +182,41 @@ class Policies(DaemonCase):
             self.refused("CONTEXT_EXCEEDED", "text.generate", {**base, "tokens": tokens(71, N_CTX + 1), **policy})
         r = self.greedy(tokens(71, 3 * N_CTX), 2, **WINDOW)
         self.assertEqual(r["n_prompt"], 3 * N_CTX)
+
+
+class WithoutEnd(DaemonCase):
+    """The bundled model, far past its context: the blocks in use are counted all along, by another client."""
+    flags = ("--ctx-size", "512", "--models-dir", MODELS)
+    N = 100000 if LONG else 2500
+    EVERY = 50  # tokens between two looks
+
+    def generate_watched(self, n_prompt, **policy):
+        """The result, and the most blocks that were seen while it generated."""
+        id = self.client.send("text.generate", {"model": "demo", "tokens": [t + 3 for t in tokens(100, n_prompt)],
+                                                "n_predict": self.N, "temperature": 0.0, "ignore_eos": True,
+                                                "cache_prompt": False, **policy})
+        looks, most = 0, 0
+        self.client.wait_events(id, 2)  # the prompt's own blocks are gone with the second token
+        with self.daemon.connect() as other:
+            while id not in self.client.answers:
+                self.client.receive()
+                n_events = len(self.client.events[id])
+                if id not in self.client.answers and n_events >= looks * self.EVERY:
+                    looks += 1
+                    most = max(most, other.call("server.stats")["kv"]["blocks_used"])
+        self.assertGreaterEqual(looks, self.N // self.EVERY // 2)
+        return self.client.wait(id), most
+
+    def test_blocks_stay_within_the_bound(self):
+        # A token sees 100 recent ones, which reach into 3 blocks at most, or 64 in 2; sinks and choice have one.
+        for policy, n_prompt, n_kept, n_blocks in (
+                (WINDOW, 50, 108, 4), ({**WINDOW, "kv_positions": "cache"}, 700, 108, 4), (SNAPSTREAM, 500, 114, 3)):
+            r, most = self.generate_watched(n_prompt, **policy)
+            self.assertEqual((r["n_generated"], r["finish"]), (self.N, "length"), policy)
+            self.assertEqual((r["kv"]["n_kept"], r["kv"]["n_dropped"]), (n_kept, n_prompt + self.N - 1 - n_kept))
+            self.assertLessEqual(most, n_blocks, policy)
+            self.assertGreaterEqual(most, n_blocks - 1, policy)
+            self.wait_idle()
 
 
 class CacheTypes(DaemonCase):
