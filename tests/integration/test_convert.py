@@ -3,6 +3,7 @@ import json
 import math
 import os
 import random
+import resource
 import struct
 import subprocess
 import unittest
@@ -14,6 +15,7 @@ from harness import Daemon, Folder, main, synth
 
 CONVERT = os.environ["GQAD_TEST_CONVERT"]
 GOLDEN = os.environ.get("GQAD_TEST_GOLDEN", "")
+SANITIZED = os.environ.get("GQAD_TEST_SANITIZED") == "1"
 N_EMBD, DIM, N_LAYERS, N_VOCAB = 48, 8, 2, 300
 IDS = [1] + random.Random(7).choices(range(3, N_VOCAB), k=30)
 
@@ -97,9 +99,9 @@ class Case(unittest.TestCase):
         type(self).n_files += 1
         return os.path.join(self.folder.path, name or f"{self.n_files}.gguf")
 
-    def convert(self, *arguments, status=0):
+    def convert(self, *arguments, status=0, **how):
         done = subprocess.run([CONVERT, *map(str, arguments)], capture_output=True, timeout=60,
-                              env=environment(self.folder.path), cwd=self.folder.path)
+                              env=environment(self.folder.path), cwd=self.folder.path, **how)
         self.assertEqual(done.returncode, status, done.stderr.decode())
         if status == 0:
             self.assertEqual(done.stderr, b"")
@@ -222,6 +224,20 @@ class Gguf(Case):
                 if wanted:
                     self.assertEqual(keys["general.file_type"], {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}[wanted])
         self.assertIn("q5_0", self.convert("--kv-heads", 2, "--type", "q5_0", source, self.path(), status=1).lower())
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's shadow is counted as memory too")
+    def test_memory_does_not_grow_with_the_model(self):
+        """92 MB of weights, in 8 MiB of memory that is not the files'."""
+        source, target = os.path.join(self.folder.path, "large.gguf"), self.path()
+        synth(source, "n_embd=2048,n_heads=16,n_kv_heads=16,head_dim=128,n_ff=4096,n_layers=2,n_vocab=600", "q8_0")
+        self.assertGreater(os.path.getsize(source), 90e6)
+
+        def bound():
+            resource.setrlimit(resource.RLIMIT_DATA, (8 << 20, 8 << 20))
+        for group in ("neighbour", "similar"):
+            self.convert("--kv-heads", 4, "--group", group, source, target, preexec_fn=bound)
+            self.assertGreater(os.path.getsize(target), 75e6)
+        os.unlink(source)
 
     def test_refusals(self):
         source = self.mha()
