@@ -144,6 +144,6 @@ static void close_context(void *context)
 }
 
 GQA_PLUGIN_NOTE;
-#define HEADER GQA_PLUGIN_MAGIC, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR, sizeof(gqa_plugin)
 GQA_PLUGIN_EXPORT const struct gqa_plugin gqa_plugin = {
-    HEADER, "minimal", "1", __VERSION__, probe, open_context, get_interface, close_context};
+    GQA_PLUGIN_HEADER, "minimal",     "1",          __VERSION__, probe,
+    open_context,      get_interface, close_context};

@@ -27,9 +27,6 @@
 
 #include <gqa/plugin.h>
 
-/* Limit of a description: far above any model. */
-#define CPU_EXPERTS_MAX 4096u
-
 /* Slots that a wave has room for at least, so that a few rows' experts are one wave. */
 #define CPU_WAVE_SLOTS 128u
 

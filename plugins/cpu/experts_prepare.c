@@ -1,6 +1,7 @@
 /* plugins/cpu/experts_prepare.c - builds mixtures of experts and the room that they work in. */
 #include "plugins/cpu/program.h"
-#include "plugins/cpu/program_check.h"
+#include "plugins/common/check.h"
+#include "plugins/common/weights.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@ static int init_matrices(const struct gqa_program_desc *desc, uint32_t index, ui
     struct gqa_reason why = {""};
 
     if (cpu_layout_of(all->type) != CPU_LAYOUT_COUNT && all->ne[1] % CPU_STRIP_ROWS != 0) {
-        return cpu_program_fail(desc, index, weight, -ENOTSUP, reason,
+        return plugin_refuse_op(desc, index, weight, -ENOTSUP, reason,
                                 "%llu outputs of an expert are no multiple of %u",
                                 (unsigned long long)all->ne[1], CPU_STRIP_ROWS);
     }
@@ -41,7 +42,7 @@ static int init_matrices(const struct gqa_program_desc *desc, uint32_t index, ui
         struct gqa_weight one = slice_of(all, e);
         int r = cpu_matrix_init(&ret[e], &one, &why);
         if (r < 0) {
-            return cpu_program_fail(desc, index, weight, r, reason, "expert %u: %.100s", e,
+            return plugin_refuse_op(desc, index, weight, r, reason, "expert %u: %.100s", e,
                                     why.text);
         }
         ret[e].bias = bias != NULL ? bias + (size_t)e * ret[e].n : NULL;
@@ -62,7 +63,7 @@ static int init_vectors(struct cpu_mixture *m, const struct gqa_program_desc *de
     };
 
     for (uint32_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
-        int r = cpu_program_floats(desc, vectors[i].weight, vectors[i].ret);
+        int r = plugin_weight_floats(desc, vectors[i].weight, vectors[i].ret);
         if (r < 0) {
             return r;
         }
@@ -78,7 +79,7 @@ static int init_router(struct cpu_mixture *m, const struct gqa_program_desc *des
 
     int r = cpu_matrix_init(&m->router, &desc->weights[router], &why);
     if (r < 0) {
-        return cpu_program_fail(desc, index, router, r, reason, "%.120s", why.text);
+        return plugin_refuse_op(desc, index, router, r, reason, "%.120s", why.text);
     }
     m->router.bias = m->router_bias;
     return 0;

@@ -1,6 +1,8 @@
 /* plugins/cpu/plugin.c - the cpu backend's entry: probe, open, and the tables of its interfaces.
  *
  * It needs nothing but a processor, so probe always says usable; levels differ in speed only. */
+#include "plugins/common/entry.h"
+#include "plugins/common/options.h"
 #include "plugins/cpu/attention.h"
 #include "plugins/cpu/context.h"
 #include "plugins/cpu/isa.h"
@@ -20,8 +22,6 @@
 
 /* Any accelerator scores higher. */
 #define CPU_SCORE 100u
-
-#define CPU_LEVEL_NAME_MAX 16u
 
 /* The processor's own name, where it tells one. */
 static void processor_name(char *ret, size_t bytes)
@@ -64,60 +64,29 @@ static int cpu_probe(struct gqa_probe *ret)
     return 0;
 }
 
-static int option_isa(const char *value, size_t length, enum cpu_isa *ret,
-                      struct gqa_reason *reason)
+static int option_isa(void *arg, const char *value, struct gqa_reason *reason)
 {
-    char name[CPU_LEVEL_NAME_MAX];
-    enum cpu_isa isa;
+    enum cpu_isa *ret = arg, isa;
 
-    if (length >= sizeof(name)) {
-        length = sizeof(name) - 1; /* no level's name is that long: refused as it stands */
-    }
-    memcpy(name, value, length);
-    name[length] = '\0';
-    if (cpu_isa_by_name(name, &isa) < 0) {
-        snprintf(reason->text, sizeof(reason->text), "isa=%s: unknown level", name);
+    if (cpu_isa_by_name(value, &isa) < 0) {
+        snprintf(reason->text, sizeof(reason->text), "isa=%s: unknown level", value);
         return -EINVAL;
     }
     if (!cpu_isa_usable(isa)) {
-        snprintf(reason->text, sizeof(reason->text), "isa=%s: this machine cannot run it", name);
+        snprintf(reason->text, sizeof(reason->text), "isa=%s: this machine cannot run it", value);
         return -ENOTSUP;
     }
     *ret = isa;
     return 0;
 }
 
-/* "isa=LEVEL" or nothing; an empty item is legal. */
-static int parse_options(const char *options, enum cpu_isa *isa, struct gqa_reason *reason)
-{
-    static const char isa_key[] = "isa=";
-
-    for (const char *at = options != NULL ? options : ""; *at != '\0';) {
-        size_t length = strcspn(at, ",");
-        size_t key_length = sizeof(isa_key) - 1;
-
-        if (length >= key_length && memcmp(at, isa_key, key_length) == 0) {
-            int r = option_isa(at + key_length, length - key_length, isa, reason);
-            if (r < 0) {
-                return r;
-            }
-        } else if (length > 0) {
-            snprintf(reason->text, sizeof(reason->text), "%.*s: unknown option; there is isa=LEVEL",
-                     (int)(length < 64 ? length : 64), at);
-            return -EINVAL;
-        }
-        at += length;
-        at += *at == ',';
-    }
-    return 0;
-}
-
 static int cpu_open(const struct gqa_host *host, const char *options, void **ret_context,
                     struct gqa_reason *reason)
 {
+    static const struct plugin_option known[] = {{"isa", "LEVEL", option_isa}};
     enum cpu_isa isa = cpu_isa_best();
 
-    int r = parse_options(options, &isa, reason);
+    int r = plugin_options_parse(options, known, sizeof(known) / sizeof(known[0]), &isa, reason);
     if (r < 0) {
         return r;
     }
@@ -219,13 +188,7 @@ static const struct gqa_program program_table = {
 
 static const void *cpu_get_interface(void *context, const char *name)
 {
-    if (strcmp(name, GQA_ATTENTION_0) == 0) {
-        return &attention_table;
-    }
-    if (strcmp(name, GQA_PROGRAM_0) == 0) {
-        return &program_table;
-    }
-    return NULL;
+    return plugin_interface(name, &attention_table, &program_table);
 }
 
 GQA_PLUGIN_NOTE;
@@ -233,17 +196,10 @@ GQA_PLUGIN_NOTE;
 extern const struct gqa_plugin gqa_plugin;
 
 GQA_PLUGIN_EXPORT const struct gqa_plugin gqa_plugin = {
-    .magic = GQA_PLUGIN_MAGIC,
-    .abi_major = GQA_PLUGIN_ABI_MAJOR,
-    .abi_minor = GQA_PLUGIN_ABI_MINOR,
-    .struct_size = sizeof(struct gqa_plugin),
+    GQA_PLUGIN_HEADER,
     .name = "cpu",
     .version = "0.1.0",
-#if defined(__clang__)
-    .build = "clang " __clang_version__,
-#else
-    .build = "gcc " __VERSION__,
-#endif
+    .build = PLUGIN_COMPILER,
     .probe = cpu_probe,
     .open = cpu_open,
     .get_interface = cpu_get_interface,

@@ -176,7 +176,7 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
     if (p->batch == NULL || first_op > last_op || last_op > p->n_ops) {
         return -EINVAL;
     }
-    uint64_t at = cpu_now_ns();
+    uint64_t at = plugin_now_ns();
     for (uint32_t i = first_op; i < last_op;) {
         const struct cpu_op *op = &p->ops[i];
         uint32_t n = 1;
@@ -192,7 +192,7 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
             if (r < 0) {
                 return r;
             }
-            bytes = cpu_attention_bytes(&p->layers[op->op.layer], p->batch->attention);
+            bytes = plugin_attention_bytes(&p->layers[op->op.layer], p->batch->attention);
         } else if (op->op.kind == GQA_OP_EXPERTS) {
             bytes = cpu_experts_run(p, op);
         } else {
@@ -201,7 +201,7 @@ int cpu_program_run(void *context, void *program, uint32_t first_op, uint32_t la
                        op->op.dst.width);
         }
         uint64_t rows = (uint64_t)n * cpu_view_n_rows(p, &op->op.dst);
-        cpu_op_times_add(&p->times, op->op.kind, n, rows, rows > 0 ? bytes : 0, &at);
+        plugin_op_times_add(&p->times, op->op.kind, n, rows, rows > 0 ? bytes : 0, &at);
         i += n;
     }
     return 0;
@@ -229,5 +229,5 @@ uint32_t cpu_program_op_times(void *context, void *program, struct gqa_op_time *
 {
     const struct cpu_program *p = program;
 
-    return cpu_op_times_read(&p->times, ret, max);
+    return plugin_op_times_read(&p->times, ret, max);
 }

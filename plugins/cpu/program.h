@@ -16,7 +16,7 @@
 #include "plugins/cpu/experts.h"
 #include "plugins/cpu/glu.h"
 #include "plugins/cpu/linear.h"
-#include "plugins/cpu/op_times.h"
+#include "plugins/common/op_times.h"
 #include "plugins/cpu/panels.h"
 
 #include "format/types.h"
@@ -25,10 +25,7 @@
 
 #define CPU_PROGRAM_NUMERICS 2u
 
-/* Limits of a description: far above any model, small enough that no product overflows. */
-#define CPU_PROGRAM_ROWS_MAX  (1u << 20)
-#define CPU_PROGRAM_WIDTH_MAX (1u << 30)
-#define CPU_PROGRAM_ITEMS_MAX (1u << 20) /* ops, registers, weights, layers, tables: of each */
+#define CPU_PROGRAM_ROWS_MAX (1u << 20) /* of a batch; see plugins/common/check.h */
 
 /* An op, with what it uses already looked up. */
 struct cpu_op {
@@ -74,7 +71,7 @@ struct cpu_program {
     struct cpu_adapter_list adapters;
     struct cpu_adapter_room adapter_room;
     const struct gqa_batch *batch; /* between begin and end */
-    struct cpu_op_times times;
+    struct plugin_op_times times;
 };
 
 int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void **ret_program,

@@ -1,46 +1,13 @@
 /* plugins/cpu/program_prepare.c - builds a program from its description, and takes it apart. */
 #include "plugins/cpu/program.h"
 
-#include "plugins/cpu/program_check.h"
+#include "plugins/common/check.h"
+#include "plugins/common/weights.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int check_limits(const struct gqa_program_desc *desc, struct gqa_reason *reason)
-{
-    const uint32_t counts[] = {desc->n_ops,         desc->n_regs,        desc->n_weights,
-                               desc->n_attn_layers, desc->n_rope_tables, desc->n_adapters};
-
-    if (desc->max_rows == 0 || desc->max_rows > CPU_PROGRAM_ROWS_MAX ||
-        desc->max_out_rows > desc->max_rows) {
-        snprintf(reason->text, sizeof(reason->text), "batches of %u rows, %u of output",
-                 desc->max_rows, desc->max_out_rows);
-        return -EINVAL;
-    }
-    for (uint32_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
-        if (counts[i] > CPU_PROGRAM_ITEMS_MAX) {
-            snprintf(reason->text, sizeof(reason->text), "a list of %u entries", counts[i]);
-            return -EINVAL;
-        }
-    }
-    for (uint32_t i = 0; i < desc->n_regs; i++) {
-        if (desc->regs[i].width == 0 || desc->regs[i].width > CPU_PROGRAM_WIDTH_MAX) {
-            snprintf(reason->text, sizeof(reason->text), "register %u has %u columns", i,
-                     desc->regs[i].width);
-            return -EINVAL;
-        }
-    }
-    for (uint32_t i = 0; i < desc->n_rope_tables; i++) {
-        if (desc->rope_tables[i].n_freqs > CPU_PROGRAM_ITEMS_MAX) {
-            snprintf(reason->text, sizeof(reason->text), "rope table %u has %u angles", i,
-                     desc->rope_tables[i].n_freqs);
-            return -EINVAL;
-        }
-    }
-    return 0;
-}
 
 /* A zeroed array of at least one element, so that NULL means no memory. */
 static void *new_array(size_t n, size_t bytes)
@@ -128,23 +95,6 @@ static int build_ropes(struct cpu_program *p, const struct gqa_program_desc *des
     return 0;
 }
 
-int cpu_program_floats(const struct gqa_program_desc *desc, uint32_t weight, float **ret)
-{
-    if (weight == GQA_NONE) {
-        *ret = NULL;
-        return 0;
-    }
-    const struct gqa_weight *w = &desc->weights[weight];
-    uint64_t n = w->n_dims == 2 ? w->ne[0] * w->ne[1] : w->ne[0];
-    float *values = malloc(n * sizeof(*values));
-    if (values == NULL) {
-        return -ENOMEM;
-    }
-    fmt_type_info(w->type)->dequantise(w->data, values, n);
-    *ret = values;
-    return 0;
-}
-
 static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint32_t index,
                     const struct cpu_adapter_list *adapters, struct gqa_reason *reason)
 {
@@ -155,19 +105,19 @@ static int build_op(struct cpu_op *op, const struct gqa_program_desc *desc, uint
         return 0;
     }
     if (op->op.kind == GQA_OP_NORM || op->op.kind == GQA_OP_LINEAR) {
-        int r = cpu_program_floats(desc, op->op.bias, &op->bias);
+        int r = plugin_weight_floats(desc, op->op.bias, &op->bias);
         if (r < 0) {
             return r;
         }
     }
     if (op->op.kind == GQA_OP_NORM) {
-        return cpu_program_floats(desc, op->op.weight, &op->weight);
+        return plugin_weight_floats(desc, op->op.weight, &op->weight);
     }
     if (op->op.kind == GQA_OP_LINEAR) {
         struct gqa_reason why = {""};
         int r = cpu_matrix_init(&op->matrix, &desc->weights[op->op.weight], &why);
         if (r < 0) {
-            return cpu_program_fail(desc, index, op->op.weight, r, reason, "%.120s", why.text);
+            return plugin_refuse_op(desc, index, op->op.weight, r, reason, "%.120s", why.text);
         }
         op->weight_bytes = cpu_weight_read_bytes(&desc->weights[op->op.weight]);
         op->matrix.bias = op->bias;
@@ -188,7 +138,7 @@ static uint32_t quantised_k(const struct cpu_op *op)
     return op->op.kind == GQA_OP_LINEAR && op->matrix.layout != CPU_LAYOUT_COUNT ? op->matrix.k : 0;
 }
 
-/* Checks and builds all ops; finds the widest input that will be quantised. */
+/* Builds all ops; finds the widest input that will be quantised. */
 static int build_ops(struct cpu_program *p, const struct gqa_program_desc *desc,
                      uint32_t *ret_max_k, struct gqa_reason *reason)
 {
@@ -200,10 +150,7 @@ static int build_ops(struct cpu_program *p, const struct gqa_program_desc *desc,
     }
     p->n_ops = desc->n_ops;
     for (uint32_t i = 0; i < p->n_ops; i++) {
-        int r = cpu_program_check_op(desc, i, reason);
-        if (r == 0) {
-            r = build_op(&p->ops[i], desc, i, &p->adapters, reason);
-        }
+        int r = build_op(&p->ops[i], desc, i, &p->adapters, reason);
         if (r < 0) {
             return r;
         }
@@ -231,10 +178,14 @@ static int build_panels(struct cpu_program *p)
 int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void **ret_program,
                         struct gqa_reason *reason)
 {
+    const struct plugin_rules rules = {
+        .rows_max = CPU_PROGRAM_ROWS_MAX,
+        .layer = cpu_attention_supports,
+    };
     struct cpu_context *c = context;
     uint32_t max_k = 0;
 
-    int r = check_limits(desc, reason);
+    int r = plugin_check(desc, &rules, reason);
     if (r < 0) {
         return r;
     }

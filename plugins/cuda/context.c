@@ -1,5 +1,6 @@
 #include "plugins/cuda/context.h"
 
+#include "plugins/common/options.h"
 #include "plugins/cuda/attention.h"
 #include "plugins/cuda/pages.h"
 
@@ -121,31 +122,18 @@ void cuda_product_shape(const struct cuda_context *c, uint32_t n_strips, uint32_
 
 /* ---- opening ----------------------------------------------------------------------------- */
 
-static int parse_options(const char *options, uint32_t *ret_device, struct gqa_reason *reason)
+static int option_device(void *arg, const char *value, struct gqa_reason *reason)
 {
-    static const char key[] = "device=";
+    uint32_t *ret = arg;
+    char *end;
 
-    for (const char *at = options != NULL ? options : ""; *at != '\0';) {
-        size_t length = strcspn(at, ",");
-        char *end;
-
-        if (length > sizeof(key) - 1 && memcmp(at, key, sizeof(key) - 1) == 0) {
-            unsigned long n = strtoul(at + sizeof(key) - 1, &end, 10);
-            if (end != at + length || n > UINT32_MAX) {
-                snprintf(reason->text, sizeof(reason->text), "%.*s: no number of a device",
-                         (int)(length < 64 ? length : 64), at);
-                return -EINVAL;
-            }
-            *ret_device = (uint32_t)n;
-        } else if (length > 0) {
-            snprintf(reason->text, sizeof(reason->text),
-                     "%.*s: unknown option; there is device=NUMBER",
-                     (int)(length < 64 ? length : 64), at);
-            return -EINVAL;
-        }
-        at += length;
-        at += *at == ',';
+    errno = 0;
+    unsigned long n = strtoul(value, &end, 10);
+    if (value[0] < '0' || value[0] > '9' || *end != '\0' || errno != 0 || n > UINT32_MAX) {
+        snprintf(reason->text, sizeof(reason->text), "device=%s: no number of a device", value);
+        return -EINVAL;
     }
+    *ret = (uint32_t)n;
     return 0;
 }
 
@@ -213,9 +201,10 @@ static int start_device(struct cuda_context *c, struct gqa_reason *reason)
 int cuda_context_create(const struct gqa_host *host, const char *options, struct cuda_context **ret,
                         struct gqa_reason *reason)
 {
+    static const struct plugin_option known[] = {{"device", "NUMBER", option_device}};
     uint32_t index = 0;
 
-    int r = parse_options(options, &index, reason);
+    int r = plugin_options_parse(options, known, sizeof(known) / sizeof(known[0]), &index, reason);
     if (r < 0) {
         return r;
     }

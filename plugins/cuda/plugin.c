@@ -1,5 +1,6 @@
 /* plugins/cuda/plugin.c - the cuda backend's entry: probe, open, and the tables of its interfaces.
  */
+#include "plugins/common/entry.h"
 #include "plugins/cuda/attention.h"
 #include "plugins/cuda/context.h"
 #include "plugins/cuda/program.h"
@@ -146,13 +147,7 @@ static const struct gqa_program program_table = {
 
 static const void *cuda_get_interface(void *context, const char *name)
 {
-    if (strcmp(name, GQA_ATTENTION_0) == 0) {
-        return &attention_table;
-    }
-    if (strcmp(name, GQA_PROGRAM_0) == 0) {
-        return &program_table;
-    }
-    return NULL;
+    return plugin_interface(name, &attention_table, &program_table);
 }
 
 GQA_PLUGIN_NOTE;
@@ -160,13 +155,10 @@ GQA_PLUGIN_NOTE;
 extern const struct gqa_plugin gqa_plugin;
 
 GQA_PLUGIN_EXPORT const struct gqa_plugin gqa_plugin = {
-    .magic = GQA_PLUGIN_MAGIC,
-    .abi_major = GQA_PLUGIN_ABI_MAJOR,
-    .abi_minor = GQA_PLUGIN_ABI_MINOR,
-    .struct_size = sizeof(struct gqa_plugin),
+    GQA_PLUGIN_HEADER,
     .name = "cuda",
     .version = "0.1.0",
-    .build = CUDA_BUILD,
+    .build = PLUGIN_COMPILER ", nvcc",
     .probe = cuda_probe,
     .open = cuda_open,
     .get_interface = cuda_get_interface,

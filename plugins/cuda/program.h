@@ -1,10 +1,9 @@
 /* plugins/cuda/program.h - programs: a model's ops over registers on the device.
  *
- * program_check.c refuses what cannot run, by op and tensor; program_prepare.c puts weights and
- * registers on the device; program_begin.c takes a batch there (tokens' embeddings, angles, pages);
- * program.c runs ops as kernels on one stream, program_graph.c replays them; program_end.c brings K
- * and V of the new tokens back to the host's blocks. The host waits for the device once a step, at
- * its end.
+ * program_prepare.c refuses what cannot run and puts weights and registers on the device;
+ * program_begin.c takes a batch there (tokens' embeddings, angles, pages); program.c runs ops as
+ * kernels on one stream, program_graph.c replays them; program_end.c brings K and V of the new
+ * tokens back to the host's blocks. The host waits for the device once a step, at its end.
  *
  * Row classes P and D have the same arithmetic here. */
 #ifndef PLUGINS_CUDA_PROGRAM_H
@@ -15,9 +14,8 @@
 #include "plugins/cuda/program_graph.h"
 #include "plugins/cuda/weights.h"
 
-#define CUDA_PROGRAM_NUMERICS  1u
-#define CUDA_PROGRAM_ITEMS_MAX (1u << 20) /* ops, registers, weights, layers, tables: of each */
-#define CUDA_PROGRAM_ROWS_MAX  65535u     /* a grid's second dimension */
+#define CUDA_PROGRAM_NUMERICS 1u
+#define CUDA_PROGRAM_ROWS_MAX 65535u /* a grid's second dimension */
 
 /* Host memory that the device reads and writes by itself. */
 struct cuda_pinned {
@@ -88,8 +86,6 @@ struct cuda_program {
     struct cuda_step step;
     struct cuda_graphs graphs;
 };
-
-int cuda_program_check(const struct gqa_program_desc *desc, struct gqa_reason *reason);
 
 int cuda_program_prepare(struct cuda_context *c, const struct gqa_program_desc *desc,
                          struct cuda_program **ret, struct gqa_reason *reason);

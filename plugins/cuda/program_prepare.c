@@ -1,6 +1,9 @@
 /* plugins/cuda/program_prepare.c - puts a program on the device, and takes it off. */
 #include "plugins/cuda/program.h"
 
+#include "plugins/common/check.h"
+#include "plugins/common/weights.h"
+
 #include "format/types.h"
 
 #include <errno.h>
@@ -55,18 +58,21 @@ static int upload_matrix(struct cuda_program *p, const struct gqa_weight *w, str
 }
 
 /* A vector as float32. */
-static int upload_vector(struct cuda_program *p, const struct gqa_weight *w, struct cuda_buffer *to)
+static int upload_vector(struct cuda_program *p, const struct gqa_program_desc *desc,
+                         uint32_t weight)
 {
+    struct cuda_buffer *to = &p->weights[weight];
+    float *values;
+
     if (to->at != 0) {
         return 0;
     }
-    float *values = malloc(w->ne[0] * sizeof(*values));
-    if (values == NULL) {
-        return -ENOMEM;
+    int r = plugin_weight_floats(desc, weight, &values);
+    if (r == 0) {
+        uint64_t n = plugin_weight_values(&desc->weights[weight]);
+        r = upload_bytes(p, values, n * sizeof(*values), to);
+        free(values);
     }
-    fmt_type_info(w->type)->dequantise(w->data, values, w->ne[0]);
-    int r = upload_bytes(p, values, w->ne[0] * sizeof(*values), to);
-    free(values);
     return r;
 }
 
@@ -90,14 +96,14 @@ static int build_op(struct cuda_program *p, const struct gqa_program_desc *desc,
         break;
     case GQA_OP_NORM:
         if (weight != GQA_NONE) {
-            r = upload_vector(p, &desc->weights[weight], &p->weights[weight]);
+            r = upload_vector(p, desc, weight);
         }
         break;
     default:
         return 0;
     }
     if (r == 0 && bias != GQA_NONE) {
-        r = upload_vector(p, &desc->weights[bias], &p->weights[bias]);
+        r = upload_vector(p, desc, bias);
     }
     if (r == 0) {
         op->weight = weight != GQA_NONE ? p->weights[weight].at : 0;
@@ -159,7 +165,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
 
     for (uint32_t i = 0; i < desc->n_attn_layers; i++) {
         uint32_t n = desc->attn_layers[i].layer_class + 1;
-        if (n > CUDA_PROGRAM_ITEMS_MAX) {
+        if (n > PLUGIN_ITEMS_MAX) {
             return -EINVAL;
         }
         p->n_classes = n > p->n_classes ? n : p->n_classes;
@@ -250,10 +256,50 @@ static int build(struct cuda_program *p, const struct gqa_program_desc *desc)
     return r < 0 ? r : cuda_synchronise(p->context);
 }
 
+static int check_matrix(const struct gqa_weight *w, struct gqa_reason *reason)
+{
+    const struct fmt_type_info *type = fmt_type_info(w->type);
+    uint64_t bytes = cuda_weights_packed_bytes(w);
+
+    if (type == NULL || type->dequantise == NULL || bytes == 0) {
+        snprintf(reason->text, sizeof(reason->text), "no reader for type %u", w->type);
+        return -ENOTSUP;
+    }
+    if (w->packed != NULL ? w->packed_bytes != bytes : w->data == NULL) {
+        snprintf(reason->text, sizeof(reason->text), "is packed in %llu bytes instead of %llu",
+                 (unsigned long long)w->packed_bytes, (unsigned long long)bytes);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* Refuses what cannot run. */
+static int check(const struct gqa_program_desc *desc, struct gqa_reason *reason)
+{
+    const struct plugin_rules rules = {
+        .rows_max = CUDA_PROGRAM_ROWS_MAX,
+        .layer = cuda_attention_supports,
+        .matrix = check_matrix,
+    };
+    int r = plugin_check(desc, &rules, reason);
+
+    for (uint32_t i = 0; r == 0 && i < desc->n_ops; i++) {
+        if (desc->ops[i].kind == GQA_OP_EXPERTS) {
+            r = plugin_refuse_op(desc, i, desc->ops[i].u.experts.up, -ENOTSUP, reason,
+                                 "mixtures of experts do not run on cuda yet");
+        }
+    }
+    if (r == 0 && desc->n_adapters > 0) {
+        snprintf(reason->text, sizeof(reason->text), "adapters do not run on cuda yet");
+        r = -ENOTSUP;
+    }
+    return r;
+}
+
 int cuda_program_prepare(struct cuda_context *c, const struct gqa_program_desc *desc,
                          struct cuda_program **ret, struct gqa_reason *reason)
 {
-    int r = cuda_program_check(desc, reason);
+    int r = check(desc, reason);
 
     if (r < 0) {
         return r;

@@ -1,54 +1,79 @@
 #!/usr/bin/env bash
 # tests/cuda/run-on-gpu.sh - builds the cuda plugin and proves it on a machine with a GPU.
 #
-# Needs gcc, make and CUDA (CUDA=/usr/local/cuda), neither meson nor a network. What it finds goes to
-# $OUT (default build/gpu/out): conform.txt and program.txt (results against the cpu's reference),
-# sanitizer.txt (compute-sanitizer, where it is), bench.txt and bench.json (times against floors).
-# Ends with 0 when all is right, 1 when something is wrong, 77 (and says so) when there is no GPU.
+# Needs gcc (11 or newer), make and CUDA, neither meson nor a network nor development packages. CUDA
+# is where NVCC (default: nvcc of the PATH, then /usr/local/cuda/bin/nvcc) says that it lives. What
+# is found goes to $OUT (default $B/out; $B is build/gpu):
+#
+#   conform.txt     gqa-plugin-check's matrix against the cpu's reference
+#   program.txt     whole small models against it
+#   sanitizer.txt   the same under compute-sanitizer: memcheck
+#   racecheck.txt   and racecheck
+#   bench.txt       times against floors, also bench.json
+#
+# Ends with 0 when all was run and is right, 1 when something is wrong, 2 when it cannot be built,
+# 77 when there is no GPU: then nothing was run, and it says what.
 set -u
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit 2
 B=${B:-build/gpu}
 OUT=${OUT:-$B/out}
-CUDA=${CUDA:-/usr/local/cuda}
-mkdir -p "$OUT"
+case $B in
+*[[:space:]]*)
+    echo "B=$B: make cannot build in a path with spaces; relative ones are seen from $PWD"
+    exit 2
+    ;;
+esac
+mkdir -p "$OUT" || exit 2
 
-make -f tests/cuda/Makefile -j"$(nproc)" B="$B" CUDA="$CUDA" >"$OUT/build.txt" 2>&1 || {
+build() { make -f tests/cuda/Makefile B="$B" "$@"; }
+
+echo "== build"
+if ! build -j"$(nproc)" >"$OUT/build.txt" 2>&1; then
     tail -n 40 "$OUT/build.txt"
-    echo "FAILED: the build"
-    exit 1
+    echo "FAILED: the build; all of it is in $OUT/build.txt"
+    exit 2
+fi
+CUDA=$(build -s cuda-home)
+sanitizer=$CUDA/bin/compute-sanitizer
+
+steps=(conform program sanitizer racecheck bench)
+command_of() { # sets command to the step's
+    case $1 in
+    conform) command=("$B/check-conform" "$B/cpu.so" "$B/cuda.so") ;;
+    program) command=("$B/check-program" "$B/cpu.so" "$B/cuda.so") ;;
+    sanitizer) command=("$sanitizer" --tool memcheck --error-exitcode 1 "$B/check-program" "$B/cpu.so" "$B/cuda.so") ;;
+    racecheck) command=("$sanitizer" --tool racecheck --error-exitcode 1 "$B/check-program" "$B/cpu.so" "$B/cuda.so") ;;
+    bench) command=("$B/bench-cuda" "$OUT/bench.json") ;;
+    esac
 }
 
 reason=$("$B/bench-cuda" --probe)
-if [ $? -eq 77 ]; then
-    echo "$reason"
-    echo "All was built; nothing was run and nothing measured."
+status=$?
+echo "$reason"
+if [ $status -eq 77 ]; then
+    echo "ALL WAS BUILT AND NOTHING RUN. Not run, for want of a GPU: ${steps[*]}"
     exit 77
 fi
 
-failed=0
-step() { # step NAME COMMAND...: its output goes to $OUT/NAME.txt
-    local name=$1
-    shift
-    echo "== $name"
-    "$@" >"$OUT/$name.txt" 2>&1
-    local status=$?
-    tail -n 60 "$OUT/$name.txt"
-    if [ $status -ne 0 ]; then
-        echo "FAILED: $name ($status)"
-        failed=1
+failed=()
+for step in "${steps[@]}"; do
+    command_of "$step"
+    echo "== $step"
+    if [ ! -x "${command[0]}" ]; then
+        echo "NOT RUN: ${command[0]} is not there"
+        failed+=("$step")
+        continue
     fi
-}
-
-step conform "$B/check-conform" "$B/cpu.so" "$B/cuda.so"
-step program "$B/check-program" "$B/cpu.so" "$B/cuda.so"
-if [ -x "$CUDA/bin/compute-sanitizer" ]; then
-    step sanitizer "$CUDA/bin/compute-sanitizer" --tool memcheck --error-exitcode 1 \
-        "$B/check-program" "$B/cpu.so" "$B/cuda.so"
-    step racecheck "$CUDA/bin/compute-sanitizer" --tool racecheck --error-exitcode 1 \
-        "$B/check-program" "$B/cpu.so" "$B/cuda.so"
-else
-    echo "SKIPPED: compute-sanitizer is not in $CUDA/bin"
+    "${command[@]}" >"$OUT/$step.txt" 2>&1
+    status=$?
+    tail -n 60 "$OUT/$step.txt"
+    if [ $status -ne 0 ]; then
+        echo "FAILED: $step ($status)"
+        failed+=("$step")
+    fi
+done
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "WRONG: ${failed[*]}; results are in $OUT"
+    exit 1
 fi
-step bench "$B/bench-cuda" "$OUT/bench.json"
-[ $failed -eq 0 ] && echo "all right; results are in $OUT"
-exit $failed
+echo "all right; results are in $OUT"

@@ -95,6 +95,10 @@ struct gqa_note_desc {
 
 #define GQA_PLUGIN_EXPORT __attribute__((visibility("default")))
 
+/* The first members of gqa_plugin, which say what the note says. */
+#define GQA_PLUGIN_HEADER \
+    GQA_PLUGIN_MAGIC, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR, sizeof(struct gqa_plugin)
+
 /* Emits the ELF note; write it once, beside the definition of gqa_plugin. */
 #define GQA_PLUGIN_NOTE                                                           \
     __attribute__((section(".note.gqa"), used, aligned(4))) static const struct { \

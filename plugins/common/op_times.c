@@ -1,12 +1,11 @@
-#include "plugins/cpu/op_times.h"
+#include "plugins/common/op_times.h"
 
 #include "format/types.h"
-#include "plugins/cpu/attention_sight.h"
 
 #include <stdatomic.h>
 #include <time.h>
 
-uint64_t cpu_now_ns(void)
+uint64_t plugin_now_ns(void)
 {
     struct timespec t;
 
@@ -21,10 +20,10 @@ static void add(_Atomic uint64_t *counter, uint64_t n)
     atomic_store_explicit(counter, old + n, memory_order_relaxed);
 }
 
-void cpu_op_times_add(struct cpu_op_times *t, uint32_t kind, uint32_t n_ops, uint64_t rows,
-                      uint64_t bytes, uint64_t *at)
+void plugin_op_times_add(struct plugin_op_times *t, uint32_t kind, uint32_t n_ops, uint64_t rows,
+                         uint64_t bytes, uint64_t *at)
 {
-    uint64_t now = cpu_now_ns();
+    uint64_t now = plugin_now_ns();
 
     add(&t->kinds[kind].calls, n_ops);
     add(&t->kinds[kind].rows, rows);
@@ -33,11 +32,12 @@ void cpu_op_times_add(struct cpu_op_times *t, uint32_t kind, uint32_t n_ops, uin
     *at = now;
 }
 
-uint32_t cpu_op_times_read(const struct cpu_op_times *t, struct gqa_op_time *ret, uint32_t max)
+uint32_t plugin_op_times_read(const struct plugin_op_times *t, struct gqa_op_time *ret,
+                              uint32_t max)
 {
     uint32_t n = 0;
 
-    for (uint32_t kind = 0; kind < CPU_OP_KINDS; kind++) {
+    for (uint32_t kind = 0; kind < PLUGIN_OP_KINDS; kind++) {
         struct gqa_op_time one = {
             .kind = kind,
             .calls = atomic_load_explicit(&t->kinds[kind].calls, memory_order_relaxed),
@@ -61,14 +61,17 @@ static uint64_t row_bytes(uint32_t type, uint32_t dim)
     return info != NULL ? fmt_type_bytes(info, dim) : 0;
 }
 
-uint64_t cpu_attention_bytes(const struct gqa_attn_layer *layer, const struct gqa_attn_batch *batch)
+uint64_t plugin_attention_bytes(const struct gqa_attn_layer *layer,
+                                const struct gqa_attn_batch *batch)
 {
     uint64_t tokens = 0;
 
     for (uint32_t i = 0; i < batch->n_seqs; i++) {
         const struct gqa_attn_seq *seq = &batch->seqs[i];
-        const struct gqa_page_table *table = cpu_attn_table(layer, seq);
-        uint64_t seen = (uint64_t)cpu_attn_past(layer, seq) + seq->n_rows;
+        const struct gqa_page_table none = {0};
+        const struct gqa_page_table *table =
+            seq->tables != NULL ? &seq->tables[layer->layer_class] : &none;
+        uint64_t seen = (uint64_t)seq->n_past - table->n_dropped + seq->n_rows;
         uint64_t most = (uint64_t)layer->window + seq->n_rows;
         uint64_t view = (uint64_t)table->n_sinks + table->recent + seq->n_rows - 1;
         seen = table->recent > 0 && view < seen ? view : seen;
