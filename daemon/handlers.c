@@ -109,6 +109,11 @@ void service_drain(struct service *s)
     engine_drain(s->engine);
 }
 
+void service_stop(struct service *s)
+{
+    s->stopped = true;
+}
+
 bool service_is_draining(const struct service *s)
 {
     return s->draining;
@@ -141,6 +146,7 @@ void service_pump(struct service *s)
         engine_kick(s->engine);
     }
     service_close_retired(s);
+    service_make_substitutes(s);
     service_check_unloads(s);
 }
 

@@ -76,6 +76,8 @@ struct service_options {
 };
 
 int service_create(const struct service_options *options, struct service **ret);
+/* The engine is about to end: nothing is handed to it from now on. */
+void service_stop(struct service *s);
 /* All callers must be finished and all tasks and events delivered. NULL is legal. */
 void service_destroy(struct service *s);
 int service_set_limits(struct service *s, const struct service_limits *limits);

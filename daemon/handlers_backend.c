@@ -345,43 +345,6 @@ void handle_backend_use(struct call *call)
     call_run(call, use_work, use_prepared);
 }
 
-/* ---- what is no longer in use ------------------------------------------------------------ */
-
-struct closing {
-    struct task task;
-    struct engine_retired retired;
-};
-
-static void close_work(struct task *t)
-{
-    struct engine_retired *r = &((struct closing *)t)->retired;
-    plan_unref(r->plan);
-    model_unref(r->model);
-}
-
-static void close_done(struct task *t)
-{
-    free(t);
-}
-
-void service_close_retired(struct service *s)
-{
-    struct engine_retired retired;
-    while (engine_take_retired(s->engine, &retired)) {
-        struct closing *c = calloc(1, sizeof(*c));
-        if (!c) {
-            plan_unref(retired.plan); /* slow, but nothing is lost */
-            model_unref(retired.model);
-            continue;
-        }
-        *c = (struct closing){{.work = close_work, .done = close_done}, retired};
-        if (s->host.run(s->host.data, &c->task) < 0) {
-            close_work(&c->task);
-            close_done(&c->task);
-        }
-    }
-}
-
 /* ---- backend.selftest -------------------------------------------------------------------- */
 
 static void selftest_work(struct task *t)

@@ -90,6 +90,15 @@ struct unload {
     struct task task;    /* drops the reference off the loop */
 };
 
+/* A plan that is being made for a model whose backend has failed: one at a time, since each takes
+ * all processors, and in place, since the engine waits for an answer whatever memory there is. */
+struct substitute {
+    struct task task;
+    struct service *service; /* NULL: none is being made */
+    struct engine_wanted wanted;
+    struct engine_swap swap;
+};
+
 struct service {
     struct engine *engine;
     struct registry *registry;
@@ -100,8 +109,10 @@ struct service {
     struct service_limits limits; /* allow_models is an owned copy */
     uint64_t started_ns;
     bool draining;
+    bool stopped;       /* the engine has ended, or is about to */
     bool using_backend; /* a backend.use is in progress */
     uint32_t n_open;
+    struct substitute substitute;
     struct ipc_buffer nowhere; /* takes the answers to callers that went away */
     LIST_HEAD(, unload) unloads;
     LIST_HEAD(, call) drains;
@@ -218,8 +229,11 @@ void transfer_destroy(struct call *call); /* before the call is; one that failed
 void caller_drop_import(struct caller *c);
 
 void backend_job_destroy(struct call *call); /* before the call is */
-/* Closes plans that the engine has no use for any more. */
+
+/* ---- plans that the engine asks for, and has done with (handlers_plans.c) ----------------- */
+
 void service_close_retired(struct service *s);
+void service_make_substitutes(struct service *s);
 
 /* ---- the methods ------------------------------------------------------------------------- */
 #define M(ID, id, name, access, FIELDS, doc) void handle_##id(struct call *call);

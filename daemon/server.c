@@ -355,6 +355,7 @@ void server_destroy(struct server *s)
     listen_close(s);
     if (s->service) {
         peers_close(&s->peers);
+        service_stop(s->service);
     }
     /* The registry's thread reports the end of its loads; the pool's tasks end; then nobody is left
      * who could post. */

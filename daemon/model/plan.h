@@ -40,7 +40,12 @@ struct plan *model_swap_plan(struct model *m, struct plan *p);
 struct model_standby {
     struct plan *plan; /* a reference, or NULL: none yet */
     bool required;     /* nothing does: its failures are errors */
+    bool coming;       /* it is being prepared, and the model takes no step before */
+    bool absent;       /* it could not be */
     uint32_t good_steps, faults_in_a_row;
+    /* The step that waits for it: who failed, and with what (0: numbers that are none). */
+    struct backend *fault_blame; /* of the plan in place, or NULL: no step waits */
+    int fault_rc;
 };
 struct model_standby *model_standby(struct model *m);
 

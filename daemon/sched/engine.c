@@ -72,7 +72,7 @@ static void wait_for_kick(struct engine *e, bool busy)
 static bool wait_for_work(struct engine *e, bool busy)
 {
     pthread_mutex_lock(&e->lock);
-    bool published = e->events != NULL || e->n_retired > 0;
+    bool published = e->events != NULL || e->n_retired > 0 || e->n_wanted > 0;
     pthread_mutex_unlock(&e->lock);
     if (published) {
         e->options.notify(e->options.notify_arg);

@@ -157,6 +157,7 @@ struct engine_swap {
     struct plan *plan;   /* a reference, the engine's when result is 0 */
     bool required;       /* a step that it fails is an error: nothing stands in for it */
     bool shadow;         /* plan only computes the same for comparison; NULL ends that */
+    bool substitute;     /* plan stands in for the one in place; NULL: nothing can */
     uint32_t every;      /* so many steps of which one is compared */
     void (*done)(void *arg);
     void *arg;
@@ -174,6 +175,15 @@ struct engine_retired {
     struct model *model;
 };
 bool engine_take_retired(struct engine *e, struct engine_retired *ret);
+
+/* A model whose backend has failed a step, with nothing to stand in for it. Its sequences wait for
+ * engine_swap() with substitute set, others step on: preparing a plan may mean packing gigabytes.
+ * The model is a reference, the taker's. After every notify there may be some. */
+struct engine_wanted {
+    struct model *model;
+    const char *spec; /* of the backend that could; constant */
+};
+bool engine_take_wanted(struct engine *e, struct engine_wanted *ret);
 
 /* When the step in progress began (CLOCK_MONOTONIC), or 0 while the engine waits for work: a
  * watchdog sees a step that does not end. */

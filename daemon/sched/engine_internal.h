@@ -16,6 +16,7 @@
 /* The lock guards the queue of waiting requests, the list of running sequences (written by the
  * engine thread only, so that it reads it without), the events not yet taken, and the flags. */
 #define ENGINE_RETIRED_MAX 32u
+#define ENGINE_WANTED_MAX  16u
 #define ENGINE_COSTS_MAX   16u /* models whose steps' cost is remembered */
 
 struct engine_cost {
@@ -48,6 +49,8 @@ struct engine {
     struct engine_swap *swaps;
     struct engine_retired retired[ENGINE_RETIRED_MAX];
     uint32_t n_retired;
+    struct engine_wanted wanted[ENGINE_WANTED_MAX];
+    uint32_t n_wanted;
 
     /* The engine thread's own. */
     struct engine_kv_call *waiting_call; /* for the cache's io */
@@ -171,7 +174,11 @@ struct plan *engine_put_plan(struct engine *e, struct model *m, struct plan *pla
 void engine_retire_plan(struct engine *e, struct model *m, struct plan *plan);
 /* The model's sequences share nothing any more. Returns how many they are. */
 uint32_t engine_detach(struct engine *e, const struct model *m);
-/* Runs the batch, and again on a standby where its backend fails. 0 or -errno. */
+/* What engine_swap() has brought for a plan that failed; NULL: nothing. */
+void engine_put_substitute(struct engine *e, struct model *m, struct plan *plan);
+/* Runs the batch, and again on a standby where its backend fails. 0, -errno, or
+ * ENGINE_STEP_PUT_OFF: the standby is not there yet, and nothing has happened. */
+#define ENGINE_STEP_PUT_OFF 1
 int engine_run_step(struct engine *e, struct model_outputs *ret);
 
 /* Compares some steps with the shadow, before they are committed. */

@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The sequence whose model has waited longest, or NULL when none can run. Models take turns. */
+/* The sequence whose model has waited longest, or NULL when none can run. Models take turns, but
+ * for those that wait for another backend. */
 static struct sequence *choose_sequence(struct engine *e)
 {
     struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        bool can_run = s->has_place && s->hold == SEQUENCE_READY && !request_is_paused(s->request);
+        bool can_run = s->has_place && s->hold == SEQUENCE_READY &&
+                       !request_is_paused(s->request) && !model_standby(s->request->model)->coming;
         if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
             chosen = s;
         }
@@ -197,6 +199,9 @@ bool engine_step(struct engine *e)
     int rc = engine_run_step(e, &out);
     uint64_t end = engine_now_ns();
     atomic_store(&e->step_started_ns, 0);
+    if (rc == ENGINE_STEP_PUT_OFF) {
+        return true;
+    }
     atomic_fetch_add(&e->n_steps, 1);
     atomic_fetch_add(&e->step_ns_total, end - start);
     bool damaged = model_is_damaged(b->model);

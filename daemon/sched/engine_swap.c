@@ -98,6 +98,11 @@ struct plan *engine_put_plan(struct engine *e, struct model *m, struct plan *pla
 /* The old plan stands by until the new one has shown that it works. */
 static void run_swap(struct engine *e, struct engine_swap *swap)
 {
+    if (swap->substitute) {
+        engine_put_substitute(e, swap->model, swap->plan);
+        swap->done(swap->arg);
+        return;
+    }
     if (swap->shadow) {
         engine_retire_plan(e, swap->model, model_set_shadow(swap->model, swap->plan, swap->every));
         swap->done(swap->arg);
@@ -136,6 +141,7 @@ void engine_end_swaps(struct engine *e)
 {
     struct engine_swap *swap;
     struct engine_retired r;
+    struct engine_wanted w;
     while ((swap = take_swap(e)) != NULL) {
         swap->result = -ESHUTDOWN;
         swap->done(swap->arg);
@@ -143,5 +149,8 @@ void engine_end_swaps(struct engine *e)
     while (engine_take_retired(e, &r)) {
         plan_unref(r.plan);
         model_unref(r.model);
+    }
+    while (engine_take_wanted(e, &w)) {
+        model_unref(w.model);
     }
 }

@@ -344,6 +344,11 @@ int engine_swap(struct engine *e, struct engine_swap *swap)
     return -ESHUTDOWN;
 }
 
+bool engine_take_wanted(struct engine *e, struct engine_wanted *ret)
+{
+    return false;
+}
+
 bool engine_take_retired(struct engine *e, struct engine_retired *ret)
 {
     return false;

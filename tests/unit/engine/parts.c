@@ -61,6 +61,12 @@ int parts_try_load(struct parts *p, const struct tiny *t, struct model **ret, st
 
 struct model *parts_load(struct parts *p, const struct tiny *t, const char *name)
 {
+    return parts_load_kv(p, t, name, parts_model_options().k_type);
+}
+
+struct model *parts_load_kv(struct parts *p, const struct tiny *t, const char *name,
+                            uint32_t kv_type)
+{
     char path[128], file[64];
     struct fmt_error err = {""};
     struct model *m = NULL;
@@ -70,6 +76,7 @@ struct model *parts_load(struct parts *p, const struct tiny *t, const char *name
     struct model_options options = parts_model_options();
     options.path = path;
     options.name = name;
+    options.k_type = options.v_type = kv_type;
     need(model_load(&options, p->catalogue, p->pool, p->io, NULL, NULL, NULL, &m, &err), err.text);
     return m;
 }

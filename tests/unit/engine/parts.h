@@ -26,6 +26,9 @@ struct model_options parts_model_options(void);
 
 /* Writes the tiny model under that name and loads it; or only tries to. */
 struct model *parts_load(struct parts *p, const struct tiny *t, const char *name);
+/* With a cache of that type. */
+struct model *parts_load_kv(struct parts *p, const struct tiny *t, const char *name,
+                            uint32_t kv_type);
 int parts_try_load(struct parts *p, const struct tiny *t, struct model **ret,
                    struct fmt_error *err);
 
