@@ -7,6 +7,7 @@
 #include <gqa/host_x86.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,6 +55,23 @@ static void raise_fd_limit(void)
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+#define FDS_EXPECTED 65536u /* 8 bytes of the kernel's memory each */
+
+/* The kernel's table of descriptors grows by doubling, and once there are threads it waits until
+ * none of them can be looking at the old one: 10 ms and more in accept(). So it grows now. */
+static void widen_fd_table(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) {
+        return;
+    }
+    rlim_t n = limit.rlim_cur < FDS_EXPECTED ? limit.rlim_cur : FDS_EXPECTED;
+    int fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, (int)n - 1);
+    if (fd >= 0) {
+        close(fd);
     }
 }
 
@@ -112,6 +130,7 @@ int main(int argc, char **argv)
     log_init((enum log_level)config->log_level);
     forbid_core_files();
     raise_fd_limit();
+    widen_fd_table();
     survive_lost_pages();
     int status = EX_CONFIG;
     if (!config->user_mode && check_identity() < 0) {
