@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
 typedef void (*handler_fn)(struct call *call);
@@ -76,10 +77,17 @@ int service_create(const struct service_options *options, struct service **ret)
     snprintf(s->realm, sizeof(s->realm), "%s", options->realm ? options->realm : "");
     s->started_ns = clock_now_ns();
     ipc_buffer_init(&s->nowhere);
+    ipc_buffer_init(&s->api_info);
+    ipc_pack_api_info(&s->api_info);
+    if (getrandom(&s->id_seed, sizeof(s->id_seed), 0) < 0) {
+        s->id_seed = s->started_ns;
+    }
     LIST_INIT(&s->unloads);
     LIST_INIT(&s->drains);
-    int rc = service_set_limits(s, &options->limits);
+    int rc = s->api_info.error;
+    rc = rc < 0 ? rc : service_set_limits(s, &options->limits);
     if (rc < 0) {
+        ipc_buffer_finish(&s->api_info);
         free(s);
         return rc;
     }
@@ -99,6 +107,7 @@ void service_destroy(struct service *s)
         free(u);
     }
     ipc_buffer_finish(&s->nowhere);
+    ipc_buffer_finish(&s->api_info);
     limits_finish(&s->limits);
     free(s);
 }
@@ -163,9 +172,7 @@ void caller_finish(struct caller *c)
 {
     struct call *call;
     while ((call = LIST_FIRST(&c->calls)) != NULL) {
-        LIST_REMOVE(call, of_caller);
-        call->caller = NULL;
-        c->n_calls--;
+        call_leave_caller(call);
         call_release_held(call);
         call_stop(call);
     }
@@ -298,17 +305,13 @@ static void dispatch_request(struct call *call)
 static void cancel(struct caller *c, const struct ipc_value *params)
 {
     uint64_t id;
-    if (ipc_value_u64(ipc_value_at(params, 0), &id) < 0) {
+    if (ipc_value_u64(ipc_value_at(params, 0), &id) < 0 || id > UINT32_MAX) {
         return;
     }
-    struct call *call;
-    LIST_FOREACH(call, &c->calls, of_caller)
-    {
-        if (call->method != PROTO_METHOD_COUNT && call->id == id) {
-            call->cancelled = true;
-            call_stop(call);
-            return;
-        }
+    struct call *call = call_find(c, (uint32_t)id);
+    if (call && !call->cancelled) {
+        call->cancelled = true;
+        call_stop(call);
     }
 }
 

@@ -25,19 +25,51 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
     return call;
 }
 
+/* ---- by id ------------------------------------------------------------------------------- */
+
+/* One table for all connections, so that an idle one costs nothing and a storm of cancellations no
+ * walk along its calls. */
+static size_t bucket(const struct caller *c, uint32_t id)
+{
+    uint64_t x = ((uintptr_t)c >> 4) ^ c->service->id_seed;
+    x = (x + id) * 0x9e3779b97f4a7c15u; /* 2^64 over the golden ratio */
+    return (x ^ x >> 29) * 0xbf58476d1ce4e5b9u >> 32 & (SERVICE_ID_BUCKETS - 1);
+}
+
+struct call *call_find(const struct caller *c, uint32_t id)
+{
+    struct call *call;
+    LIST_FOREACH(call, &c->service->by_id[bucket(c, id)], of_id)
+    {
+        if (call->caller == c && call->id == id) {
+            return call;
+        }
+    }
+    return NULL;
+}
+
+void call_leave_caller(struct call *call)
+{
+    if (!call->caller) {
+        return;
+    }
+    LIST_REMOVE(call, of_caller);
+    call->caller->n_calls--;
+    call->caller = NULL;
+    if (call->is_open) {
+        call->is_open = false;
+        LIST_REMOVE(call, of_id);
+    }
+}
+
 #define RETRY_AFTER_MS 100u
 
 int call_open(struct call *call, struct ipc_error *e)
 {
     struct service *s = call->service;
-    struct call *other;
-    LIST_FOREACH(other, &call->caller->calls, of_caller)
-    {
-        if (other != call && other->method != PROTO_METHOD_COUNT && other->id == call->id) {
-            ipc_error_set(e, PROTO_E_INVALID_REQUEST, "id %u belongs to a call that is open",
-                          call->id);
-            return -EINVAL;
-        }
+    if (call_find(call->caller, call->id)) {
+        ipc_error_set(e, PROTO_E_INVALID_REQUEST, "id %u belongs to a call that is open", call->id);
+        return -EINVAL;
     }
     if (call->caller->n_calls > s->limits.calls_per_connection) {
         ipc_error_set(e, PROTO_E_BUSY, "this connection has %u open calls, which is the limit",
@@ -46,7 +78,12 @@ int call_open(struct call *call, struct ipc_error *e)
         return -EBUSY;
     }
     int rc = quota_check(s->quotas, call->uid, QUOTA_OUTPUT_BYTES, e);
-    return rc < 0 ? rc : call_take(call, &(struct quota_amounts){.of = {[QUOTA_CALLS] = 1}}, e);
+    rc = rc < 0 ? rc : call_take(call, &(struct quota_amounts){.of = {[QUOTA_CALLS] = 1}}, e);
+    if (rc == 0) {
+        call->is_open = true;
+        LIST_INSERT_HEAD(&s->by_id[bucket(call->caller, call->id)], call, of_id);
+    }
+    return rc;
 }
 
 int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_error *e)
@@ -61,10 +98,7 @@ int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_
 void call_drop(struct call *call)
 {
     struct service *s = call->service;
-    if (call->caller) {
-        LIST_REMOVE(call, of_caller);
-        call->caller->n_calls--;
-    }
+    call_leave_caller(call);
     if (call->wait == CALL_WAIT_DRAIN) {
         LIST_REMOVE(call, of_drain);
     } else {

@@ -38,6 +38,8 @@ struct call_encode {
 
 struct call {
     LIST_ENTRY(call) of_caller;
+    LIST_ENTRY(call) of_id; /* once it is open: service->by_id */
+    bool is_open;
     LIST_ENTRY(call) of_drain;
     struct service *service;
     struct caller *caller; /* NULL: went away; answers are thrown away */
@@ -90,6 +92,8 @@ struct unload {
     struct task task;    /* drops the reference off the loop */
 };
 
+#define SERVICE_ID_BUCKETS 4096u
+
 /* A plan that is being made for a model whose backend has failed: one at a time, since each takes
  * all processors, and in place, since the engine waits for an answer whatever memory there is. */
 struct substitute {
@@ -113,7 +117,10 @@ struct service {
     bool using_backend; /* a backend.use is in progress */
     uint32_t n_open;
     struct substitute substitute;
-    struct ipc_buffer nowhere; /* takes the answers to callers that went away */
+    struct ipc_buffer nowhere;                   /* takes the answers to callers that went away */
+    struct ipc_buffer api_info;                  /* packed: it never changes */
+    LIST_HEAD(, call) by_id[SERVICE_ID_BUCKETS]; /* open calls, by caller and id */
+    uint64_t id_seed;                            /* which bucket it is nobody can choose */
     LIST_HEAD(, unload) unloads;
     LIST_HEAD(, call) drains;
 };
@@ -126,6 +133,10 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
 /* Puts the call among its caller's, within the limits. -EBUSY and e. */
 int call_open(struct call *call, struct ipc_error *e);
 void call_drop(struct call *call); /* without an answer */
+/* The caller has done with it, or is gone: it is no longer among its calls. */
+void call_leave_caller(struct call *call);
+/* The caller's open call of that id, or NULL. */
+struct call *call_find(const struct caller *c, uint32_t id);
 /* Takes more of the uid's quotas for the call, until it ends. -EBUSY or -ENOMEM, and e. */
 int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_error *e);
 

@@ -62,7 +62,8 @@ void handle_ping(struct call *call)
 
 void handle_api_info(struct call *call)
 {
-    ipc_pack_api_info(call_begin_result(call));
+    const struct ipc_buffer *info = &call->service->api_info;
+    ipc_pack_raw(call_begin_result(call), info->data, info->bytes);
     call_end(call);
 }
 
