@@ -40,9 +40,10 @@ struct task {
 /* For server.stats. */
 struct service_host_facts {
     uint32_t n_connections;
-    uint64_t n_turns;      /* of the loop */
-    uint64_t turn_ns_max;  /* the longest time that a turn has kept the loop from its clients */
-    uint64_t turn_ns_busy; /* all turns together */
+    uint64_t n_turns;         /* of the loop */
+    uint64_t turn_ns_max;     /* the longest time that a turn has kept the loop from its clients */
+    uint64_t turn_cpu_ns_max; /* the most that a turn has computed */
+    uint64_t turn_ns_busy;    /* all turns together */
 };
 
 struct service_host {

@@ -194,11 +194,12 @@ static void pack_latency(struct ipc_buffer *b, const struct engine_stats *stats)
 
 static void pack_loop(struct ipc_buffer *b, const struct service_host_facts *facts)
 {
-    pack_kv_map(b, "loop", 3);
+    pack_kv_map(b, "loop", 4);
     pack_kv_u64(b, "turns_total", facts->n_turns);
     pack_kv_f64(b, "turn_ms_mean",
                 facts->n_turns ? (double)facts->turn_ns_busy / 1e6 / (double)facts->n_turns : 0);
     pack_kv_f64(b, "turn_ms_max", (double)facts->turn_ns_max / 1e6);
+    pack_kv_f64(b, "turn_cpu_ms_max", (double)facts->turn_cpu_ns_max / 1e6);
 }
 
 void handle_server_stats(struct call *call)

@@ -47,8 +47,10 @@ struct parts {
 /* Turns of the loop, measured. */
 struct turns {
     uint64_t count, ns_busy, ns_max;
-    uint64_t ended_ns; /* the last one */
-    uint64_t slept_ns; /* as libuv had counted then */
+    uint64_t cpu_ns_max; /* of the loop's thread: without the time in which it was not run */
+    uint64_t ended_ns;   /* the last one */
+    uint64_t slept_ns;   /* as libuv had counted then */
+    uint64_t cpu_ns;     /* of the thread, then */
 };
 
 struct server {

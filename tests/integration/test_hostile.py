@@ -273,6 +273,7 @@ class Quotas(DaemonCase):
         loop = self.client.call("server.stats")["loop"]
         self.assertGreater(loop["turns_total"], 0)
         self.assertGreaterEqual(loop["turn_ms_max"], loop["turn_ms_mean"])
+        self.assertGreater(loop["turn_cpu_ms_max"], 0)
 
 
 class Descriptors(DaemonCase):
