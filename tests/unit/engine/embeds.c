@@ -2,6 +2,7 @@
 #include "tests/unit/engine/tiny.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,6 +127,29 @@ static void take_rows(struct embeds *e, const struct request_event *ev)
     *n += ev->n_rows;
 }
 
+/* Nothing stands in for a backend that fails: the engine is told so when it asks. */
+static struct engine_swap refusal;
+static atomic_bool is_refused;
+
+static void on_refused(void *arg)
+{
+    atomic_store(&is_refused, true);
+}
+
+static void refuse_substitutes(struct engine *engine)
+{
+    struct engine_wanted wanted;
+    if (atomic_exchange(&is_refused, false)) {
+        model_unref(refusal.model);
+        refusal.model = NULL;
+    }
+    if (refusal.model == NULL && engine_take_wanted(engine, &wanted)) {
+        refusal =
+            (struct engine_swap){.model = wanted.model, .substitute = true, .done = on_refused};
+        need(engine_swap(engine, &refusal) == 0, "engine_swap");
+    }
+}
+
 static void take_events(struct engine *engine)
 {
     struct request_event *next;
@@ -141,6 +165,7 @@ static void take_events(struct engine *engine)
         atomic_fetch_sub(&ev->request->undelivered_bytes, ev->bytes);
         free(ev);
     }
+    refuse_substitutes(engine);
     engine_kick(engine);
 }
 
