@@ -98,6 +98,7 @@ int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_
 void call_drop(struct call *call)
 {
     struct service *s = call->service;
+    transfer_destroy(call); /* tells the caller how far it came */
     call_leave_caller(call);
     if (call->wait == CALL_WAIT_DRAIN) {
         LIST_REMOVE(call, of_drain);
@@ -109,7 +110,6 @@ void call_drop(struct call *call)
         ipc_message_finish(&call->message);
     }
     backend_job_destroy(call);
-    transfer_destroy(call);
     model_unref(call->model);
     request_destroy(call->request);
     free(call->frame);

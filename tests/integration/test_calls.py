@@ -205,6 +205,7 @@ class Texts(DaemonCase):
     def test_logits_have_a_row_per_token(self):
         id = self.client.send("text.logits", {"model": "tiny", "tokens": PROMPT})
         result = self.client.wait(id)
+        self.assertEqual(result.pop("timings")["steps"], 1)
         self.assertEqual(result, {"n_tokens": len(PROMPT), "n_vocab": 512})
         rows = {}
         for event in self.client.events[id]:
