@@ -91,6 +91,16 @@ def read_gguf(path):
     return keys, tensors
 
 
+def vocabulary(n):
+    """Keys of a tokenizer of n entries, bytes among them."""
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
+    tokens += [f"\u2581w{i}" for i in range(n - len(tokens))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (n - 259)
+    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [0.0] * n, "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
+
+
 def write_gguf(path, keys, tensors):
     """tensors: name to (shape, slowest first, floats); all F32."""
     head = struct.pack("<IIQQ", 0x46554747, 3, len(tensors), len(keys))

@@ -20,22 +20,13 @@ N_EMBD, DIM, N_LAYERS, N_VOCAB = 48, 8, 2, 300
 IDS = [1] + random.Random(7).choices(range(3, N_VOCAB), k=30)
 
 
-def vocabulary(n):
-    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
-    tokens += [f"\u2581w{i}" for i in range(n - len(tokens))]
-    kinds = [2, 3, 3] + [6] * 256 + [1] * (n - 259)
-    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.scores": [0.0] * n, "tokenizer.ggml.token_type": kinds,
-            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
-
-
 def keys_of(arch, n_heads, n_kv_heads, **more):
     return {"general.architecture": arch, f"{arch}.context_length": 128, f"{arch}.embedding_length": N_EMBD,
             f"{arch}.block_count": N_LAYERS, f"{arch}.feed_forward_length": 64,
             f"{arch}.attention.head_count": n_heads, f"{arch}.attention.head_count_kv": n_kv_heads,
             f"{arch}.attention.key_length": DIM, f"{arch}.attention.value_length": DIM,
             f"{arch}.attention.layer_norm_rms_epsilon": 1e-5, f"{arch}.rope.freq_base": 10000.0,
-            f"{arch}.rope.dimension_count": DIM, **vocabulary(N_VOCAB), **more}
+            f"{arch}.rope.dimension_count": DIM, **checkpoints.vocabulary(N_VOCAB), **more}
 
 
 def shapes_of(n_heads, n_kv_heads, biases=False):
