@@ -79,18 +79,15 @@ CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const int n_strip
 }
 
 /* Memory is read best as one stream. So one strip's bytes are asked for some way ahead; of two that
- * are read side by side those of the next two, in the order in which they lie, into L2. */
+ * are read side by side those of the next two, in the order in which they lie. Asked for into the
+ * second level only, they would push the activations out of it, and with that out of the first. */
 CPU_SPECIALISE const uint8_t *prefetch_block(const struct cpu_layout *l, const int n_strips,
                                              const uint8_t *ahead)
 {
     const uint32_t bytes = (uint32_t)n_strips * cpu_layout_unit_bytes(l) / (l->unit / CPU_BLOCK);
 
     for (uint32_t i = 0; i < bytes; i += CPU_BLOCK_LINE) {
-        if (n_strips == 1) {
-            _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
-        } else {
-            _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
-        }
+        _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
     }
     return ahead + bytes;
 }
@@ -144,40 +141,56 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_strip
     }
 }
 
-/* The rows from first on against one strip, in groups. */
-CPU_SPECIALISE void multiply_strip(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
-                                   uint32_t row, const struct cpu_quant_strips *strip, float *out)
+/* Three rows or more have enough to do with two strips at once; fewer take one after the other. */
+CPU_SPECIALISE void multiply_group(const enum cpu_layout_id id, const int n_rows,
+                                   const struct cpu_act_tile *tile, uint32_t first,
+                                   const struct cpu_quant_strips *strips, float *out)
 {
-    for (; tile->n_rows - row >= 8; row += 8) {
-        multiply_rows(id, 1, 8, tile, row, strip, out);
+    if (strips->n == 2 && n_rows > 2) {
+        multiply_rows(id, 2, n_rows, tile, first, strips, out);
+        return;
     }
-    for (; tile->n_rows - row >= 4; row += 4) {
-        multiply_rows(id, 1, 4, tile, row, strip, out);
-    }
-    for (; tile->n_rows - row >= 2; row += 2) {
-        multiply_rows(id, 1, 2, tile, row, strip, out);
-    }
-    if (row < tile->n_rows) {
-        multiply_rows(id, 1, 1, tile, row, strip, out);
+    for (uint32_t i = 0; i < strips->n; i++) {
+        const struct cpu_quant_strips one = {strips->first + i * strips->bytes, strips->bytes, 1};
+        multiply_rows(id, 1, n_rows, tile, first, &one,
+                      out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS);
     }
 }
 
-/* Groups of rows that have enough to do with two strips at once take both, the rest one after the
- * other. */
+/* A tile goes in one group of rows or in two of about the same size: each reads the strips. */
 CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
                              const struct cpu_quant_strips *strips, float *out)
 {
-    uint32_t row = 0;
+    for (uint32_t row = 0, n; row < tile->n_rows; row += n) {
+        uint32_t left = tile->n_rows - row;
 
-    for (; strips->n == 2 && tile->n_rows - row >= 8; row += 8) {
-        multiply_rows(id, 2, 8, tile, row, strips, out);
-    }
-    for (; strips->n == 2 && tile->n_rows - row >= 4; row += 4) {
-        multiply_rows(id, 2, 4, tile, row, strips, out);
-    }
-    for (uint32_t i = 0; i < strips->n && row < tile->n_rows; i++) {
-        const struct cpu_quant_strips one = {strips->first + i * strips->bytes, strips->bytes, 1};
-        multiply_strip(id, tile, row, &one, out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS);
+        n = left <= ROWS_MAX ? left : (left + 1) / 2;
+        switch (n) {
+        case 1:
+            multiply_group(id, 1, tile, row, strips, out);
+            break;
+        case 2:
+            multiply_group(id, 2, tile, row, strips, out);
+            break;
+        case 3:
+            multiply_group(id, 3, tile, row, strips, out);
+            break;
+        case 4:
+            multiply_group(id, 4, tile, row, strips, out);
+            break;
+        case 5:
+            multiply_group(id, 5, tile, row, strips, out);
+            break;
+        case 6:
+            multiply_group(id, 6, tile, row, strips, out);
+            break;
+        case 7:
+            multiply_group(id, 7, tile, row, strips, out);
+            break;
+        default:
+            multiply_group(id, 8, tile, row, strips, out);
+            break;
+        }
     }
 }
 

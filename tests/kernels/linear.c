@@ -13,7 +13,7 @@
 
 static const uint32_t outputs[] = {1, 15, 16, 17, 33};
 static const uint32_t inputs[] = {32, 64, 224, 256, 2048};
-static const uint32_t batches[] = {1, 2, 3, 7, 8, 9, 48, 65};
+static const uint32_t batches[] = {1, 2, 3, 7, 8, 9, 13, 48, 65};
 #define BATCH_MAX 65u
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
