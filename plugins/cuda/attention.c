@@ -40,6 +40,12 @@ static int refuse(struct gqa_reason *reason, const char *what, uint32_t value)
     return -ENOTSUP;
 }
 
+static bool is_kv_type(uint32_t type)
+{
+    return type == GQA_TYPE_F16 || type == GQA_TYPE_BF16 || type == GQA_TYPE_Q8_0 ||
+           type == GQA_TYPE_Q4_0;
+}
+
 int cuda_attention_supports(const struct gqa_attn_layer *l, struct gqa_reason *reason)
 {
     uint64_t addresses = l->k_offset | l->v_offset | l->k_head_bytes | l->v_head_bytes;
@@ -47,11 +53,11 @@ int cuda_attention_supports(const struct gqa_attn_layer *l, struct gqa_reason *r
     if (l->n_kv_heads == 0 || l->n_heads == 0 || l->n_heads % l->n_kv_heads != 0) {
         return refuse(reason, "query heads are no multiple of the groups", l->n_heads);
     }
-    if (l->k_type != GQA_TYPE_F16 && l->k_type != GQA_TYPE_BF16) {
-        return refuse(reason, "K is F16 or BF16 here, not of type", l->k_type);
+    if (!is_kv_type(l->k_type)) {
+        return refuse(reason, "K is F16, BF16, Q8_0 or Q4_0 here, not of type", l->k_type);
     }
-    if (l->v_type != l->k_type) {
-        return refuse(reason, "V is of K's type here, not of type", l->v_type);
+    if (!is_kv_type(l->v_type)) {
+        return refuse(reason, "V is F16, BF16, Q8_0 or Q4_0 here, not of type", l->v_type);
     }
     if (l->k_dim == 0 || l->k_dim > CUDA_DIM_MAX) {
         return refuse(reason, "K heads of 1 to 256 dimensions, not of", l->k_dim);
@@ -81,20 +87,51 @@ static uint16_t to_half(float f, bool bf16)
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* Values as the type stores them: rotated, where it wants that. */
+static const float *rotated(uint32_t type, const float *x, uint32_t dim, float *room)
+{
+    if (!gqa_kv_rotates(type)) {
+        return x;
+    }
+    memcpy(room, x, dim * sizeof(*x));
+    gqa_kv_rotate(room, dim);
+    return room;
+}
+
+static void store_k(uint32_t type, char *head, uint32_t dim, uint32_t token, const float *x)
+{
+    float room[CUDA_DIM_MAX];
+
+    if (cuda_kv_is_quantised(type)) {
+        gqa_k_store_quants(type, head, dim, token, rotated(type, x, dim, room));
+        return;
+    }
+    for (uint32_t d = 0; d < dim; d++) {
+        ((uint16_t *)head)[gqa_k_index(dim, token, d)] = to_half(x[d], type == GQA_TYPE_BF16);
+    }
+}
+
+static void store_v(uint32_t type, char *head, uint32_t dim, uint32_t token, const float *x)
+{
+    float room[CUDA_DIM_MAX];
+
+    if (cuda_kv_is_quantised(type)) {
+        gqa_v_store_quants(type, head, dim, token, rotated(type, x, dim, room));
+        return;
+    }
+    for (uint32_t d = 0; d < dim; d++) {
+        ((uint16_t *)head)[gqa_v_index(dim, token, d)] = to_half(x[d], type == GQA_TYPE_BF16);
+    }
+}
+
 static void store_row(const struct gqa_attn_layer *l, char *page, uint32_t token, const float *k,
                       const float *v)
 {
-    bool bf16 = l->k_type == GQA_TYPE_BF16;
-
     for (uint32_t g = 0; g < l->n_kv_heads; g++) {
-        uint16_t *to_k = (uint16_t *)(page + l->k_offset + g * l->k_head_bytes);
-        uint16_t *to_v = (uint16_t *)(page + l->v_offset + g * l->v_head_bytes);
-        for (uint32_t d = 0; d < l->k_dim; d++) {
-            to_k[gqa_k_index(l->k_dim, token, d)] = to_half(k[g * l->k_dim + d], bf16);
-        }
-        for (uint32_t d = 0; d < l->v_dim; d++) {
-            to_v[gqa_v_index(l->v_dim, token, d)] = to_half(v[g * l->v_dim + d], bf16);
-        }
+        store_k(l->k_type, page + l->k_offset + g * l->k_head_bytes, l->k_dim, token,
+                k + g * l->k_dim);
+        store_v(l->v_type, page + l->v_offset + g * l->v_head_bytes, l->v_dim, token,
+                v + g * l->v_dim);
     }
 }
 

@@ -15,129 +15,127 @@
  *   S's column n of tile i   token 8 n + i               so lane (g, t) loads tokens 8 g ..
  *   Q's and K's k            dims 16 s + 4 j + t, j = 0..3, for lane t
  *   P's and V's k            tokens 16 t + 4 s + j for lane t, which has just these in S
- *   O's column n of tile i   dimension 8 n + i of 64
+ *   O's column n of tile i   dimension 8 n + i of 64; quants: 4 n + i % 4 of the 32 of quant i / 4
  *
  * The four parts (O, m, l) merge in ascending pages into the segment's, segments in ascending order
  * into the state: in a block that walks over all segments, or by merge() where every segment has
  * its own block (split KV). Both run the same operations: a row's bits do not depend on it.
  *
  * Queries and probabilities are split in two halves each, high and low, so that the tensor core's
- * operands keep 22 bits (bf16: 16).
+ * operands keep 22 bits (bf16: 16). Quants become bf16 of their codes, which is exact; K's scales
+ * multiply sums over 32 dimensions, V's the probabilities (attention_page.cuh).
  *
  *   bytes  2 * tokens * n_kv_heads * (k_dim + v_dim) for each 16 packed queries
  *   flops  2 * 2 * tokens * n_heads * (k_dim + v_dim) a row, with 16 rows' worth at least */
-#include "plugins/cuda/device.cuh"
-
-#define THREADS 128u
-#define EMPTY   __uint_as_float(0xff800000u) /* minus infinity */
+#include "plugins/cuda/attention_page.cuh"
 
 /* ---- append ------------------------------------------------------------------------------ */
+
+/* One token's K or V (dim), rounded to halves step apart, and into the log. */
+DEVICE void append_halves(uint32_t type, const float *x, uint32_t dim, uint16_t *to, uint32_t step,
+                          uint8_t *log)
+{
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
+        uint16_t h = (uint16_t)to_half(x[d], type == GQA_TYPE_BF16);
+        to[d * step] = h;
+        if (log != NULL) {
+            ((uint16_t *)log)[d] = h;
+        }
+    }
+}
+
+/* The same as quants: a thread for each. K and V differ in where bytes go, which gqa/tensor.h says. */
+DEVICE void append_quants(uint32_t type, const float *x, uint32_t dim, bool is_k, uint8_t *head,
+                          uint32_t token, uint8_t *log)
+{
+    uint32_t n_bytes = type == GQA_TYPE_Q8_0 ? 32 : 16, step = is_k ? GQA_KV_TILE_TOKENS : 1;
+
+    for (uint32_t d = threadIdx.x * GQA_KV_QUANT_DIMS; d < dim; d += THREADS * GQA_KV_QUANT_DIMS) {
+        struct gqa_kv_quant quant;
+        gqa_kv_quantise(type, x + d, min(dim - d, GQA_KV_QUANT_DIMS), &quant);
+        uint8_t *scale = head + (is_k ? gqa_k_quant_scale(type, dim, token, d)
+                                      : gqa_v_quant_scale(type, dim, token, d));
+        uint8_t *bytes = head + (is_k ? gqa_k_quant_byte(type, dim, token, d)
+                                      : gqa_v_quant_byte(type, dim, token, d));
+        *(uint16_t *)scale = quant.scale;
+        for (uint32_t i = 0; i < n_bytes; i++) {
+            bytes[i * step] = quant.q[i];
+        }
+        if (log != NULL) {
+            uint8_t *to = log + d / GQA_KV_QUANT_DIMS * (n_bytes + 2);
+            *(uint16_t *)to = quant.scale;
+            for (uint32_t i = 0; i < n_bytes; i++) {
+                to[2 + i] = quant.q[i];
+            }
+        }
+    }
+}
+
+/* x: (dim), in memory of the block, where it is rotated if the type wants that. */
+DEVICE void append_one(uint32_t type, float *x, const float *from, uint32_t dim, bool is_k,
+                       uint8_t *head, uint32_t token, uint8_t *log)
+{
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
+        x[d] = from[d];
+    }
+    if (gqa_kv_rotates(type)) {
+        rotate_rows(x, 1, dim);
+    }
+    __syncthreads();
+    if (quantised(type)) {
+        append_quants(type, x, dim, is_k, head, token, log);
+    } else if (is_k) {
+        append_halves(type, x, dim, (uint16_t *)head + gqa_k_index(dim, token, 0),
+                      GQA_KV_TILE_TOKENS, log);
+    } else {
+        append_halves(type, x, dim, (uint16_t *)head + gqa_v_index(dim, token, 0), 1, log);
+    }
+    __syncthreads();
+}
 
 /* Rounds the new rows' K and V and stores them in their pages. Grid (rows, groups). */
 KERNEL __launch_bounds__(128) gqa_append(const cuda_append_args p)
 {
+    __shared__ float x[CUDA_DIM_MAX];
     const cuda_attn_layer &l = p.layer;
     uint32_t row = blockIdx.x, group = blockIdx.y;
     const cuda_seq &seq = p.batch.seqs[p.batch.row_seq[row]];
     uint32_t place = seq.n_past + row - seq.first_row, token = place % CUDA_PAGE;
     uint8_t *page = (uint8_t *)p.batch.pages[seq.table + place / CUDA_PAGE];
-    uint16_t *k = (uint16_t *)(page + l.k_offset + group * l.k_head_bytes);
-    uint16_t *v = (uint16_t *)(page + l.v_offset + group * l.v_head_bytes);
-    uint16_t *log = p.log;
+    size_t k_bytes = gqa_kv_token_bytes(l.k_type, l.k_dim);
+    size_t v_bytes = gqa_kv_token_bytes(l.v_type, l.v_dim);
+    uint8_t *log = p.log;
 
     if (log != NULL) {
-        log += ((uint64_t)row * l.n_kv_heads + group) * (l.k_dim + l.v_dim);
+        log += ((uint64_t)row * l.n_kv_heads + group) * (k_bytes + v_bytes);
     }
-    for (uint32_t d = threadIdx.x; d < l.k_dim + l.v_dim; d += THREADS) {
-        uint32_t is_v = d >= l.k_dim, i = is_v ? d - l.k_dim : d;
-        float x = is_v ? p.v[row * p.v_stride + group * l.v_dim + i]
-                       : p.k[row * p.k_stride + group * l.k_dim + i];
-        uint16_t h = (uint16_t)to_half(x, l.bf16);
-        if (is_v) {
-            v[token * l.v_dim + i] = h;
-        } else {
-            k[(token / 16 * l.k_dim + i) * 16 + token % 16] = h;
-        }
-        if (log != NULL) {
-            log[d] = h;
-        }
-    }
+    append_one(l.k_type, x, p.k + row * p.k_stride + group * l.k_dim, l.k_dim, true,
+               page + l.k_offset + group * l.k_head_bytes, token, log);
+    append_one(l.v_type, x, p.v + row * p.v_stride + group * l.v_dim, l.v_dim, false,
+               page + l.v_offset + group * l.v_head_bytes, token,
+               log != NULL ? log + k_bytes : NULL);
 }
 
-/* ---- what a packed query sees ------------------------------------------------------------ */
+/* ---- queries ----------------------------------------------------------------------------- */
 
-struct sight {
-    uint32_t row; /* of the batch, CUDA_NONE: no query */
-    uint32_t head;
-    uint32_t n_past, from, to; /* sees places [from, to), as far as the mask says so */
-    const uint64_t *mask;      /* its row of the mask, or NULL */
-    const uint32_t *depths;
-};
-
-DEVICE uint32_t window_start(uint32_t window, uint32_t position)
-{
-    return window != 0 && position >= window ? position - window + 1 : 0;
-}
-
-DEVICE sight sight_of(const cuda_attn_layer &l, const cuda_attn_batch &b,
-                      const cuda_attn_item &item, uint32_t query, uint32_t group)
-{
-    uint32_t r = l.n_heads / l.n_kv_heads, packed = item.first + query;
-    sight s = {CUDA_NONE, 0, 0, 0, 0, NULL, NULL};
-
-    if (packed >= item.n_packed) {
-        return s;
-    }
-    s.row = item.first_row + packed / r;
-    s.head = group * r + packed % r;
-    const cuda_seq &seq = b.seqs[b.row_seq[s.row]];
-    uint32_t i = s.row - seq.first_row, position = seq.n_past + i;
-    s.n_past = seq.n_past;
-    s.to = seq.mutual || seq.mask != CUDA_NONE ? seq.n_past + seq.n_rows : position + 1;
-    if (seq.mask != CUDA_NONE) {
-        s.mask = b.masks + seq.mask + (uint64_t)i * ((seq.n_rows + 63) / 64);
-        s.depths = b.depths + seq.depths;
-        position = seq.n_past + s.depths[i];
-    } else if (seq.mutual && l.window != 0 && l.window < seq.n_rows - i) {
-        s.to = position + l.window;
-    }
-    s.from = window_start(l.window, position);
-    return s;
-}
-
-DEVICE bool sees(const sight &s, uint32_t place)
-{
-    if (place >= s.to) {
-        return false;
-    }
-    if (s.mask == NULL || place < s.n_past) {
-        return place >= s.from;
-    }
-    uint32_t j = place - s.n_past; /* counts by its own depth */
-    return (s.mask[j / 64] >> j % 64 & 1) != 0 && s.n_past + s.depths[j] >= s.from;
-}
-
-/* Whether any place of a page may be seen. Masked rows look at all new places. */
-DEVICE bool sees_page(const sight &s, uint32_t first)
-{
-    uint32_t from = s.mask != NULL ? min(s.from, s.n_past) : s.from;
-    return s.row != CUDA_NONE && first < s.to && first + CUDA_PAGE > from;
-}
-
-/* ---- a warp and its page ----------------------------------------------------------------- */
-
-/* Queries of a block as registers of A, high and low halves: (k / 16, lane, 8 halves). */
-struct query_room {
-    uint16_t high[CUDA_DIM_MAX / 16 * 32 * 8];
-    uint16_t low[CUDA_DIM_MAX / 16 * 32 * 8];
-};
-
+/* scratch: (16, k_dim) floats of the block's, for types that rotate. */
 DEVICE void load_queries(const cuda_attend_args &p, const cuda_attn_item &item, uint32_t group,
-                         query_room &room)
+                         query_room &room, float *scratch)
 {
     const cuda_attn_layer &l = p.layer;
     uint32_t r = l.n_heads / l.n_kv_heads, k_pad = (l.k_dim + 15) / 16 * 16;
+    bool rotates = gqa_kv_rotates(l.k_type);
 
+    for (uint32_t i = threadIdx.x; rotates && i < CUDA_QUERIES * l.k_dim; i += THREADS) {
+        uint32_t packed = item.first + i / l.k_dim;
+        uint64_t row = item.first_row + packed / r;
+        scratch[i] = packed < item.n_packed ? p.q[row * p.q_stride +
+                                                  (group * r + packed % r) * l.k_dim + i % l.k_dim]
+                                            : 0.0f;
+    }
+    if (rotates) {
+        rotate_rows(scratch, CUDA_QUERIES, l.k_dim);
+    }
     for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * k_pad; i += THREADS) {
         uint32_t query = i / k_pad, d = i % k_pad, packed = item.first + query;
         uint32_t j = d % 16 / 4, reg = (query < 8 ? 0 : 1) + j / 2 * 2;
@@ -145,168 +143,14 @@ DEVICE void load_queries(const cuda_attend_args &p, const cuda_attn_item &item, 
         uint32_t high = 0, low = 0;
         if (packed < item.n_packed && d < l.k_dim) {
             uint64_t row = item.first_row + packed / r;
-            float x = p.q[row * p.q_stride + (group * r + packed % r) * l.k_dim + d];
-            split_halves(x * l.scale, l.bf16, high, low);
+            float x = rotates ? scratch[query * l.k_dim + d]
+                              : p.q[row * p.q_stride + (group * r + packed % r) * l.k_dim + d];
+            split_halves(x * l.scale, operand_bf16(l.k_type), high, low);
         }
         room.high[at] = (uint16_t)high;
         room.low[at] = (uint16_t)low;
     }
-}
-
-/* s[i] = scores of the page's tokens 8 n + i. */
-DEVICE void page_scores(const cuda_attn_layer &l, const query_room &room, const uint16_t *k,
-                        uint32_t lane, float s[8][4])
-{
-    uint32_t g = lane / 4, t = lane % 4;
-
-    for (uint32_t step = 0; step < (l.k_dim + 15) / 16; step++) {
-        uint32_t rows[4][4], high[4], low[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            uint32_t d = step * 16 + 4 * j + t;
-            rows[j][0] = rows[j][1] = rows[j][2] = rows[j][3] = 0;
-            if (d < l.k_dim) {
-                load_16(k + ((uint64_t)(g / 2) * l.k_dim + d) * 16 + g % 2 * 8, rows[j]);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            high[j] = ((const uint32_t *)room.high)[(step * 32 + lane) * 4 + j];
-            low[j] = ((const uint32_t *)room.low)[(step * 32 + lane) * 4 + j];
-        }
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            uint32_t pick = i % 2 ? 0x7632 : 0x5410;
-            uint32_t b0 = __byte_perm(rows[0][i / 2], rows[1][i / 2], pick);
-            uint32_t b1 = __byte_perm(rows[2][i / 2], rows[3][i / 2], pick);
-            mma_half(s[i], high, b0, b1, l.bf16);
-            mma_half(s[i], low, b0, b1, l.bf16);
-        }
-    }
-}
-
-/* The place within the page of s[i][c]. */
-DEVICE uint32_t token_of(uint32_t lane, int i, int c)
-{
-    return lane % 4 * 16 + c % 2 * 8 + i;
-}
-
-/* Scores to weights; m and l of the rows g and g + 8. */
-DEVICE void page_softmax(const cuda_attn_layer &l, const sight row[2], uint32_t first,
-                         uint32_t lane, float s[8][4], float m[2], float sum[2])
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        m[h] = EMPTY;
-        sum[h] = 0.0f;
-#pragma unroll
-        for (int c = 2 * h; c < 2 * h + 2; c++) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                bool seen = row[h].row != CUDA_NONE && sees(row[h], first + token_of(lane, i, c));
-                if (l.softcap > 0.0f) {
-                    s[i][c] = l.softcap * tanhf(s[i][c] / l.softcap);
-                }
-                s[i][c] = seen ? s[i][c] : EMPTY;
-                m[h] = fmaxf(m[h], s[i][c]);
-            }
-        }
-        m[h] = fmaxf(m[h], __shfl_xor_sync(WARP_ALL, m[h], 1));
-        m[h] = fmaxf(m[h], __shfl_xor_sync(WARP_ALL, m[h], 2));
-#pragma unroll
-        for (int c = 2 * h; c < 2 * h + 2; c++) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                s[i][c] = s[i][c] == EMPTY ? 0.0f : expf(s[i][c] - m[h]);
-                sum[h] += s[i][c];
-            }
-        }
-        sum[h] += __shfl_xor_sync(WARP_ALL, sum[h], 1);
-        sum[h] += __shfl_xor_sync(WARP_ALL, sum[h], 2);
-    }
-}
-
-/* Takes out of a pair of halves what is not finite; returns whether there was any. A weight of zero
- * times that would spoil the sums of rows that do not see the token. */
-DEVICE bool take_out(uint32_t &pair, uint32_t bf16)
-{
-    uint32_t carry = ((pair & 0x7fff7fffu) + (bf16 ? 0x00800080u : 0x04000400u)) & 0x80008000u;
-
-    if (carry == 0) {
-        return false;
-    }
-    pair &= ~((carry >> 15) * 0xffffu);
-    return true;
-}
-
-/* o[i] = dimensions first_dim + 8 n + i of P V, without what is not finite in V; returns whether there
- * was any. */
-DEVICE bool page_values(const cuda_attn_layer &l, const uint16_t *v, uint32_t first_dim,
-                        uint32_t lane, const float p[8][4], float o[8][4])
-{
-    uint32_t t = lane % 4, dim = first_dim + lane / 4 * 8;
-    bool odd = false;
-
-#pragma unroll
-    for (int s = 0; s < 4; s++) {
-        uint32_t rows[4][4], high[4], low[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            rows[j][0] = rows[j][1] = rows[j][2] = rows[j][3] = 0;
-            if (dim < l.v_dim) {
-                load_16(v + (uint64_t)(16 * t + 4 * s + j) * l.v_dim + dim, rows[j]);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                odd = take_out(rows[j][i], l.bf16) || odd;
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) { /* a0..a3: rows g, g + 8, g, g + 8 */
-            uint32_t a, b, c, d;
-            split_halves(p[s % 2 * 4 + j / 2 * 2][j % 2 * 2 + s / 2], l.bf16, a, b);
-            split_halves(p[s % 2 * 4 + j / 2 * 2 + 1][j % 2 * 2 + s / 2], l.bf16, c, d);
-            high[j] = a | c << 16;
-            low[j] = b | d << 16;
-        }
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            uint32_t pick = i % 2 ? 0x7632 : 0x5410;
-            uint32_t b0 = __byte_perm(rows[0][i / 2], rows[1][i / 2], pick);
-            uint32_t b1 = __byte_perm(rows[2][i / 2], rows[3][i / 2], pick);
-            mma_half(o[i], high, b0, b1, l.bf16);
-            mma_half(o[i], low, b0, b1, l.bf16);
-        }
-    }
-    return __any_sync(WARP_ALL, odd);
-}
-
-/* Adds what page_values() took out to the rows that see it. room: (16, 64) of the warp. */
-DEVICE void add_taken_out(const cuda_attn_layer &l, const sight row[2], uint32_t first,
-                               const uint16_t *v, uint32_t first_dim, uint32_t lane,
-                               const float p[8][4], float o[8][4], float *room)
-{
-    __syncwarp();
-    for (int i = 0; i < 8; i++) {
-        for (int c = 0; c < 4; c++) {
-            room[(lane / 4 + c / 2 * 8) * CUDA_PAGE + token_of(lane, i, c)] = p[i][c];
-        }
-    }
-    __syncwarp();
-    for (int i = 0; i < 8; i++) {
-        for (int c = 0; c < 4; c++) {
-            uint32_t dim = first_dim + token_of(lane, i, c); /* O's columns are laid out alike */
-            const float *weights = room + (lane / 4 + c / 2 * 8) * CUDA_PAGE;
-            for (uint32_t token = 0; dim < l.v_dim && token < CUDA_PAGE; token++) {
-                float x = from_half(v[token * l.v_dim + dim], l.bf16);
-                if (!isfinite(x) && row[c / 2].row != CUDA_NONE &&
-                    sees(row[c / 2], first + token)) {
-                    o[i][c] = fmaf(weights[token], x, o[i][c]);
-                }
-            }
-        }
-    }
-    __syncwarp();
+    __syncthreads();
 }
 
 /* ---- merging ----------------------------------------------------------------------------- */
@@ -406,14 +250,13 @@ DEVICE void attend_segment(const cuda_attend_args &p, const cuda_attn_item &item
     uint32_t page = segment * CUDA_SEGMENT_PAGES + warp, first = page * CUDA_PAGE;
     bool wanted = sees_page(row[0], first) || sees_page(row[1], first);
     float s[8][4] = {}, m[2] = {EMPTY, EMPTY}, sum[2] = {0.0f, 0.0f};
-    const uint16_t *v = NULL;
+    const uint8_t *v = NULL;
 
     wanted = __any_sync(WARP_ALL, wanted);
     if (wanted) {
         const uint8_t *at = (const uint8_t *)p.batch.pages[p.batch.seqs[item.seq].table + page];
-        v = (const uint16_t *)(at + l.v_offset + group * l.v_head_bytes);
-        page_scores(l, room.queries, (const uint16_t *)(at + l.k_offset + group * l.k_head_bytes),
-                    lane, s);
+        v = at + l.v_offset + group * l.v_head_bytes;
+        page_scores(l, room.queries, at + l.k_offset + group * l.k_head_bytes, lane, s);
         page_softmax(l, row, first, lane, s, m, sum);
     }
     if (lane % 4 == 0) {
@@ -428,13 +271,13 @@ DEVICE void attend_segment(const cuda_attend_args &p, const cuda_attn_item &item
     }
     for (uint32_t dim = 0; dim < l.v_dim; dim += CUDA_GROUP_DIMS) {
         float o[8][4] = {};
-        if (wanted && page_values(l, v, dim, lane, s, o)) {
-            add_taken_out(l, row, first, v, dim, lane, s, o, room.o[warp]);
+        if (wanted) {
+            page_values(l, row, first, v, dim, lane, s, o, room.o[warp]);
         }
         for (int i = 0; wanted && i < 8; i++) {
             for (int c = 0; c < 4; c++) {
-                room.o[warp][(lane / 4 + c / 2 * 8) * CUDA_GROUP_DIMS + token_of(lane, i, c)] =
-                    o[i][c];
+                room.o[warp][(lane / 4 + c / 2 * 8) * CUDA_GROUP_DIMS +
+                             dim_of(l.v_type, lane, i, c)] = o[i][c];
             }
         }
         __syncthreads();
@@ -443,31 +286,48 @@ DEVICE void attend_segment(const cuda_attend_args &p, const cuda_attn_item &item
     }
 }
 
-DEVICE void store_state(const cuda_attend_args &p, const cuda_attn_item &item, uint32_t group,
-                        const attend_room &room)
+/* A split segment's part. */
+DEVICE void store_part(const cuda_attend_args &p, const cuda_attn_item &item, uint32_t group,
+                       const attend_room &room)
 {
     const cuda_attn_layer &l = p.layer;
-    uint32_t r = l.n_heads / l.n_kv_heads, part_floats = l.v_dim + 2;
 
     for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * l.v_dim; i += THREADS) {
-        uint32_t query = i / l.v_dim, dim = i % l.v_dim, packed = item.first + query;
-        if (packed >= item.n_packed) {
-            continue;
-        }
-        if (item.part != CUDA_NONE) {
-            float *part = p.parts + (((uint64_t)item.part * l.n_kv_heads + group) * CUDA_QUERIES +
-                                     query) * part_floats;
+        uint32_t query = i / l.v_dim, dim = i % l.v_dim;
+        float *part = p.parts + (((uint64_t)item.part * l.n_kv_heads + group) * CUDA_QUERIES +
+                                 query) * (l.v_dim + 2);
+        if (item.first + query < item.n_packed) {
             part[dim] = room.state[i];
             if (dim == 0) {
                 part[l.v_dim] = room.state_m[query];
                 part[l.v_dim + 1] = room.state_l[query];
             }
-            continue;
         }
-        uint32_t head = group * r + packed % r;
-        uint64_t row = item.first_row + packed / r;
-        p.out[row * p.out_stride + head * l.v_dim + dim] =
+    }
+}
+
+DEVICE void store_state(const cuda_attend_args &p, const cuda_attn_item &item, uint32_t group,
+                        attend_room &room)
+{
+    const cuda_attn_layer &l = p.layer;
+    uint32_t r = l.n_heads / l.n_kv_heads;
+
+    for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * l.v_dim; i += THREADS) {
+        uint32_t query = i / l.v_dim, head = group * r + (item.first + query) % r;
+        room.state[i] =
             finished(l, head, room.state[i], room.state_m[query], room.state_l[query]);
+    }
+    if (gqa_kv_rotates(l.v_type)) {
+        rotate_rows(room.state, CUDA_QUERIES, l.v_dim);
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * l.v_dim; i += THREADS) {
+        uint32_t packed = item.first + i / l.v_dim;
+        uint64_t row = item.first_row + packed / r;
+        if (packed < item.n_packed) {
+            p.out[row * p.out_stride + (group * r + packed % r) * l.v_dim + i % l.v_dim] =
+                room.state[i];
+        }
     }
 }
 
@@ -482,7 +342,7 @@ KERNEL __launch_bounds__(128) gqa_attend(const cuda_attend_args p)
     if (item.n_packed == 0) { /* one that only rounds up their number */
         return;
     }
-    load_queries(p, item, group, room.queries);
+    load_queries(p, item, group, room.queries, room.state);
     for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * p.layer.v_dim; i += THREADS) {
         room.state[i] = 0.0f;
     }
@@ -496,16 +356,24 @@ KERNEL __launch_bounds__(128) gqa_attend(const cuda_attend_args p)
     for (uint32_t segment = item.seg_first; segment < item.seg_last; segment++) {
         attend_segment(p, item, row, group, segment, room);
     }
-    store_state(p, item, group, room);
+    if (item.part != CUDA_NONE) {
+        store_part(p, item, group, room);
+    } else {
+        store_state(p, item, group, room);
+    }
 }
 
 /* Merges the parts of each row and head, in ascending segments. Grid (rows, heads). */
 KERNEL __launch_bounds__(128) gqa_merge(const cuda_merge_args p)
 {
+    __shared__ float out[CUDA_DIM_MAX];
     const cuda_attn_layer &l = p.layer;
     uint32_t row = blockIdx.x, head = blockIdx.y, r = l.n_heads / l.n_kv_heads;
     const cuda_merge_row &from = p.rows[row];
 
+    if (from.run[0].n_segs + from.run[1].n_segs == 0) {
+        return;
+    }
     for (uint32_t dim = threadIdx.x; dim < l.v_dim; dim += THREADS) {
         float o = 0.0f, m = EMPTY, sum = 0.0f;
         for (uint32_t i = 0; i < 2; i++) {
@@ -522,8 +390,12 @@ KERNEL __launch_bounds__(128) gqa_merge(const cuda_merge_args p)
                 }
             }
         }
-        if (from.run[0].n_segs + from.run[1].n_segs > 0) {
-            p.out[row * p.out_stride + head * l.v_dim + dim] = finished(l, head, o, m, sum);
-        }
+        out[dim] = finished(l, head, o, m, sum);
+    }
+    if (gqa_kv_rotates(l.v_type)) {
+        rotate_rows(out, 1, l.v_dim);
+    }
+    for (uint32_t dim = threadIdx.x; dim < l.v_dim; dim += THREADS) {
+        p.out[row * p.out_stride + head * l.v_dim + dim] = out[dim];
     }
 }

@@ -22,6 +22,18 @@ int cuda_attention_append(struct cuda_context *c, const struct gqa_attn_layer *l
 int cuda_attention_attend(struct cuda_context *c, const struct gqa_attn_layer *layer,
                           const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
 
+static inline bool cuda_kv_is_quantised(uint32_t type)
+{
+    return type == GQA_TYPE_Q8_0 || type == GQA_TYPE_Q4_0;
+}
+
+/* What append() writes to the log for a row: K and V of all groups, bytes. */
+static inline uint64_t cuda_log_row_bytes(const struct gqa_attn_layer *l)
+{
+    return l->n_kv_heads *
+           (gqa_kv_token_bytes(l->k_type, l->k_dim) + gqa_kv_token_bytes(l->v_type, l->v_dim));
+}
+
 /* ---- plans ------------------------------------------------------------------------------- */
 
 /* What the kernels need to know of a batch for layers of one kind (heads, groups, dimensions,

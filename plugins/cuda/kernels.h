@@ -141,7 +141,8 @@ struct cuda_seq {
 
 /* One layer, as kernels see it. Offsets and head bytes as in struct gqa_attn_layer. */
 struct cuda_attn_layer {
-    uint32_t n_heads, n_kv_heads, k_dim, v_dim, window, bf16;
+    uint32_t n_heads, n_kv_heads, k_dim, v_dim, window;
+    uint32_t k_type, v_type; /* enum gqa_type: F16, BF16, Q8_0, Q4_0 */
     float scale, softcap;
     uint64_t k_offset, v_offset, k_head_bytes, v_head_bytes;
     const float *sinks; /* (n_heads) or NULL */
@@ -161,7 +162,9 @@ struct cuda_append_args {
     struct cuda_attn_batch batch;
     const float *k, *v;
     uint64_t k_stride, v_stride;
-    uint16_t *log; /* (n_rows, n_kv_heads * (k_dim + v_dim)) as stored, or NULL: for the host */
+    /* What was stored, for the host, or NULL: (n_rows, n_kv_heads), of each K and then V as a
+     * token's V lies in a page. */
+    uint8_t *log;
 };
 
 /* A block's work: 16 packed queries (row * r + head of the group) over some segments. */

@@ -13,32 +13,57 @@ struct scatter {
     atomic_uint not_finite;
 };
 
+/* Whether a half is no number: a value, or a quant's scale. */
 static uint32_t half_is_odd(uint16_t h, bool bf16)
 {
     uint32_t all = bf16 ? 0x7f80u : 0x7c00u;
     return (h & all) == all;
 }
 
-/* K lies in tiles of 16 tokens, so that a token's values are 32 bytes apart; V is a run. */
-static uint32_t scatter_row(const struct cuda_layer *l, const uint16_t *log, char *page,
-                            uint32_t token)
+/* A token's values as they were stored: halves, or quants one after the other. */
+static uint32_t is_odd(uint32_t type, const uint8_t *log, uint32_t dim)
 {
-    const struct gqa_attn_layer *h = &l->host;
-    bool bf16 = h->k_type == GQA_TYPE_BF16;
+    size_t bytes = gqa_kv_token_bytes(type, dim);
+    size_t step = cuda_kv_is_quantised(type) ? gqa_kv_token_bytes(type, GQA_KV_QUANT_DIMS) : 2;
     uint32_t odd = 0;
 
-    for (uint32_t g = 0; g < h->n_kv_heads; g++) {
-        uint16_t *k = (uint16_t *)(page + h->k_offset + g * h->k_head_bytes);
-        uint16_t *v = (uint16_t *)(page + h->v_offset + g * h->v_head_bytes);
-        k += gqa_k_index(h->k_dim, token, 0);
-        for (uint32_t d = 0; d < h->k_dim; d++) {
-            k[d * GQA_KV_TILE_TOKENS] = log[d];
+    for (size_t i = 0; i < bytes; i += step) {
+        odd |= half_is_odd(*(const uint16_t *)(log + i), type == GQA_TYPE_BF16);
+    }
+    return odd;
+}
+
+/* K lies in tiles of 16 tokens: a token's halves are 32 bytes apart, its bytes of quants 16. */
+static void scatter_k(uint32_t type, const uint8_t *log, char *head, uint32_t dim, uint32_t token)
+{
+    if (!cuda_kv_is_quantised(type)) {
+        uint16_t *k = (uint16_t *)head + gqa_k_index(dim, token, 0);
+        for (uint32_t d = 0; d < dim; d++) {
+            k[d * GQA_KV_TILE_TOKENS] = ((const uint16_t *)log)[d];
         }
-        memcpy(v + gqa_v_index(h->v_dim, token, 0), log + h->k_dim, h->v_dim * sizeof(*v));
-        for (uint32_t d = 0; d < h->k_dim + h->v_dim; d++) {
-            odd |= half_is_odd(log[d], bf16);
+        return;
+    }
+    size_t quant_bytes = gqa_kv_token_bytes(type, GQA_KV_QUANT_DIMS);
+    for (uint32_t d = 0; d < dim; d += GQA_KV_QUANT_DIMS, log += quant_bytes) {
+        char *k = head + gqa_k_quant_byte(type, dim, token, d);
+        memcpy(head + gqa_k_quant_scale(type, dim, token, d), log, 2);
+        for (size_t i = 0; i < quant_bytes - 2; i++) {
+            k[i * GQA_KV_TILE_TOKENS] = (char)log[2 + i];
         }
-        log += h->k_dim + h->v_dim;
+    }
+}
+
+static uint32_t scatter_row(const struct gqa_attn_layer *l, const uint8_t *log, char *page,
+                            uint32_t token)
+{
+    size_t k_bytes = gqa_kv_token_bytes(l->k_type, l->k_dim);
+    size_t v_bytes = gqa_kv_token_bytes(l->v_type, l->v_dim);
+    uint32_t odd = 0;
+
+    for (uint32_t g = 0; g < l->n_kv_heads; g++, log += k_bytes + v_bytes) {
+        scatter_k(l->k_type, log, page + l->k_offset + g * l->k_head_bytes, l->k_dim, token);
+        memcpy(page + l->v_offset + g * l->v_head_bytes + token * v_bytes, log + k_bytes, v_bytes);
+        odd |= is_odd(l->k_type, log, l->k_dim) | is_odd(l->v_type, log + k_bytes, l->v_dim);
     }
     return odd;
 }
@@ -63,14 +88,14 @@ static void scatter_task(void *arg, uint32_t index, uint32_t worker)
     struct scatter *s = arg;
     const struct cuda_layer *l = &s->p->layers[index];
     uint32_t n_rows = s->batch->n_rows, odd = 0;
-    uint64_t row_halves = (uint64_t)l->host.n_kv_heads * (l->host.k_dim + l->host.v_dim);
-    const uint16_t *log = (const uint16_t *)s->p->host_log.at + l->log_at * n_rows / 2;
+    const uint8_t *log = (const uint8_t *)s->p->host_log.at + l->log_at * n_rows;
 
     for (uint32_t row = 0; row < n_rows; row++) {
         const struct gqa_attn_seq *seq = seq_of_row(s->batch, row);
         uint32_t place = seq->n_past + row - seq->first_row;
         char *page = seq->tables[l->host.layer_class].pages[place / CUDA_PAGE];
-        odd |= scatter_row(l, log + row * row_halves, page, place % CUDA_PAGE);
+        odd |= scatter_row(&l->host, log + row * cuda_log_row_bytes(&l->host), page,
+                           place % CUDA_PAGE);
     }
     if (odd) {
         atomic_fetch_or_explicit(&s->not_finite, 1, memory_order_relaxed);

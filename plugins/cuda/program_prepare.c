@@ -192,7 +192,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
         to->device = cuda_layer_of(l, p->sinks[i].at);
         to->kind = kind_of(p, l, i);
         to->log_at = p->log_row_bytes;
-        p->log_row_bytes += (uint64_t)l->n_kv_heads * (l->k_dim + l->v_dim) * 2;
+        p->log_row_bytes += cuda_log_row_bytes(l);
         p->n_layers = i + 1;
     }
     return r < 0 ? r : cuda_buffer_reserve(p->context, &p->log, p->log_row_bytes * p->max_rows);

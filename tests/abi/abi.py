@@ -43,6 +43,7 @@ def split(text, end):
 
 def declarations(text):
     """The header's declarations; bodies of inline functions end one without a semicolon."""
+    text = text.replace("GQA_INLINE ", "static inline ")  # which it is but for CUDA compilers
     while True:
         text = text.strip()
         if not text:

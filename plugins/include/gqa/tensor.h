@@ -32,6 +32,13 @@ enum gqa_type {
     GQA_TYPE_MXFP4 = 39
 };
 
+/* A CUDA compiler makes the functions below for its device too: the same bits there. */
+#if defined(__CUDACC__)
+#define GQA_INLINE static inline __host__ __device__
+#else
+#define GQA_INLINE static inline
+#endif
+
 /* The KV cache's block: 64 tokens of all layers of one layer class. One layer's part of a block:
  *
  *   K  at k_offset + group * k_head_bytes:  four tiles of 16 tokens, each (k_dim, 16): the 16
@@ -48,7 +55,7 @@ enum gqa_type {
 
 /* Index, in elements from a group's K, of dimension dim of the block's token (0..63). F32, F16 and
  * BF16. */
-static inline size_t gqa_k_index(uint32_t k_dim, uint32_t token, uint32_t dim)
+GQA_INLINE size_t gqa_k_index(uint32_t k_dim, uint32_t token, uint32_t dim)
 {
     return ((size_t)(token / GQA_KV_TILE_TOKENS) * k_dim + dim) * GQA_KV_TILE_TOKENS +
            token % GQA_KV_TILE_TOKENS;
@@ -56,13 +63,13 @@ static inline size_t gqa_k_index(uint32_t k_dim, uint32_t token, uint32_t dim)
 
 /* Index, in elements from a group's V, of dimension dim of the block's token (0..63). F32, F16 and
  * BF16. */
-static inline size_t gqa_v_index(uint32_t v_dim, uint32_t token, uint32_t dim)
+GQA_INLINE size_t gqa_v_index(uint32_t v_dim, uint32_t token, uint32_t dim)
 {
     return (size_t)token * v_dim + dim;
 }
 
 /* Bytes that one token's K or V of one group takes; 0 for a type that no cache has. */
-static inline size_t gqa_kv_token_bytes(uint32_t type, uint32_t dim)
+GQA_INLINE size_t gqa_kv_token_bytes(uint32_t type, uint32_t dim)
 {
     size_t n_quants = (dim + GQA_KV_QUANT_DIMS - 1) / GQA_KV_QUANT_DIMS;
 
@@ -82,14 +89,14 @@ static inline size_t gqa_kv_token_bytes(uint32_t type, uint32_t dim)
 }
 
 /* Of the block's 64 tokens: what k_head_bytes or v_head_bytes is at least. */
-static inline size_t gqa_kv_head_bytes(uint32_t type, uint32_t dim)
+GQA_INLINE size_t gqa_kv_head_bytes(uint32_t type, uint32_t dim)
 {
     return GQA_KV_BLOCK_TOKENS * gqa_kv_token_bytes(type, dim);
 }
 
 /* ---- half precision ---------------------------------------------------------------------- */
 
-static inline uint32_t gqa_float_bits(float f)
+GQA_INLINE uint32_t gqa_float_bits(float f)
 {
     uint32_t bits;
 
@@ -97,7 +104,7 @@ static inline uint32_t gqa_float_bits(float f)
     return bits;
 }
 
-static inline float gqa_bits_float(uint32_t bits)
+GQA_INLINE float gqa_bits_float(uint32_t bits)
 {
     float f;
 
@@ -105,7 +112,7 @@ static inline float gqa_bits_float(uint32_t bits)
     return f;
 }
 
-static inline float gqa_f16_to_f32(uint16_t h)
+GQA_INLINE float gqa_f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     uint32_t rest = h & 0x7fffu;
@@ -120,7 +127,7 @@ static inline float gqa_f16_to_f32(uint16_t h)
 }
 
 /* Rounded to nearest even; a NaN becomes a quiet one. */
-static inline uint16_t gqa_f32_to_f16(float f)
+GQA_INLINE uint16_t gqa_f32_to_f16(float f)
 {
     uint32_t bits = gqa_float_bits(f);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
@@ -150,13 +157,13 @@ struct gqa_kv_quant {
 };
 
 /* Rounds to nearest, ties to even; |x| < 2^22. */
-static inline int32_t gqa_round(float x)
+GQA_INLINE int32_t gqa_round(float x)
 {
     return (int32_t)(gqa_float_bits(x + 12582912.0f) - 0x4b400000u);
 }
 
 /* x * inverse, rounded, in [least, most]. */
-static inline int32_t gqa_kv_code(float x, float inverse, float least, float most)
+GQA_INLINE int32_t gqa_kv_code(float x, float inverse, float least, float most)
 {
     float y = x * inverse;
 
@@ -166,8 +173,7 @@ static inline int32_t gqa_kv_code(float x, float inverse, float least, float mos
 /* The bytes of n (1..32) values, those missing to 32 as zeros. Every step is one rounding of
  * float32 or F16, so that all backends make the same bytes: see docs/kv-layout.md. A value that is
  * not finite makes the scale NaN and the codes 0. */
-static inline void gqa_kv_quantise(uint32_t type, const float *x, uint32_t n,
-                                   struct gqa_kv_quant *ret)
+GQA_INLINE void gqa_kv_quantise(uint32_t type, const float *x, uint32_t n, struct gqa_kv_quant *ret)
 {
     uint32_t largest = 0, bits;
     float peak = 0.0f; /* the first of the largest, with its sign */
@@ -206,7 +212,7 @@ static inline void gqa_kv_quantise(uint32_t type, const float *x, uint32_t n,
 }
 
 /* Value i of a quant whose scale and bytes (those of its type) lie anywhere. */
-static inline float gqa_kv_quant_value(uint32_t type, uint16_t scale, uint8_t byte, uint32_t i)
+GQA_INLINE float gqa_kv_quant_value(uint32_t type, uint16_t scale, uint8_t byte, uint32_t i)
 {
     int32_t code = type == GQA_TYPE_Q8_0 ? (int32_t)(int8_t)byte
                                          : (int32_t)(i < 16 ? byte & 15 : byte >> 4) - 8;
@@ -216,7 +222,7 @@ static inline float gqa_kv_quant_value(uint32_t type, uint16_t scale, uint8_t by
 
 /* Bytes from a group's K to a token's scale for the quant of dimension dim; that quant's byte for
  * dim follows at gqa_k_quant_byte(). */
-static inline size_t gqa_k_quant_scale(uint32_t type, uint32_t k_dim, uint32_t token, uint32_t dim)
+GQA_INLINE size_t gqa_k_quant_scale(uint32_t type, uint32_t k_dim, uint32_t token, uint32_t dim)
 {
     size_t tile_bytes = GQA_KV_TILE_TOKENS * gqa_kv_token_bytes(type, k_dim);
     size_t quant_bytes = GQA_KV_TILE_TOKENS * gqa_kv_token_bytes(type, GQA_KV_QUANT_DIMS);
@@ -225,7 +231,7 @@ static inline size_t gqa_k_quant_scale(uint32_t type, uint32_t k_dim, uint32_t t
            token % GQA_KV_TILE_TOKENS * 2;
 }
 
-static inline size_t gqa_k_quant_byte(uint32_t type, uint32_t k_dim, uint32_t token, uint32_t dim)
+GQA_INLINE size_t gqa_k_quant_byte(uint32_t type, uint32_t k_dim, uint32_t token, uint32_t dim)
 {
     uint32_t row = dim % (type == GQA_TYPE_Q8_0 ? 32u : 16u);
 
@@ -234,13 +240,13 @@ static inline size_t gqa_k_quant_byte(uint32_t type, uint32_t k_dim, uint32_t to
 }
 
 /* Bytes from a group's V to a token's scale and to its byte for dimension dim. */
-static inline size_t gqa_v_quant_scale(uint32_t type, uint32_t v_dim, uint32_t token, uint32_t dim)
+GQA_INLINE size_t gqa_v_quant_scale(uint32_t type, uint32_t v_dim, uint32_t token, uint32_t dim)
 {
     return token * gqa_kv_token_bytes(type, v_dim) +
            dim / GQA_KV_QUANT_DIMS * gqa_kv_token_bytes(type, GQA_KV_QUANT_DIMS);
 }
 
-static inline size_t gqa_v_quant_byte(uint32_t type, uint32_t v_dim, uint32_t token, uint32_t dim)
+GQA_INLINE size_t gqa_v_quant_byte(uint32_t type, uint32_t v_dim, uint32_t token, uint32_t dim)
 {
     return gqa_v_quant_scale(type, v_dim, token, dim) + 2 +
            dim % (type == GQA_TYPE_Q8_0 ? 32u : 16u);
@@ -248,8 +254,8 @@ static inline size_t gqa_v_quant_byte(uint32_t type, uint32_t v_dim, uint32_t to
 
 /* Stores a token's K (k_dim) or V (v_dim) of type Q8_0 or Q4_0 in its group's part of a block;
  * writes the token's own bytes only. Q4_0 wants it rotated: gqa_kv_rotate(). */
-static inline void gqa_k_store_quants(uint32_t type, void *k, uint32_t k_dim, uint32_t token,
-                                      const float *values)
+GQA_INLINE void gqa_k_store_quants(uint32_t type, void *k, uint32_t k_dim, uint32_t token,
+                                   const float *values)
 {
     for (uint32_t d = 0; d < k_dim; d += GQA_KV_QUANT_DIMS) {
         uint32_t n = k_dim - d < GQA_KV_QUANT_DIMS ? k_dim - d : GQA_KV_QUANT_DIMS;
@@ -264,8 +270,8 @@ static inline void gqa_k_store_quants(uint32_t type, void *k, uint32_t k_dim, ui
     }
 }
 
-static inline void gqa_v_store_quants(uint32_t type, void *v, uint32_t v_dim, uint32_t token,
-                                      const float *values)
+GQA_INLINE void gqa_v_store_quants(uint32_t type, void *v, uint32_t v_dim, uint32_t token,
+                                   const float *values)
 {
     for (uint32_t d = 0; d < v_dim; d += GQA_KV_QUANT_DIMS) {
         uint32_t n = v_dim - d < GQA_KV_QUANT_DIMS ? v_dim - d : GQA_KV_QUANT_DIMS;
@@ -282,7 +288,7 @@ static inline void gqa_v_store_quants(uint32_t type, void *v, uint32_t v_dim, ui
 
 /* Whether a cache of the type holds rotated K or V. The query is then rotated before its scores, or
  * the output after its sum: the rotation is its own inverse. */
-static inline int gqa_kv_rotates(uint32_t type)
+GQA_INLINE int gqa_kv_rotates(uint32_t type)
 {
     return type == GQA_TYPE_Q4_0;
 }
@@ -291,7 +297,7 @@ static inline int gqa_kv_rotates(uint32_t type)
  * power of two that divides dim: it spreads what sticks out of one dimension over all of them, so
  * that one scale fits. Butterflies at distance 1, 2, 4, ... (the lower gets the sum, the upper the
  * difference), then one product each: in this order, for the same bits everywhere. */
-static inline void gqa_kv_rotate(float *x, uint32_t dim)
+GQA_INLINE void gqa_kv_rotate(float *x, uint32_t dim)
 {
     uint32_t n = dim & (~dim + 1), odd = 0;
     float norm = 1.0f;
