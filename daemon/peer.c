@@ -14,11 +14,6 @@ static struct peer *peer_of(struct caller *c)
 
 /* ---- the end ----------------------------------------------------------------------------- */
 
-static void on_poll_closed(uv_handle_t *handle)
-{
-    free(handle->data);
-}
-
 void peer_close(struct peer *p)
 {
     if (p->closed) {
@@ -27,61 +22,38 @@ void peer_close(struct peer *p)
     p->closed = true;
     caller_finish(&p->caller);
     LIST_REMOVE(p, entry);
+    LIST_INSERT_HEAD(&p->host->gone, p, entry);
     p->host->n_peers--;
-    if (p->dirty) {
-        p->dirty = false;
-        LIST_REMOVE(p, dirty_entry);
-    }
+    peer_leave(p);
     if (p->ring) {
         shutdown(p->fd, SHUT_RDWR); /* before its rings read as zeros: the client learns why */
         peer_ring_destroy(p);
     }
     peer_input_finish(&p->input);
     ipc_buffer_finish(&p->out);
-    uv_close((uv_handle_t *)&p->poll, on_poll_closed);
     close(p->fd);
     quota_give(p->host->quotas, p->uid, &p->held);
     p->host->on_closed(p->host);
 }
 
-/* ---- which events ------------------------------------------------------------------------ */
-
-static void on_poll(uv_poll_t *poll, int status, int events);
-
-void peer_watch(struct peer *p)
-{
-    int events = UV_DISCONNECT | (peer_may_read(p, &p->input) ? UV_READABLE : 0) |
-                 (p->socket_full ? UV_WRITABLE : 0);
-    if (p->closed || events == p->events) {
-        return;
-    }
-    int rc = uv_poll_start(&p->poll, events, on_poll);
-    if (rc < 0) {
-        log_error("uid %u: the connection cannot be watched: %s", p->uid, uv_strerror(rc));
-        peer_close(p);
-        return;
-    }
-    p->events = events;
-}
+/* ---- a step ------------------------------------------------------------------------------ */
 
 void peer_mark_dirty(struct peer *p)
 {
-    if (!p->dirty && !p->closed) {
-        p->dirty = true;
-        LIST_INSERT_HEAD(&p->host->dirty, p, dirty_entry);
-    }
+    p->dirty = true;
+    peer_ready(p);
 }
-
-/* ---- input ------------------------------------------------------------------------------- */
 
 /* One recvmsg. There is no room for control data on purpose: descriptors that a client sends are
  * then closed by the kernel before they ever exist here, and MSG_CTRUNC tells of them. */
-static void on_readable(struct peer *p)
+static void receive(struct peer *p)
 {
     struct iovec iov = {.iov_base = p->host->scratch,
                         .iov_len = p->input.frame ? PEER_SCRATCH_BYTES : PEER_READ_BYTES};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     ssize_t n = recvmsg(p->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    /* Less than asked for is all there was, and what comes now is told anew. */
+    p->readable = n < 0 ? errno == EINTR : p->hung_up || (size_t)n == iov.iov_len;
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
         return;
     }
@@ -98,22 +70,43 @@ static void on_readable(struct peer *p)
     peer_feed(p, &p->input, p->host->scratch, (size_t)n);
 }
 
-static void on_poll(uv_poll_t *poll, int status, int events)
+bool peer_has_work(const struct peer *p)
 {
-    struct peer *p = poll->data;
-    if (status < 0) {
+    if (p->closed) {
+        return false;
+    }
+    bool to_take = p->readable || p->input.rest || (p->ring && p->ring->input.rest);
+    return p->late || p->dirty || p->hung_up || (p->ring && p->ring->pending) ||
+           (to_take && peer_may_take(p));
+}
+
+/* What was read first, then what is to be read; a client that has left is heard to its end, unless
+ * it would have to wait for something. */
+static void take_input(struct peer *p)
+{
+    if (p->input.rest && peer_may_take(p)) {
+        peer_feed_rest(p, &p->input);
+    } else if (p->readable && peer_may_read(p, &p->input)) {
+        receive(p);
+    } else if (p->hung_up) {
+        peer_close(p);
+    }
+}
+
+void peer_step(struct peer *p)
+{
+    if (p->late) {
         peer_close(p);
         return;
     }
-    if (events & UV_READABLE && peer_may_read(p, &p->input)) {
-        on_readable(p);
-    } else if (events & UV_DISCONNECT) {
-        peer_close(p);
+    take_input(p);
+    if (!p->closed && p->ring) {
+        peer_ring_serve(p->ring);
     }
-    if (!p->closed && events & UV_WRITABLE) {
+    if (!p->closed && p->dirty) {
+        p->dirty = false;
         peer_flush(p);
     }
-    peer_watch(p);
 }
 
 /* ---- what the handlers tell -------------------------------------------------------------- */
@@ -134,12 +127,10 @@ static void sink_broken(struct caller *c)
 static void sink_resumed(struct caller *c)
 {
     struct peer *p = peer_of(c);
-    peer_feed_rest(p, &p->input);
+    peer_ready(p);
     if (p->ring) {
-        peer_feed_rest(p, &p->ring->input);
         peer_ring_wake(p->ring);
     }
-    peer_mark_dirty(p); /* the flush looks at which events to watch */
 }
 
 static int sink_open_ring(struct caller *c, const struct ring_sizes *sizes, struct ipc_error *e)
@@ -164,24 +155,26 @@ int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
                 const struct quota_amounts *held)
 {
     struct peer *p = calloc(1, sizeof(*p));
-    int rc = p ? uv_poll_init(host->loop, &p->poll, fd) : -ENOMEM;
+    if (!p) {
+        close(fd);
+        return -ENOMEM;
+    }
+    p->host = host;
+    p->fd = fd;
+    p->uid = uid;
+    int rc = peer_enter(p);
     if (rc < 0) {
         free(p);
         close(fd);
         return rc;
     }
-    p->host = host;
-    p->fd = fd;
-    p->uid = uid;
     p->held = *held;
     p->opened_ns = uv_hrtime();
-    p->poll.data = p;
     ipc_buffer_init(&p->out);
     peer_input_init(&p->input);
     caller_init(&p->caller, host->service, &sink, &p->out, uid, admin);
     LIST_INSERT_HEAD(&host->all, p, entry);
     host->n_peers++;
-    peer_watch(p);
     return 0;
 }
 
@@ -224,24 +217,14 @@ static void end_paused(struct peer *p, uint64_t now)
 
 void peers_check_deadlines(struct peer_host *host, uint64_t now)
 {
-    struct peer *next;
-    for (struct peer *p = LIST_FIRST(&host->all); p; p = next) {
-        next = LIST_NEXT(p, entry);
-        if (is_late(p, now)) {
-            peer_close(p);
-        } else {
-            end_paused(p, now);
-        }
-    }
-}
-
-void peers_flush(struct peer_host *host)
-{
     struct peer *p;
-    while ((p = LIST_FIRST(&host->dirty)) != NULL) {
-        LIST_REMOVE(p, dirty_entry);
-        p->dirty = false;
-        peer_flush(p);
+    LIST_FOREACH(p, &host->all, entry)
+    {
+        if (!p->late && is_late(p, now)) {
+            p->late = true; /* closing takes its time: a step each */
+            peer_ready(p);
+        }
+        end_paused(p, now);
     }
 }
 

@@ -1,10 +1,13 @@
 /* daemon/peer.h - one connection: bytes in, messages to the handlers, bytes out.
  *
  * A peer owns its socket, and rings in shared memory if it asked for them; the same messages travel
- * in both. The socket is non-blocking and watched by a uv_poll_t. It reads through one
- * scratch buffer that all peers share, so that an idle connection costs its struct only. Work is
- * bounded per wake-up: one recvmsg, one bounded send. Output is flushed once per turn of the loop,
- * for all peers that have some (peers_flush).
+ * in both. It reads through one scratch buffer that all peers share, so that an idle connection
+ * costs its struct only.
+ *
+ * Nothing is done where an event is told: the peer is queued among its uid's, and peers_serve()
+ * works for the uids in turns, a bounded step each, until the turn's time is up. What is left waits
+ * for the next turn, which comes without sleeping, after a look at what is new. So nobody waits
+ * for more than a step of each other uid, however much one of them has to do (peer_turn.c).
  *
  * Loop thread only. */
 #ifndef DAEMON_PEER_H
@@ -19,15 +22,26 @@
 
 struct peer;
 struct peer_ring;
+struct peer_user;
 LIST_HEAD(peer_list, peer);
 LIST_HEAD(peer_ring_list, peer_ring);
+LIST_HEAD(peer_user_list, peer_user);
+TAILQ_HEAD(peer_user_queue, peer_user);
 
 /* What peers share; embedded in the server. */
 struct peer_host {
     uv_loop_t *loop;
     struct service *service;
-    uint8_t *scratch; /* PEER_SCRATCH_BYTES */
-    struct peer_list all, dirty;
+    uint8_t *scratch;               /* PEER_SCRATCH_BYTES */
+    struct peer_list all, gone;     /* gone: closed, and freed when the turn ends */
+    struct peer_user_list users;    /* those that are connected */
+    struct peer_user_queue fresh;   /* those that are to be worked for: who had nothing to do, */
+    struct peer_user_queue waiting; /* then who has had a step and has more */
+    struct peer *served;            /* just now */
+    uint64_t step_ends_ns;          /* its step */
+    uv_idle_t working;              /* active while there are some that wait: no sleep */
+    int sockets;                    /* an epoll of all of them, edge-triggered */
+    uv_poll_t sockets_poll;
     struct peer_ring_list awake; /* rings that are looked at in every turn */
     uv_idle_t spinning;          /* active while there are some: the loop does not sleep */
     uint64_t ring_poll_ns;       /* for so long after a request they are looked at; 0: not at all */
@@ -41,17 +55,23 @@ struct peer_host {
     void (*on_closed)(struct peer_host *host);
 };
 
+/* With the loop; what else is above is to be set before the first peer comes. -errno. */
+int peers_init(struct peer_host *host, uv_loop_t *loop);
+/* All peers are closed and the loop's handles as well. */
+void peers_finish(struct peer_host *host);
+
 /* Takes over fd in every case, and what is held of the uid's quotas for it with success, to give it
  * back when it closes. -ENOMEM, or what libuv says. */
 int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
                 const struct quota_amounts *held);
 
-/* Closes what waited too long; called about once a second. */
+/* Sees to it that what waited too long is closed; called about once a second. */
 void peers_check_deadlines(struct peer_host *host, uint64_t now_ns);
-/* Sends what has gathered; called once per turn of the loop, before it sleeps. */
-void peers_flush(struct peer_host *host);
-/* Then this: takes what is in rings, looks at them for a moment, decides whether the loop may
- * sleep. */
+/* Works for those that have something to do, for a bounded time; called once per turn of the loop,
+ * before it sleeps. */
+void peers_serve(struct peer_host *host);
+/* Then this: looks at rings for a moment, serves those that have something, decides whether the
+ * loop may sleep for them. */
 void peers_serve_rings(struct peer_host *host);
 
 void peers_notify_draining(struct peer_host *host);

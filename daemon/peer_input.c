@@ -82,7 +82,8 @@ static void deliver_frame(struct peer *p, struct peer_input *in)
 static size_t consume(struct peer *p, struct peer_input *in, const uint8_t *data, size_t bytes)
 {
     size_t done = 0;
-    while (done < bytes && peer_may_take(p)) {
+    bool some = false;
+    while (done < bytes && peer_may_take(p) && !(some && peer_step_is_over(p->host))) {
         size_t used = 0;
         int rc = ipc_scanner_feed(&in->scanner, data + done, bytes - done, &used);
         if (rc == 0) {
@@ -98,6 +99,7 @@ static size_t consume(struct peer *p, struct peer_input *in, const uint8_t *data
         }
         done += used;
         if (rc > 0) {
+            some = true;
             deliver_frame(p, in);
         }
     }

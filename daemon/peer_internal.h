@@ -1,6 +1,7 @@
 /* daemon/peer_internal.h - what the files of a peer share.
  *
- *   peer.c         its life, which events it is watched for, what the handlers tell it
+ *   peer.c         its life, a step of work for it, what the handlers tell it
+ *   peer_turn.c    whose turn it is
  *   peer_input.c   from a stream of bytes, however it comes, to whole messages
  *   peer_output.c  from the output's buffer to the client, by socket or ring, at its pace
  *   peer_ring.c    its rings in shared memory, and the looking at them
@@ -13,9 +14,18 @@
 
 #include "ipc/ring_map.h"
 
-/* Bytes taken per wake-up: few while small messages come, so that one peer's thousand pings do not
- * make the others wait; more inside of a long message. */
+/* Bytes taken in a step: few while small messages come, more inside of a long one. */
 #define PEER_READ_BYTES (16u << 10)
+
+/* A uid that is connected. */
+struct peer_user {
+    LIST_ENTRY(peer_user) entry;
+    TAILQ_ENTRY(peer_user) turn;   /* in queue, while some of its peers are ready */
+    struct peer_user_queue *queue; /* host->fresh, host->waiting or NULL */
+    TAILQ_HEAD(, peer) ready;      /* in the order in which they came */
+    uid_t uid;
+    uint32_t n_peers;
+};
 
 /* A stream of messages that comes in pieces. A peer has one from its socket and one from its ring;
  * in what order messages of the two are taken is not told. */
@@ -33,7 +43,8 @@ struct peer_input {
 struct peer_ring {
     struct peer *peer;
     LIST_ENTRY(peer_ring) awake_entry;
-    bool awake; /* looked at in every turn; else its doorbell calls */
+    bool awake;   /* looked at in every turn; else its doorbell calls */
+    bool pending; /* something was seen in it: for the peer's next step */
     struct ring_map map;
     struct ring_in in;
     struct ring_out out;
@@ -65,10 +76,11 @@ struct peer_area {
 struct peer {
     struct caller caller;
     struct peer_host *host;
-    LIST_ENTRY(peer) entry, dirty_entry;
-    uv_poll_t poll;
+    LIST_ENTRY(peer) entry; /* of host->all or host->gone */
+    TAILQ_ENTRY(peer) turn; /* among its user's ready ones, if queued */
+    struct peer_user *user;
     int fd;
-    int events; /* that poll watches */
+    uint32_t events; /* that the epoll tells of */
     uid_t uid;
     struct peer_input input;
     struct ipc_buffer out;
@@ -80,15 +92,35 @@ struct peer {
     uint64_t stalled_ns;   /* since when the client takes nothing; 0: it takes */
     uint64_t congested_ns; /* since when its requests are paused; 0: they are not */
     bool socket_full;      /* output waits for room there */
-    bool greeted, ending, closed, dirty;
+    bool greeted, ending, closed;
+    /* What there is to do, see peer_has_work(). */
+    bool readable; /* the socket may have bytes: told once, so kept until it has none */
+    bool hung_up;  /* the client has closed its end */
+    bool dirty;    /* output, or an end, may be delivered */
+    bool late;     /* it is to be closed */
+    bool queued;
 };
 
 /* ---- peer.c ------------------------------------------------------------------------------ */
 
+/* Stays allocated until the turn ends. */
 void peer_close(struct peer *p);
 void peer_mark_dirty(struct peer *p);
-/* Watches for what the peer can use now. */
-void peer_watch(struct peer *p);
+/* A bounded piece of what there is to do; may close the peer. */
+void peer_step(struct peer *p);
+bool peer_has_work(const struct peer *p);
+
+/* ---- peer_turn.c ------------------------------------------------------------------------- */
+
+/* Makes the peer one of its uid's, and has the loop told of its socket. -errno. */
+int peer_enter(struct peer *p);
+void peer_leave(struct peer *p);
+/* There is something to do for it. */
+void peer_ready(struct peer *p);
+/* Has the loop told of room in the socket as well, while output waits for it. -errno. */
+int peer_watch(struct peer *p);
+/* Whether the step has taken its time: what can wait for the next one is to wait. */
+bool peer_step_is_over(const struct peer_host *host);
 
 /* ---- peer_input.c ------------------------------------------------------------------------ */
 
@@ -98,8 +130,8 @@ void peer_input_finish(struct peer_input *in);
 bool peer_may_take(const struct peer *p);
 /* Whether bytes of this stream can be used now. */
 bool peer_may_read(const struct peer *p, const struct peer_input *in);
-/* Takes bytes in, and hands whole messages to the handlers, until the peer has to wait; what is
- * left then is kept for peer_feed_rest(). */
+/* Takes bytes in, and hands whole messages to the handlers, until the peer has to wait or the step
+ * is over; what is left then is kept for peer_feed_rest(). */
 void peer_feed(struct peer *p, struct peer_input *in, const uint8_t *data, size_t bytes);
 void peer_feed_rest(struct peer *p, struct peer_input *in);
 
@@ -126,6 +158,9 @@ void peer_flush(struct peer *p);
 int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_error *e);
 /* The message appended next is the last that the ring carries. -ENOENT and e. */
 int peer_ring_close(struct peer *p, struct ipc_error *e);
+/* Takes some of what the client has put, if it may, and sees whether it has taken something; for
+ * the peer's step. The peer may be closed afterwards. */
+void peer_ring_serve(struct peer_ring *r);
 /* At once: nobody looks at them any more. No ring is legal. */
 void peer_ring_destroy(struct peer *p);
 /* Looks at the rings in every turn again. */

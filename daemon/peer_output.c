@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define SEND_BYTES      (1u << 20)   /* per flush */
+#define SEND_BYTES      (1u << 20)   /* per step */
 #define CONGESTED_BYTES (256u << 10) /* of output: reading and generating pause above */
 #define RELIEVED_BYTES  (64u << 10)  /* and go on below */
 #define KEEP_BYTES      (8u << 10)   /* an empty output buffer larger than this is freed */
@@ -42,9 +42,8 @@ static void update_congestion(struct peer *p)
         p->caller.congested = false;
         p->congested_ns = 0;
         caller_uncongested(&p->caller);
-        peer_feed_rest(p, &p->input);
+        peer_ready(p); /* for what was read and not looked at, or not read */
         if (p->ring) {
-            peer_feed_rest(p, &p->ring->input);
             peer_ring_wake(p->ring);
         }
     }
@@ -169,19 +168,23 @@ static bool is_delivered(struct peer *p)
     return true;
 }
 
-/* Sends until all is gone, the client takes no more, or it has been enough. -errno: the end. */
+/* Sends until all is gone or it has been enough: 0. -EAGAIN: the client takes no more now. Another
+ * -errno: the end. */
 static int drain_output(struct peer *p)
 {
     size_t budget = SEND_BYTES;
     while (peer_queued(p) > 0 && budget > 0) {
         ssize_t n = send_some(p, peer_queued(p) < budget ? peer_queued(p) : budget);
         if (n < 0) {
-            return n == -EAGAIN ? 0 : (int)n;
+            return (int)n;
         }
         p->out_sent += (size_t)n;
         p->out_gone += (uint64_t)n;
         budget -= (size_t)n;
         p->stalled_ns = 0;
+        if (peer_step_is_over(p->host)) {
+            break;
+        }
     }
     return 0;
 }
@@ -198,7 +201,7 @@ static void note_stall(struct peer *p, bool stalled)
 void peer_flush(struct peer *p)
 {
     int rc = p->out.error ? -ENOMEM : drain_output(p);
-    if (rc < 0) {
+    if (rc < 0 && rc != -EAGAIN) {
         if (rc == -ENOMEM) {
             log_warning("uid %u: no memory for its answers: disconnected", p->uid);
         } else if (rc == -EPROTO) {
@@ -209,11 +212,14 @@ void peer_flush(struct peer *p)
     }
     count_output(p);
     bool waits = peer_queued(p) > 0;
-    p->socket_full = waits && !is_rings_turn(p);
+    p->socket_full = waits && rc == -EAGAIN && !is_rings_turn(p);
     if (waits) {
         output_compact(p);
         if (is_rings_turn(p)) {
             peer_ring_wake(p->ring);
+        }
+        if (rc == 0) {
+            peer_mark_dirty(p); /* the rest in another step */
         }
     } else {
         output_empty(p);
@@ -226,5 +232,9 @@ void peer_flush(struct peer *p)
     }
     note_stall(p, waits);
     update_congestion(p);
-    peer_watch(p);
+    rc = peer_watch(p);
+    if (rc < 0) {
+        log_error("uid %u: the connection cannot be watched: %s", p->uid, strerror(-rc));
+        peer_close(p);
+    }
 }

@@ -120,18 +120,19 @@ static void end_broken(struct peer_ring *r)
     peer_close(r->peer);
 }
 
-/* One helping. True when there was something. The peer may be closed afterwards. */
-static bool take(struct peer_ring *r)
+/* One helping. The peer may be closed afterwards. */
+static void take(struct peer_ring *r)
 {
     struct peer *p = r->peer;
     uint8_t *scratch = p->host->scratch;
     size_t taken = 0, bytes = 0;
     bool last;
-    while (taken < PEER_READ_BYTES && peer_may_read(p, &r->input)) {
+    while (taken < PEER_READ_BYTES && peer_may_read(p, &r->input) &&
+           !(taken > 0 && peer_step_is_over(p->host))) {
         int rc = ring_in_take(&r->in, PROTO_FRAME_BYTES_MAX, scratch, &bytes, &last);
         if (rc < 0) {
             end_broken(r);
-            return true;
+            return;
         }
         if (rc == 0) {
             break;
@@ -143,7 +144,6 @@ static bool take(struct peer_ring *r)
     if (taken > 0 && !p->closed && ring_in_publish(&r->in)) {
         wake_client(r, ring_take_wait(&r->map.control->client_wait, RING_WAIT_ROOM));
     }
-    return taken > 0;
 }
 
 /* Whether the client's taking is waited for: by output, or by an end. */
@@ -161,28 +161,48 @@ static bool has_room(const struct peer_ring *r)
     return to_put ? ring_out_has_moved(&r->out) : peer_ring_is_drained(r);
 }
 
-static bool serve(struct peer_ring *r)
+static bool may_put(const struct peer_ring *r)
 {
-    bool some = take(r);
     bool ends = r->peer->ending || r->peer->out_gone >= r->last;
-    if (!r->peer->closed && (waits_for_room(r) || ends) && has_room(r)) {
-        peer_mark_dirty(r->peer);
-        some = true;
+    return (waits_for_room(r) || ends) && has_room(r);
+}
+
+static bool may_take(const struct peer_ring *r)
+{
+    return peer_may_read(r->peer, &r->input) && ring_in_has_some(&r->in);
+}
+
+void peer_ring_serve(struct peer_ring *r)
+{
+    struct peer *p = r->peer;
+    r->pending = false;
+    if (r->input.rest && peer_may_take(p)) {
+        peer_feed_rest(p, &r->input);
+        peer_ring_wake(r); /* it may have fallen asleep over what it could not take */
     }
-    return some;
+    take(r); /* which may close the peer */
+    if (!p->closed && may_put(r)) {
+        p->dirty = true;
+    }
 }
 
 /* ---- the loop ---------------------------------------------------------------------------- */
 
 static bool serve_awake(struct peer_host *host)
 {
-    struct peer_ring *next;
+    struct peer_ring *r;
     bool some = false;
-    for (struct peer_ring *r = LIST_FIRST(&host->awake); r; r = next) {
-        next = LIST_NEXT(r, awake_entry);
-        some |= serve(r);
+    LIST_FOREACH(r, &host->awake, awake_entry)
+    {
+        if (may_take(r) || may_put(r)) {
+            r->pending = true;
+            peer_ready(r->peer);
+            some = true;
+        }
     }
-    peers_flush(host);
+    if (some) {
+        peers_serve(host);
+    }
     return some;
 }
 
@@ -192,7 +212,7 @@ static void try_to_sleep(struct peer_ring *r)
     _Atomic uint32_t *wait = &r->map.control->daemon_wait;
     bool room = waits_for_room(r);
     ring_wait_for(wait, RING_WAIT_FUTEX | (room ? RING_WAIT_ROOM : 0));
-    if ((peer_may_read(r->peer, &r->input) && ring_in_has_some(&r->in)) || (room && has_room(r))) {
+    if (may_take(r) || (room && has_room(r))) {
         ring_wait_for(wait, RING_WAIT_NOTHING);
     } else {
         fall_asleep(r);

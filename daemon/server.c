@@ -104,7 +104,7 @@ static void measure_turn(struct server *s)
 static void on_before_sleep(uv_prepare_t *handle)
 {
     struct server *s = handle->data;
-    peers_flush(&s->peers);
+    peers_serve(&s->peers);
     peers_serve_rings(&s->peers);
     server_check_end(s);
     measure_turn(s);
@@ -233,10 +233,13 @@ static int start_loop(struct server *s)
         return rc;
     }
     uv_loop_configure(&s->loop, UV_METRICS_IDLE_TIME);
+    rc = peers_init(&s->peers, &s->loop);
+    if (rc < 0) {
+        return rc;
+    }
     uv_async_init(&s->loop, &s->engine_news, on_engine_news);
     uv_async_init(&s->loop, &s->task_news, on_task_news);
     uv_prepare_init(&s->loop, &s->before_sleep);
-    uv_idle_init(&s->loop, &s->peers.spinning);
     uv_timer_init(&s->loop, &s->tick);
     uv_timer_init(&s->loop, &s->deadline);
     s->engine_news.data = s->task_news.data = s->before_sleep.data = s;
@@ -272,13 +275,11 @@ static int start_service(struct server *s)
     if (rc < 0) {
         return rc;
     }
-    s->peers.loop = &s->loop;
     s->peers.service = s->service;
     s->peers.quotas = &s->quotas;
     s->peers.on_closed = on_peer_closed;
     s->peers.has_idle_core = has_idle_core;
-    s->peers.scratch = malloc(PEER_SCRATCH_BYTES);
-    return s->peers.scratch ? server_apply_live(s) : -ENOMEM;
+    return server_apply_live(s);
 }
 
 int server_create(const struct server_options *options, struct server **ret)
@@ -294,9 +295,6 @@ int server_create(const struct server_options *options, struct server **ret)
     s->posted_last = &s->posted_first;
     pthread_mutex_init(&s->posted_lock, NULL);
     quota_init(&s->quotas);
-    LIST_INIT(&s->peers.all);
-    LIST_INIT(&s->peers.dirty);
-    LIST_INIT(&s->peers.awake);
 
     int rc = start_loop(s);
     if (rc < 0) {
@@ -378,6 +376,7 @@ void server_destroy(struct server *s)
     uv_run(&s->loop, UV_RUN_DEFAULT);
     tasks_deliver(s);
     uv_loop_close(&s->loop);
+    peers_finish(&s->peers);
     service_destroy(s->service);
     parts_destroy(&s->parts);
     quota_finish(&s->quotas);
@@ -387,7 +386,6 @@ void server_destroy(struct server *s)
     if (s->lifetime_fd >= 0) {
         close(s->lifetime_fd);
     }
-    free(s->peers.scratch);
     pthread_mutex_destroy(&s->posted_lock);
     config_destroy(s->config);
     free(s);

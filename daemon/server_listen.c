@@ -15,7 +15,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define ACCEPTS_PER_WAKE 64
+#define ACCEPTS_PER_WAKE 4      /* those that are left wake the loop again */
 #define NOBODY_UID       65534u /* the kernel's name for "a uid that your namespace cannot name" */
 #define PEER_GROUPS_MAX  1024
 

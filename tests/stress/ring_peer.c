@@ -119,7 +119,7 @@ static void on_news(uv_async_t *handle)
 
 static void on_before_sleep(uv_prepare_t *handle)
 {
-    peers_flush(&s.host);
+    peers_serve(&s.host);
     peers_serve_rings(&s.host);
     uint64_t now = uv_hrtime(), slept = uv_metrics_idle_time(&s.loop);
     if (s.ended_ns != 0 && now - s.ended_ns >= slept - s.slept_ns) {
@@ -151,24 +151,22 @@ static void start_daemon(void)
     uv_async_init(&s.loop, &s.news, on_news);
     uv_prepare_init(&s.loop, &s.before_sleep);
     uv_timer_init(&s.loop, &s.tick);
-    uv_idle_init(&s.loop, &s.host.spinning);
     uv_prepare_start(&s.before_sleep, on_before_sleep);
     uv_timer_start(&s.tick, on_tick, 20, 20);
-    int rc = service_create(&options, &s.service);
+    int rc = peers_init(&s.host, &s.loop);
+    if (rc < 0) {
+        fail("peers_init", rc);
+    }
+    rc = service_create(&options, &s.service);
     if (rc < 0) {
         fail("service_create", rc);
     }
-    s.host.loop = &s.loop;
     s.host.service = s.service;
     s.host.quotas = &s.quotas;
-    s.host.scratch = malloc(PEER_SCRATCH_BYTES);
     s.host.handshake_ns = s.host.reader_timeout_ns = s.host.paused_timeout_ns = 60000000000u;
     s.host.ring_poll_ns = 50000;
     s.host.has_idle_core = core_is_idle;
     s.host.on_closed = peer_left;
-    LIST_INIT(&s.host.all);
-    LIST_INIT(&s.host.dirty);
-    LIST_INIT(&s.host.awake);
 }
 
 static void close_handle(uv_handle_t *handle, void *arg)
@@ -190,7 +188,7 @@ static void stop_daemon(void)
     }
     service_destroy(s.service);
     quota_finish(&s.quotas);
-    free(s.host.scratch);
+    peers_finish(&s.host);
 }
 
 /* ---- a new connection -------------------------------------------------------------------- */

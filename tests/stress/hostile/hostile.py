@@ -3,7 +3,8 @@
 Each attack is a small C program (attack.h). As root it runs under a uid of its own against a system daemon, and
 the neighbour under another; otherwise all are the same user. While it goes on no call of the neighbour may fail,
 and afterwards descriptors, memory, blocks and sequences are what they were. Latencies and the daemon's own count of
-its loop's longest turn are printed, not asserted: this machine may be busy.
+its loop's longest turn are printed, not asserted: this machine may be busy. What an attack takes of the machine is
+told from what it does to the daemon by a control: the same attack on another daemon, beside the same neighbour.
 
 GQAD_TEST_LONG=1: longer attacks, a million kills, 10,000 idle connections, 1,000 trials of who can time whose prompts.
 """
@@ -52,37 +53,33 @@ class Program:
 
 
 class Attacked(unittest.TestCase):
-    """A daemon that is attacked, and looked at."""
+    """A daemon that is attacked, and looked at. Each test has its own, so that what it counts is of one attack."""
     config = ("handshake_timeout_ms = 300\nreader_timeout_ms = 5000\nmax_connections = 30000\n"
               "max_connections_per_user = 25000\nmax_fds_per_user = 100000\n")
     flags = ("--model", "tiny", "--kv-bytes", "32M", "--parallel", "8", "--log-level", "error")
 
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = Folder()
-        flags = cls.flags + (("--group", "") if ROOT else ())
-        raise_descriptors()
-        cls.daemon = Daemon(cls.folder.path, *flags, config=cls.config, user=not ROOT)
-        if ROOT:
-            os.chmod(cls.daemon.socket, 0o666)
-            os.chmod(cls.folder.path, 0o711)
-
-    @classmethod
-    def tearDownClass(cls):
-        try:
-            cls.daemon.stop()
-        finally:
-            cls.folder.remove()
-
     def setUp(self):
+        raise_descriptors()
+        self.daemon = self.start_daemon()
+        self.folder = self.daemon.folder
         self.client = self.daemon.connect()
+        self.addCleanup(self.client.close)
         self.client.call("gqa.ping")
 
-    def tearDown(self):
-        self.client.close()
+    def start_daemon(self):
+        """In a folder of its own; it is ended, and must end well, with the test."""
+        folder = Folder()
+        self.addCleanup(folder.remove)
+        flags = self.flags + (("--group", "") if ROOT else ())
+        daemon = Daemon(folder.path, *flags, config=self.config, user=not ROOT)
+        self.addCleanup(daemon.stop)
+        if ROOT:
+            os.chmod(daemon.socket, 0o666)
+            os.chmod(folder.path, 0o711)
+        return daemon
 
-    def start(self, name, uid, count):
-        return Program(self.folder.path, name, uid, count)
+    def start(self, name, uid, count, daemon=None):
+        return Program((daemon or self.daemon).folder, name, uid, count)
 
     def stats(self):
         return self.client.call("server.stats")
@@ -126,15 +123,21 @@ class Hostile(Attacked):
         time.sleep(HELD_S / 2)
         return n.end()
 
-    def one_round(self, name, count, held):
+    def one_round(self, name, count, held, daemon=None):
+        """What the attack did, and how the neighbour fared; the attack is on the neighbour's daemon or another."""
         neighbour = self.start("neighbour", NEIGHBOUR, 0)
         neighbour.wait_held()
-        attack = self.start(name, ATTACKER, count)
+        attack = self.start(name, ATTACKER, count, daemon)
         attack.wait_held()
         if held:
             time.sleep(HELD_S)
         did = attack.end()
         return did, neighbour.end()
+
+    def control_round(self, name, count, held):
+        daemon = self.start_daemon()
+        _, others = self.one_round(name, count, held, daemon)
+        return others
 
     def attack(self, name, count, held=True):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -151,11 +154,13 @@ class Hostile(Attacked):
             sizes.append(self.own_bytes())
             fds.append(self.n_fds())
         self.assertLess(fds[-1] - fds[-2], 5)  # the cache may have opened another file
-        print(f"{name}: {did}; the neighbour: {others['calls']} calls, p50 {others['p50_us']} us (alone "
-              f"{quiet['p50_us']}), p99 {others['p99_us']} us (alone {quiet['p99_us']}: x"
-              f"{others['p99_us'] / quiet['p99_us']:.1f}); the loop's longest turn so far "
-              f"{self.stats()['loop']['turn_ms_max']:.1f} ms; left behind by round {len(sizes)} "
-              f"{(sizes[-1] - sizes[-2]) / 1024:.0f} KiB", flush=True)
+        loop = self.stats()["loop"]
+        control = self.control_round(name, count, held)
+        print(f"{name}: {did}; left behind by round {len(sizes)} {(sizes[-1] - sizes[-2]) / 1024:.0f} KiB; the loop's "
+              f"longest turn {loop['turn_ms_max']:.2f} ms, computing {loop['turn_cpu_ms_max']:.2f} ms")
+        for what, n in (("alone", quiet), ("beside it", others), ("the attack on another daemon", control)):
+            print(f"    the neighbour {what}: {n['calls']} calls, p50 {n['p50_us']} us, p99 {n['p99_us']} us, at most "
+                  f"{n['max_us'] / 1e3:.1f} ms", flush=True)
         if SANITIZED:
             print("SKIPPED: memory is not compared in a sanitized build, which keeps what is freed")
         else:
@@ -283,7 +288,7 @@ class Timing(Attacked):
 
     def test_what_another_has_cached_is_a_miss(self):
         n, random_ = 1000 if LONG else 40, random.Random(11)
-        a, b = User(self.folder.path, ATTACKER), User(self.folder.path, NEIGHBOUR)
+        a, b = User(self.folder, ATTACKER), User(self.folder, NEIGHBOUR)
         known, unknown, hits = [], [], []
         for _ in range(n):
             prompt, never = ([random_.randrange(3, 500) for _ in range(512)] for _ in range(2))

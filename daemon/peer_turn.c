@@ -1,0 +1,245 @@
+/* Whose turn it is.
+ *
+ *   host->fresh     uid A --> uid B                had nothing to do before
+ *   host->waiting   uid C --> uid D --> uid E      have had a step and have more, in turns
+ *                     |         |         |
+ *                   peer      peer      peer       its connections, first come first served
+ *                     |                   |
+ *                   peer                peer
+ *
+ * The first uid's first peer gets one step; then the uid goes behind those that wait, and the peer
+ * behind the uid's others if there is more to do for it. Who is fresh is served first, so that
+ * small calls do not wait for those who always have something to do; each turn works for one that
+ * waits all the same. A step looks at the clock between two messages and two sends
+ * (peer_step_is_over), so it is as long as its longest message takes, beyond STEP_NS.
+ *
+ * Sockets are told of by an epoll of our own below the loop's, edge-triggered: each event is noted
+ * once, at the cost of a few loads, and a socket that waits for its turn costs nothing until then.
+ * uv_poll knows level triggers only, so that a thousand waiting sockets would be told of again in
+ * every turn, and changing what it watches costs two calls into the kernel. */
+#include "daemon/peer_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#define TURN_NS        50000u /* then a look at what is new */
+#define STEP_NS        50000u
+#define EVENTS_AT_ONCE 256
+
+/* ---- users ------------------------------------------------------------------------------- */
+
+static struct peer_user *user_of(struct peer_host *h, uid_t uid)
+{
+    struct peer_user *u;
+    LIST_FOREACH(u, &h->users, entry)
+    {
+        if (u->uid == uid) {
+            return u;
+        }
+    }
+    u = calloc(1, sizeof(*u));
+    if (u) {
+        u->uid = uid;
+        TAILQ_INIT(&u->ready);
+        LIST_INSERT_HEAD(&h->users, u, entry);
+    }
+    return u;
+}
+
+static void move_user(struct peer_user *u, struct peer_user_queue *to)
+{
+    if (u->queue) {
+        TAILQ_REMOVE(u->queue, u, turn);
+    }
+    u->queue = to;
+    if (to) {
+        TAILQ_INSERT_TAIL(to, u, turn);
+    }
+}
+
+static void forget_empty(struct peer_user *u)
+{
+    if (u->n_peers == 0) {
+        LIST_REMOVE(u, entry);
+        free(u);
+    }
+}
+
+int peer_enter(struct peer *p)
+{
+    struct peer_user *u = user_of(p->host, p->uid);
+    if (!u) {
+        return -ENOMEM;
+    }
+    p->user = u;
+    u->n_peers++;
+    struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.ptr = p};
+    p->events = e.events;
+    if (epoll_ctl(p->host->sockets, EPOLL_CTL_ADD, p->fd, &e) < 0) {
+        int rc = -errno;
+        u->n_peers--;
+        forget_empty(u);
+        return rc;
+    }
+    return 0;
+}
+
+void peer_leave(struct peer *p)
+{
+    struct peer_user *u = p->user;
+    if (p->queued) {
+        p->queued = false;
+        TAILQ_REMOVE(&u->ready, p, turn);
+    }
+    if (TAILQ_EMPTY(&u->ready)) {
+        move_user(u, NULL);
+    }
+    /* A child that is about to exec may hold the socket as well: closing it is not enough. */
+    epoll_ctl(p->host->sockets, EPOLL_CTL_DEL, p->fd, NULL);
+    p->user = NULL;
+    u->n_peers--;
+    forget_empty(u);
+}
+
+/* ---- what is to be done ------------------------------------------------------------------ */
+
+void peer_ready(struct peer *p)
+{
+    struct peer_host *h = p->host;
+    if (p->queued || p->closed || p == h->served) { /* who is served is looked at afterwards */
+        return;
+    }
+    if (!p->user->queue) {
+        move_user(p->user, &h->fresh);
+    }
+    TAILQ_INSERT_TAIL(&p->user->ready, p, turn);
+    p->queued = true;
+}
+
+int peer_watch(struct peer *p)
+{
+    struct epoll_event e = {
+        .events = EPOLLIN | EPOLLRDHUP | EPOLLET | (p->socket_full ? EPOLLOUT : 0u), .data.ptr = p};
+    if (p->closed || e.events == p->events) {
+        return 0;
+    }
+    p->events = e.events;
+    /* It looks at the socket once more: room that has come since it was full is told of. */
+    return epoll_ctl(p->host->sockets, EPOLL_CTL_MOD, p->fd, &e) < 0 ? -errno : 0;
+}
+
+static void note(struct peer *p, uint32_t events)
+{
+    p->readable |= (events & EPOLLIN) != 0;
+    p->hung_up |= (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    p->dirty |= (events & EPOLLOUT) != 0;
+    if (peer_has_work(p)) {
+        peer_ready(p);
+    }
+}
+
+/* All that is new, for a first look must not wait; nothing is closed here, so no peer of the batch
+ * can be gone. */
+static void on_sockets(uv_poll_t *poll, int status, int unused)
+{
+    struct peer_host *h = poll->data;
+    struct epoll_event events[EVENTS_AT_ONCE];
+    int n;
+    do {
+        n = epoll_wait(h->sockets, events, EVENTS_AT_ONCE, 0);
+        for (int i = 0; i < n; i++) {
+            note(events[i].data.ptr, events[i].events);
+        }
+    } while (n == EVENTS_AT_ONCE);
+}
+
+/* ---- turns ------------------------------------------------------------------------------- */
+
+bool peer_step_is_over(const struct peer_host *host)
+{
+    return uv_hrtime() >= host->step_ends_ns;
+}
+
+/* One step for the first user of a queue. Returns the time after it. */
+static uint64_t serve_first(struct peer_host *h, struct peer_user_queue *queue, uint64_t now)
+{
+    struct peer_user *u = TAILQ_FIRST(queue);
+    struct peer *p = TAILQ_FIRST(&u->ready);
+    TAILQ_REMOVE(&u->ready, p, turn);
+    p->queued = false;
+    move_user(u, &h->waiting);
+    h->step_ends_ns = now + STEP_NS;
+    h->served = p;
+    peer_step(p);
+    h->served = NULL;
+    if (peer_has_work(p)) {
+        peer_ready(p);
+    } else if (!p->closed && TAILQ_EMPTY(&u->ready)) { /* a closed one has left its user */
+        move_user(u, NULL);
+    }
+    return uv_hrtime();
+}
+
+static void free_gone(struct peer_host *h)
+{
+    struct peer *p;
+    while ((p = LIST_FIRST(&h->gone)) != NULL) {
+        LIST_REMOVE(p, entry);
+        free(p);
+    }
+}
+
+static void keep_working(uv_idle_t *idle)
+{
+}
+
+void peers_serve(struct peer_host *h)
+{
+    uint64_t now = uv_hrtime(), end = now + TURN_NS;
+    while (now < end && !TAILQ_EMPTY(&h->fresh)) {
+        now = serve_first(h, &h->fresh, now);
+    }
+    if (!TAILQ_EMPTY(&h->waiting)) {
+        do {
+            now = serve_first(h, &h->waiting, now);
+        } while (now < end && !TAILQ_EMPTY(&h->waiting));
+    }
+    free_gone(h);
+    if (TAILQ_EMPTY(&h->waiting) && TAILQ_EMPTY(&h->fresh)) {
+        uv_idle_stop(&h->working);
+    } else {
+        uv_idle_start(&h->working, keep_working); /* the loop's poll does not sleep then */
+    }
+}
+
+/* ---- the host ---------------------------------------------------------------------------- */
+
+int peers_init(struct peer_host *h, uv_loop_t *loop)
+{
+    h->loop = loop;
+    LIST_INIT(&h->all);
+    LIST_INIT(&h->gone);
+    LIST_INIT(&h->users);
+    TAILQ_INIT(&h->fresh);
+    TAILQ_INIT(&h->waiting);
+    LIST_INIT(&h->awake);
+    uv_idle_init(loop, &h->working);
+    uv_idle_init(loop, &h->spinning);
+    h->scratch = malloc(PEER_SCRATCH_BYTES);
+    h->sockets = epoll_create1(EPOLL_CLOEXEC);
+    int rc = !h->scratch ? -ENOMEM : h->sockets < 0 ? -errno : 0;
+    rc = rc < 0 ? rc : uv_poll_init(loop, &h->sockets_poll, h->sockets);
+    h->sockets_poll.data = h;
+    return rc < 0 ? rc : uv_poll_start(&h->sockets_poll, UV_READABLE, on_sockets);
+}
+
+void peers_finish(struct peer_host *h)
+{
+    free_gone(h);
+    free(h->scratch);
+    if (h->sockets >= 0) {
+        close(h->sockets);
+    }
+}
