@@ -217,14 +217,15 @@ static void end_paused(struct peer *p, uint64_t now)
 
 void peers_check_deadlines(struct peer_host *host, uint64_t now)
 {
-    struct peer *p;
-    LIST_FOREACH(p, &host->all, entry)
-    {
+    struct peer *next;
+    for (struct peer *p = LIST_FIRST(&host->all); p; p = next) {
+        next = LIST_NEXT(p, entry);
         if (!p->late && is_late(p, now)) {
             p->late = true; /* closing takes its time: a step each */
             peer_ready(p);
         }
         end_paused(p, now);
+        peer_ring_tick(p);
     }
 }
 

@@ -51,6 +51,8 @@ struct peer_ring {
     struct peer_input input;
     uv_poll_t doorbell;
     int doorbell_fd;          /* an eventfd, shared with the client: nothing here may block on it */
+    uint32_t idle_bells;      /* in a row: it rang, and there was nothing */
+    bool is_muted;            /* too many of them: not listened to until the next tick */
     int fds[2];               /* memfds of the rings and the data area; -1 once they are sent */
     uint64_t announced;       /* the answer to ring.open begins there and takes the fds along */
     uint64_t first;           /* from there on the ring carries; UINT64_MAX until it is known */
@@ -163,6 +165,8 @@ int peer_ring_close(struct peer *p, struct ipc_error *e);
 void peer_ring_serve(struct peer_ring *r);
 /* At once: nobody looks at them any more. No ring is legal. */
 void peer_ring_destroy(struct peer *p);
+/* About once a second. May close the peer. */
+void peer_ring_tick(struct peer *p);
 /* Looks at the rings in every turn again. */
 void peer_ring_wake(struct peer_ring *r);
 /* The descriptors for the announcement are on their way. */

@@ -6,6 +6,9 @@
  * SLICE_NS and then at everything else. An awake ring that stays empty falls asleep when the loop
  * does: it tells that it waits, is looked at once more, and costs nothing from then on.
  *
+ * A doorbell that rings without end and for nothing is not listened to for a moment: whoever does
+ * that waits for the next tick, and costs the others a few turns of the loop.
+ *
  * Nothing here can block on what the client shares. The doorbell is drained with RWF_NOWAIT, for
  * O_NONBLOCK is the client's to clear; the client is woken by a futex in its ring or by a message
  * that the socket takes at once or not at all. */
@@ -22,7 +25,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define SLICE_NS 5000u
+#define SLICE_NS       5000u
+#define IDLE_BELLS_MAX 64u /* in a row; who plays well rings for nothing once in a while */
 
 _Static_assert(PEER_SCRATCH_BYTES >= RING_RECORD_MAX, "a record fits the scratch buffer");
 
@@ -61,6 +65,37 @@ static void fall_asleep(struct peer_ring *r)
     }
 }
 
+static void on_doorbell(uv_poll_t *poll, int status, int events);
+
+static int listen_to(struct peer_ring *r)
+{
+    r->is_muted = false;
+    return uv_poll_start(&r->doorbell, UV_READABLE, on_doorbell);
+}
+
+static void mute(struct peer_ring *r)
+{
+    log_debug("uid %u: its doorbell rings for nothing: not listened to for a moment", r->peer->uid);
+    uv_poll_stop(&r->doorbell);
+    r->is_muted = true;
+}
+
+/* It rang for something, or may ring again. May close the peer. */
+static void heed(struct peer_ring *r)
+{
+    r->idle_bells = 0;
+    if (r->is_muted && listen_to(r) < 0) {
+        peer_close(r->peer);
+    }
+}
+
+void peer_ring_tick(struct peer *p)
+{
+    if (p->ring) {
+        heed(p->ring);
+    }
+}
+
 static void on_doorbell(uv_poll_t *poll, int status, int events)
 {
     struct peer_ring *r = poll->data;
@@ -71,6 +106,9 @@ static void on_doorbell(uv_poll_t *poll, int status, int events)
         log_warning("uid %u: its doorbell cannot be read: disconnected", r->peer->uid);
         peer_close(r->peer);
         return;
+    }
+    if (++r->idle_bells > IDLE_BELLS_MAX) {
+        mute(r);
     }
     peer_ring_wake(r);
 }
@@ -120,8 +158,8 @@ static void end_broken(struct peer_ring *r)
     peer_close(r->peer);
 }
 
-/* One helping. The peer may be closed afterwards. */
-static void take(struct peer_ring *r)
+/* One helping, and whether there was any. The peer may be closed afterwards. */
+static bool take(struct peer_ring *r)
 {
     struct peer *p = r->peer;
     uint8_t *scratch = p->host->scratch;
@@ -132,7 +170,7 @@ static void take(struct peer_ring *r)
         int rc = ring_in_take(&r->in, PROTO_FRAME_BYTES_MAX, scratch, &bytes, &last);
         if (rc < 0) {
             end_broken(r);
-            return;
+            return true;
         }
         if (rc == 0) {
             break;
@@ -144,6 +182,7 @@ static void take(struct peer_ring *r)
     if (taken > 0 && !p->closed && ring_in_publish(&r->in)) {
         wake_client(r, ring_take_wait(&r->map.control->client_wait, RING_WAIT_ROOM));
     }
+    return taken > 0;
 }
 
 /* Whether the client's taking is waited for: by output, or by an end. */
@@ -180,9 +219,12 @@ void peer_ring_serve(struct peer_ring *r)
         peer_feed_rest(p, &r->input);
         peer_ring_wake(r); /* it may have fallen asleep over what it could not take */
     }
-    take(r); /* which may close the peer */
+    bool some = take(r); /* which may close the peer */
     if (!p->closed && may_put(r)) {
-        p->dirty = true;
+        p->dirty = some = true;
+    }
+    if (some && !p->closed) {
+        heed(r);
     }
 }
 
@@ -336,7 +378,7 @@ int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_er
         return rc;
     }
     p->ring->held = held;
-    rc = uv_poll_start(&p->ring->doorbell, UV_READABLE, on_doorbell);
+    rc = listen_to(p->ring);
     if (rc < 0) {
         peer_ring_destroy(p);
         ipc_error_set(e, PROTO_E_IO, "the doorbell cannot be watched: %s", uv_strerror(rc));

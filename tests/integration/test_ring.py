@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import struct
+import time
 import unittest
 
 import ring
@@ -337,6 +338,19 @@ class Hostile(RingCase):
             self.assertEqual(c.sock.recv(1), b"")
         self.back_to(before)
         self.assertIn("did not read its answers", self.daemon.log_text())
+
+    def test_a_doorbell_that_rings_for_nothing(self):
+        """It is not listened to for a moment: the loop sleeps, and whoever rings waits for the next tick."""
+        turns = lambda: self.client.call("server.stats")["loop"]["turns_total"]
+        with self.connect_ring() as c:
+            before, start = turns(), time.monotonic()
+            for _ in range(20000):
+                os.eventfd_write(c.doorbell, 1)
+            self.assertLess(turns() - before, 400 * (time.monotonic() - start + 2))
+            self.assertEqual(c.call("gqa.ping"), {})
+            for _ in range(200):  # with something in the ring it may ring as it likes
+                os.eventfd_write(c.doorbell, 1)
+                self.assertEqual(c.call("gqa.ping"), {})
 
     def test_a_doorbell_that_would_block_its_reader(self):
         """O_NONBLOCK is the client's to clear, and the count to fill or to drain."""

@@ -162,8 +162,8 @@ static void make_folder(void)
 static struct server *start_server(struct options *o)
 {
     char config_path[128];
-    struct config *config;
-    struct config_error err;
+    struct config *config = NULL;
+    struct config_error err = {"no memory"};
     struct server *server;
     snprintf(config_path, sizeof(config_path), "%s", folder_path(&folder, "gqad.conf"));
     const char *const argv[] = {

@@ -1,6 +1,7 @@
 /* ring_peer - the daemon's peers on their loop, in one process with clients that use rings well and
  * clients that do not: they flip shared bytes while the daemon looks at them, let indices jump,
- * flood the doorbell and take away its O_NONBLOCK, never take an answer, and leave at any moment.
+ * flood the doorbell and take away its O_NONBLOCK, never take an answer, and leave at any moment;
+ * two ring the doorbell for nothing all the time, a thousand times a second and as fast as it goes.
  * Good clients get every answer, nothing is left behind, and the longest turn of the loop is told.
  * Also for -Db_sanitize=thread and =address.
  *
@@ -25,6 +26,7 @@
 #define N_GOOD    3u
 #define N_HOSTILE 2u
 #define N_HARMS   400u /* of one hostile connection */
+#define N_RINGERS 2u
 
 static struct {
     uv_loop_t loop;
@@ -41,7 +43,7 @@ static struct {
     size_t n_arriving;
     bool ending;
 
-    atomic_uint n_answers, n_hostile_left, n_hostile_done;
+    atomic_uint n_answers, n_hostile_left, n_hostile_done, n_bells;
     uint64_t ended_ns, turn_ns_max, slept_ns;
 } s;
 
@@ -369,6 +371,36 @@ static void harm(struct enemy *e)
     }
 }
 
+static void close_rings(struct enemy *e)
+{
+    ring_map_finish(&e->map);
+    for (unsigned i = 0; i < 3; i++) {
+        close(e->fds[i]);
+    }
+}
+
+/* Rings as long as the others are at work; with a pause of so many ns, or without. */
+static void *ringer(void *arg)
+{
+    const struct timespec pause = {.tv_nsec = (long)(uintptr_t)arg};
+    const uint64_t one = 1;
+    struct enemy e = {.fd = connect_peer()};
+    if (!open_rings(&e)) {
+        fail("a ringer was not let in", -EPROTO);
+    }
+    while (atomic_load(&s.n_hostile_left) > 0) {
+        if (write(e.fds[2], &one, sizeof(one)) > 0) {
+            atomic_fetch_add(&s.n_bells, 1);
+        }
+        if (pause.tv_nsec > 0) {
+            nanosleep(&pause, NULL);
+        }
+    }
+    close_rings(&e);
+    close(e.fd);
+    return NULL;
+}
+
 static void *hostile(void *arg)
 {
     uint64_t x = (uintptr_t)arg;
@@ -379,10 +411,7 @@ static void *hostile(void *arg)
             for (unsigned i = 0; i < n; i++) {
                 harm(&e);
             }
-            ring_map_finish(&e.map);
-            for (unsigned i = 0; i < 3; i++) {
-                close(e.fds[i]);
-            }
+            close_rings(&e);
         }
         close(e.fd);
         atomic_fetch_add(&s.n_hostile_done, 1);
@@ -394,7 +423,8 @@ static void *hostile(void *arg)
 
 static void *run_clients(void *arg)
 {
-    pthread_t g[N_GOOD], h[N_HOSTILE];
+    static const uintptr_t pauses_ns[N_RINGERS] = {1000000, 0};
+    pthread_t g[N_GOOD], h[N_HOSTILE], b[N_RINGERS];
     uintptr_t seed = (uintptr_t)arg;
     for (uintptr_t i = 0; i < N_GOOD; i++) {
         pthread_create(&g[i], NULL, good, (void *)(seed + i));
@@ -402,10 +432,16 @@ static void *run_clients(void *arg)
     for (uintptr_t i = 0; i < N_HOSTILE; i++) {
         pthread_create(&h[i], NULL, hostile, (void *)(seed * 7919 + i + 1));
     }
+    for (unsigned i = 0; i < N_RINGERS; i++) {
+        pthread_create(&b[i], NULL, ringer, (void *)pauses_ns[i]);
+    }
     for (unsigned i = 0; i < N_HOSTILE; i++) {
         pthread_join(h[i], NULL);
     }
     atomic_store(&s.n_hostile_left, 0);
+    for (unsigned i = 0; i < N_RINGERS; i++) {
+        pthread_join(b[i], NULL);
+    }
     for (unsigned i = 0; i < N_GOOD; i++) {
         pthread_join(g[i], NULL);
     }
@@ -433,10 +469,10 @@ int main(int argc, char **argv)
     pthread_join(clients, NULL);
     stop_daemon();
     int after = count_fds();
-    printf(
-        "ring_peer: seed %lu, %u hostile connections, %u answers to others, longest turn %.2f ms\n",
-        seed, atomic_load(&s.n_hostile_done), atomic_load(&s.n_answers),
-        (double)s.turn_ns_max / 1e6);
+    printf("ring_peer: seed %lu, %u hostile connections, %u doorbells, %u answers to others, "
+           "longest turn %.2f ms\n",
+           seed, atomic_load(&s.n_hostile_done), atomic_load(&s.n_bells), atomic_load(&s.n_answers),
+           (double)s.turn_ns_max / 1e6);
     if (after > before || atomic_load(&s.n_answers) == 0) {
         fprintf(stderr, "ring_peer: %d descriptors before, %d after\n", before, after);
         return EXIT_FAILURE;
