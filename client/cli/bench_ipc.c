@@ -1,5 +1,5 @@
 /* client/cli/bench_ipc.c - gqa bench ipc: what a call costs, and what bytes cost on their way, by
- * the socket and by rings in shared memory, beside what copying them costs here.
+ * the socket and by rings in shared memory, beside what copying and waking cost here.
  *
  * A ping's params may hold anything, since unknown keys are ignored: that makes it a carrier of
  * payload, of which the daemon only looks at the outside. Tensors come the other way: with a model,
@@ -9,9 +9,12 @@
  * rows: GQAD_PARALLEL and GQAD_BATCH_SIZE of at least so many see to that. */
 #include "client/cli/cli.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <time.h>
+#include <unistd.h>
 
 #define PAUSE_US      500u /* after which the daemon has stopped looking at its rings */
 #define SPIN_US       100u
@@ -246,6 +249,59 @@ static int run_copy(json_t *rows)
     return CLI_OK;
 }
 
+/* What two wakings cost here, there and back, between threads that sleep: no call to a daemon that
+ * sleeps can be quicker, and how much of its time is the machine's shows beside it. */
+struct wakers {
+    int there, back; /* eventfds */
+};
+
+static void *answer(void *arg)
+{
+    const struct wakers *w = arg;
+    uint64_t n;
+    while (read(w->there, &n, sizeof(n)) == (ssize_t)sizeof(n) && n == 1 &&
+           write(w->back, &n, sizeof(n)) == (ssize_t)sizeof(n)) {
+    }
+    return NULL;
+}
+
+static bool wake(const struct wakers *w, double *us, size_t n)
+{
+    uint64_t one = 1;
+    for (size_t i = 0; i < n; i++) {
+        pause_us(PAUSE_US);
+        double start = cli_now_us();
+        if (write(w->there, &one, sizeof(one)) < 0 || read(w->back, &one, sizeof(one)) < 0) {
+            return false;
+        }
+        us[i] = cli_now_us() - start;
+    }
+    one = 2; /* the end */
+    return write(w->there, &one, sizeof(one)) > 0;
+}
+
+static int run_wakings(size_t count, json_t *rows)
+{
+    static const struct way bare = {.transport = "eventfd", .wait = "asleep"};
+    const struct wakers w = {eventfd(0, EFD_CLOEXEC), eventfd(0, EFD_CLOEXEC)};
+    double *us = calloc(count, sizeof(*us));
+    pthread_t thread;
+    int code = CLI_OK;
+    if (w.there < 0 || w.back < 0 || us == NULL ||
+        pthread_create(&thread, NULL, answer, (void *)&w) != 0) {
+        code = cli_error(EX_OSERR, "bench: no thread or descriptor to wake");
+    } else if (!wake(&w, us, count)) {
+        code = cli_error(EX_OSERR, "bench: a thread was not woken");
+    } else {
+        pthread_join(thread, NULL);
+        add_row(rows, "waking", &bare, 0, us, count);
+    }
+    close(w.there);
+    close(w.back);
+    free(us);
+    return code;
+}
+
 static int run_way(struct cli *c, const struct way *w, const struct ipc_bench *b, json_t *rows)
 {
     c->flags = w->flags;
@@ -294,6 +350,7 @@ int cli_bench_ipc(struct cli *c, int argc, char **argv)
     cli_parse(c, &argp, argc, argv, &b);
     json_t *rows = json_array();
     int code = run_copy(rows);
+    code = code == CLI_OK ? run_wakings(b.count, rows) : code;
     for (size_t i = 0; code == CLI_OK && i < sizeof(ways) / sizeof(ways[0]); i++) {
         code = run_way(c, &ways[i], &b, rows);
     }
