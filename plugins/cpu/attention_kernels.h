@@ -60,7 +60,9 @@ struct cpu_attn_pack {
      * that a query sees. */
     float *scores;
     float *weights; /* scratch (n_queries, GQA_KV_BLOCK_TOKENS), 64-byte aligned */
-    float *parts;   /* out (n_queries, cpu_attn_part_floats(v_dim)) */
+    /* out (n_queries, cpu_attn_part_floats(v_dim)). A layer of v_dim 0: V is not read, and a part
+     * is its maximum and sum. */
+    float *parts;
 };
 
 struct cpu_attn_kernels {

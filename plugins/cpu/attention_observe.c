@@ -2,8 +2,9 @@
  *
  * A query's weights over all it sees need its maximum and sum over all segments, so that these come
  * first; then every segment is computed once more, and its weights, scaled to the whole, are added
- * to the votes. Both with the level's own kernels. Tasks share no vote: a segment's are added by
- * one worker, row after row and head after head, whatever chunk a row came in.
+ * to the votes. Both with the level's own kernels, which are told that V has no dimensions:
+ * weights, their maximum and sum are all that is wanted. Tasks share no vote: a segment's are added
+ * by one worker, row after row and head after head, whatever chunk a row came in.
  *
  * Source: SnapKV (Li et al., 2024), votes summed over the heads of a group. */
 #include "plugins/cpu/attention.h"
@@ -22,6 +23,7 @@ struct whole {
 
 struct watch {
     const struct cpu_attn_job *job;
+    struct gqa_attn_layer layer; /* the job's, but without V */
     uint32_t seq;
     uint32_t first_row, n_rows; /* of the sequence */
     uint32_t n_segments, n_votes;
@@ -68,7 +70,7 @@ static void run_segment(const struct watch *o, uint32_t group, uint32_t segment,
 {
     const struct cpu_attn_job *job = o->job;
     const struct gqa_attn_seq *seq = &job->batch->seqs[o->seq];
-    struct cpu_attn_pack pack = {.layer = job->layer,
+    struct cpu_attn_pack pack = {.layer = &o->layer,
                                  .n_queries = n,
                                  .q = w->q,
                                  .begin = begin,
@@ -81,8 +83,7 @@ static void run_segment(const struct watch *o, uint32_t group, uint32_t segment,
     for (uint32_t b = 0; b < CPU_ATTN_SEGMENT_BLOCKS; b++) {
         struct cpu_attn_home home =
             cpu_attn_home_of(job, o->seq, segment * CPU_ATTN_SEGMENT_BLOCKS + b, group);
-        pack.k[b] = home.k;
-        pack.v[b] = home.v;
+        pack.k[b] = pack.v[b] = home.k; /* of V nothing is read */
     }
     for (uint32_t i = 0; i < n; i++) {
         struct cpu_attn_sight sight;
@@ -92,6 +93,12 @@ static void run_segment(const struct watch *o, uint32_t group, uint32_t segment,
         end[i] = sight.end;
     }
     job->a->kernels->segment(&pack);
+}
+
+/* Maximum and sum of a query's weights: all that a part without V has. */
+static const float *end_of_part(const struct cpu_attn_worker *w, uint32_t query)
+{
+    return w->parts + (size_t)query * cpu_attn_part_floats(0) + cpu_attn_v_pad(0);
 }
 
 static struct whole *whole_of(const struct watch *o, uint32_t group, uint32_t query)
@@ -107,7 +114,7 @@ static void whole_task(void *arg, uint32_t index, uint32_t worker)
     struct cpu_attn_worker w = cpu_attn_worker_of(o->job, worker);
     uint32_t n_packs = (n_queries(o) + CPU_ATTN_PACK_MAX - 1) / CPU_ATTN_PACK_MAX;
     uint32_t group = index / n_packs, first = index % n_packs * CPU_ATTN_PACK_MAX;
-    uint32_t n = pack_size(n_queries(o) - first), v_pad = cpu_attn_v_pad(layer->v_dim);
+    uint32_t n = pack_size(n_queries(o) - first);
     uint16_t begin[CPU_ATTN_PACK_MAX], end[CPU_ATTN_PACK_MAX];
 
     pack_queries(o, group, first, n, &w);
@@ -119,7 +126,7 @@ static void whole_task(void *arg, uint32_t index, uint32_t worker)
     for (uint32_t s = 0; s < o->n_segments; s++) {
         run_segment(o, group, s, first, n, &w, begin, end);
         for (uint32_t i = 0; i < n; i++) {
-            const float *part = w.parts + (size_t)i * cpu_attn_part_floats(layer->v_dim) + v_pad;
+            const float *part = end_of_part(&w, i);
             struct whole *all = whole_of(o, group, first + i);
             float max = part[0] > all->max ? part[0] : all->max;
 
@@ -135,7 +142,6 @@ static void whole_task(void *arg, uint32_t index, uint32_t worker)
 static void vote_task(void *arg, uint32_t index, uint32_t worker)
 {
     const struct watch *o = arg;
-    const struct gqa_attn_layer *layer = o->job->layer;
     struct cpu_attn_worker w = cpu_attn_worker_of(o->job, worker);
     uint32_t n_segments = (o->n_votes + GQA_ATTN_SEGMENT_TOKENS - 1) / GQA_ATTN_SEGMENT_TOKENS;
     uint32_t group = index / n_segments, segment = index % n_segments;
@@ -148,8 +154,7 @@ static void vote_task(void *arg, uint32_t index, uint32_t worker)
         pack_queries(o, group, first, n, &w);
         run_segment(o, group, segment, first, n, &w, begin, end);
         for (uint32_t i = 0; i < n; i++) {
-            const float *part = w.parts + (size_t)i * cpu_attn_part_floats(layer->v_dim) +
-                                cpu_attn_v_pad(layer->v_dim);
+            const float *part = end_of_part(&w, i);
             const struct whole *all = whole_of(o, group, first + i);
             float share = part[0] == -INFINITY ? 0.0f : expf(part[0] - all->max) / all->sum;
 
@@ -178,11 +183,13 @@ static int watch_init(struct watch *o, struct cpu_attn_job *job, uint32_t seq, u
         return -ENOTSUP;
     }
     *o = (struct watch){.job = job,
+                        .layer = *job->layer,
                         .seq = seq,
                         .first_row = batch->seqs[seq].n_rows - n_observed,
                         .n_rows = n_observed,
                         .n_votes = n_votes,
                         .votes = votes};
+    o->layer.v_dim = 0;
     o->n_segments = cpu_attn_last_seen(job->layer, &batch->seqs[seq], batch->seqs[seq].n_rows - 1) /
                         GQA_ATTN_SEGMENT_TOKENS +
                     1;
