@@ -27,7 +27,6 @@
 /* Vectors of codes in a quant, and of those in the low halves of Q4_0. */
 #define QUANT_VECS (GQA_KV_QUANT_DIMS / LANES)
 #define LOW_VECS   (QUANT_VECS / 2)
-#define QUANTS_MAX (CPU_ATTN_DIM_MAX / GQA_KV_QUANT_DIMS)
 
 /* Vectors of sums for each of nq queries. */
 CPU_SPECIALISE uint32_t vecs_of(const uint32_t nq)
@@ -447,22 +446,19 @@ CPU_SPECIALISE void weigh_quant_block(const uint32_t type, const struct cpu_attn
     const size_t row_bytes = gqa_kv_token_bytes(type, v_dim);
     const size_t skip = (from - first) * row_bytes, o_stride = cpu_attn_part_floats(v_dim);
     const char *v = pack->v[block] + skip;
-    uint16_t scales[QUANTS_MAX][GQA_KV_BLOCK_TOKENS];
+    uint16_t scales[GQA_KV_BLOCK_TOKENS];
 
-    for (uint32_t t = from; t < to; t++) {
-        const char *row = v + (t - from) * row_bytes;
-        for (uint32_t g = 0; g * GQA_KV_QUANT_DIMS < v_dim; g++) {
-            scales[g][t - first] = cpu_kv_scale(row, g * quant_bytes);
-        }
-    }
     for (uint32_t g = 0; g * GQA_KV_QUANT_DIMS < v_dim; g++) {
         const uint32_t d = g * GQA_KV_QUANT_DIMS;
         const uint32_t n_vecs = v_pad - d < GQA_KV_QUANT_DIMS ? (v_pad - d) / LANES : QUANT_VECS;
 
+        for (uint32_t t = from; t < to; t++) {
+            scales[t - first] = cpu_kv_scale(v + (t - from) * row_bytes, g * quant_bytes);
+        }
         for (uint32_t i = query, n; i < query + n_queries; i += n) {
             n = take(query + n_queries - i);
             WITH_COUNT(n, weigh_quant, type, v + g * quant_bytes, ahead + skip + g * quant_bytes,
-                       row_bytes, from - first, to - first, scales[g],
+                       row_bytes, from - first, to - first, scales,
                        pack->scores + (size_t)i * TOKENS + first, pack->weights, n_vecs,
                        pack->parts + i * o_stride + d, o_stride);
         }
