@@ -38,63 +38,20 @@ void cpu_op_embed(const struct cpu_program *p, const struct cpu_op *op, uint32_t
     }
 }
 
-/* Lanes of a sum: double, lane i % SUM_LANES, ascending i, then added in order. */
-#define SUM_LANES 8u
-
-static double add_lanes(const double *lanes)
-{
-    double sum = 0.0;
-    for (uint32_t i = 0; i < SUM_LANES; i++) {
-        sum += lanes[i];
-    }
-    return sum;
-}
-
-static double sum_of(const float *x, uint32_t n)
-{
-    double lanes[SUM_LANES] = {0};
-
-    for (uint32_t i = 0; i < n; i++) {
-        lanes[i % SUM_LANES] += (double)x[i];
-    }
-    return add_lanes(lanes);
-}
-
-static double sum_of_squares(const float *x, uint32_t n, double mean)
-{
-    double lanes[SUM_LANES] = {0};
-
-    for (uint32_t i = 0; i < n; i++) {
-        double d = (double)x[i] - mean;
-        lanes[i % SUM_LANES] += d * d;
-    }
-    return add_lanes(lanes);
-}
-
-static void norm_group(const struct cpu_op *op, const float *x, float *dst)
-{
-    uint32_t n = op->op.u.norm.dim;
-    double mean = op->op.u.norm.kind == GQA_NORM_LAYER ? sum_of(x, n) / n : 0.0;
-    double variance = sum_of_squares(x, n, mean) / n;
-    float factor = (float)(1.0 / sqrt(variance + (double)op->op.u.norm.eps));
-    float shift = (float)mean;
-
-    for (uint32_t i = 0; i < n; i++) {
-        float y = (x[i] - shift) * factor;
-        if (op->weight != NULL) {
-            y *= op->weight[i];
-        }
-        dst[i] = op->bias != NULL ? y + op->bias[i] : y;
-    }
-}
-
 void cpu_op_norm(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)
 {
     const float *src = cpu_view_row(p, &op->op.src, row);
     float *dst = cpu_view_row(p, &op->op.dst, row);
+    uint32_t dim = op->op.u.norm.dim;
+    const struct cpu_norm norm = {
+        .centred = op->op.u.norm.kind == GQA_NORM_LAYER,
+        .eps = op->op.u.norm.eps,
+        .weight = op->weight,
+        .bias = op->bias,
+    };
 
-    for (uint32_t i = 0; i < op->op.src.width; i += op->op.u.norm.dim) {
-        norm_group(op, src + i, dst + i);
+    for (uint32_t i = 0; i < op->op.src.width; i += dim) {
+        p->rows.norm(&norm, src + i, dst + i, dim);
     }
 }
 
@@ -111,11 +68,8 @@ void cpu_op_add(const struct cpu_program *p, const struct cpu_op *op, uint32_t r
 {
     const float *a = cpu_view_row(p, &op->op.src, row);
     const float *b = cpu_view_row(p, &op->op.src2, row);
-    float *dst = cpu_view_row(p, &op->op.dst, row);
 
-    for (uint32_t i = 0; i < op->op.dst.width; i++) {
-        dst[i] = a[i] + op->op.scale * b[i];
-    }
+    p->rows.add(a, b, op->op.scale, cpu_view_row(p, &op->op.dst, row), op->op.dst.width);
 }
 
 void cpu_op_scale(const struct cpu_program *p, const struct cpu_op *op, uint32_t row)

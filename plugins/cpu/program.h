@@ -2,9 +2,9 @@
  *
  * program_prepare.c checks a description and builds everything that a step needs, so that a step
  * allocates nothing and its ops have nothing left to refuse. program.c runs steps; ops.c,
- * ops_rope.c, glu*.c, experts*.c and adapters.c hold the ops. Every op but LINEAR, EXPERTS and
- * ATTENTION is a function of one row, and rows are lent to the host's workers where there is enough
- * to do.
+ * ops_rope.c, rows*.c, glu*.c, experts*.c and adapters.c hold the ops. Every op but LINEAR, EXPERTS
+ * and ATTENTION is a function of one row, and rows are lent to the host's workers where there is
+ * enough to do.
  *
  * Rows of class P differ from those of class D in LINEAR ops of the batch's rows only, and where
  * the level has panels (panels.h); elsewhere both use the arithmetic of linear.h. */
@@ -18,6 +18,7 @@
 #include "plugins/cpu/linear.h"
 #include "plugins/common/op_times.h"
 #include "plugins/cpu/panels.h"
+#include "plugins/cpu/rows.h"
 
 #include "format/types.h"
 
@@ -67,6 +68,7 @@ struct cpu_program {
     struct cpu_linear linear;
     struct cpu_panels panels;
     struct cpu_glu_kernels glu;
+    struct cpu_row_kernels rows;
     struct cpu_mixture_room mixture_room;
     struct cpu_adapter_list adapters;
     struct cpu_adapter_room adapter_room;

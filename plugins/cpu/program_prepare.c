@@ -198,6 +198,7 @@ int cpu_program_prepare(void *context, const struct gqa_program_desc *desc, void
     p->max_rows = desc->max_rows;
     p->max_out_rows = desc->max_out_rows;
     cpu_glu_kernels(c->isa, &p->glu);
+    p->rows = *cpu_row_kernels(c->isa);
     r = cpu_adapters_init(&p->adapters, desc, reason);
     if (r == 0) {
         r = build_ops(p, desc, &max_k, reason);
