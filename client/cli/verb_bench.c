@@ -255,6 +255,21 @@ static int run_heads(struct cli *c, struct bench *b, struct bench_model *m, json
     return code;
 }
 
+/* What a spawned daemon is told: to keep no models that nobody will ask for again, and that all
+ * streams get a place, or they would run one batch after the other. ret (4) */
+static void daemon_arguments(const struct bench *b, const char *n_parallel, const char **ret)
+{
+    size_t n = 0;
+    if (b->n_heads > 0) {
+        ret[n++] = "--no-weights-cache";
+    }
+    if (longest(b->streams, b->n_streams) > 1) {
+        ret[n++] = "-np";
+        ret[n++] = n_parallel;
+    }
+    ret[n] = NULL;
+}
+
 int cli_verb_bench(struct cli *c, int argc, char **argv)
 {
     static const struct argp_child children[] = {{&cli_load_argp, 0, NULL, 0}, {0}};
@@ -290,12 +305,15 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
                       .n_streams = 1,
                       .n_repeats = 5,
                       .type = "q4_0"};
-    static const char *const keep_nothing[] = {"--no-weights-cache", NULL};
+    char n_parallel[16];
+    const char *daemon_args[4];
     struct bench_model m = {0};
     json_t *rows = json_array();
     cli_parse(c, &argp, argc, argv, &b);
     b.format = !b.has_format && c->json ? BENCH_JSON : b.format;
-    c->daemon_args = b.n_heads > 0 ? keep_nothing : NULL;
+    snprintf(n_parallel, sizeof(n_parallel), "%u", longest(b.streams, b.n_streams));
+    daemon_arguments(&b, n_parallel, daemon_args);
+    c->daemon_args = daemon_args;
     FILE *plot = b.plot != NULL ? fopen(b.plot, "we") : NULL; /* before the time is spent */
     int code = b.plot != NULL && plot == NULL
                    ? cli_error(EX_CANTCREAT, "%s: %s", b.plot, strerror(errno))
