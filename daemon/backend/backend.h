@@ -55,6 +55,9 @@ struct backend_info {
 /* Fills up to max entries; returns how many there are. */
 size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *ret, size_t max);
 
+/* Whether that is the name of the plugin that a spec of NULL stands for. */
+bool backend_is_default(struct backend_catalogue *c, const char *name);
+
 /* Opens spec, "NAME" or "NAME:options" (NULL: the usable plugin of the highest score, with a
  * program interface). -ENOENT, -ENOTSUP, -EACCES, ... with a reason. pool outlives the backend. */
 int backend_open(struct backend_catalogue *c, const char *spec, struct pool *pool,

@@ -310,6 +310,15 @@ static struct entry *best_entry(struct backend_catalogue *c)
     return best;
 }
 
+bool backend_is_default(struct backend_catalogue *c, const char *name)
+{
+    pthread_mutex_lock(&c->lock);
+    const struct entry *best = best_entry(c);
+    bool same = best != NULL && strcmp(best->report.name, name) == 0;
+    pthread_mutex_unlock(&c->lock);
+    return same;
+}
+
 int catalogue_choose(struct backend_catalogue *c, const char *spec, struct entry **ret,
                      struct gqa_reason *reason)
 {

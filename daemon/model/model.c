@@ -1,3 +1,4 @@
+#include "daemon/log.h"
 #include "daemon/model/model_internal.h"
 
 #include <errno.h>
@@ -5,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+/* What computes a model that the best backend refuses, if nobody has named that. */
+#define FALLBACK "cpu"
 
 static double now_ms(void)
 {
@@ -79,19 +83,33 @@ static int init_layout(struct model *m, struct loading *l)
                   : 0;
 }
 
+static int try_plan(struct model *m, struct loading *l, const struct plan_specs *specs)
+{
+    int rc = plan_open(m, specs, &m->plan, l->err);
+    rc = rc < 0 ? rc : model_weights_init(m, m->plan, l);
+    return rc < 0 ? rc : plan_prepare(m->plan, l->err);
+}
+
 static int make_plan(struct model *m, struct loading *l)
 {
     /* A step has no more output rows than rows. */
     const struct model_options *o = l->options;
-    const struct plan_specs specs = {o->backend, o->attention_backend};
+    struct plan_specs specs = {o->backend, o->attention_backend};
     m->max_batch_rows = o->max_batch_rows;
     m->max_out_rows = o->max_out_rows < o->max_batch_rows ? o->max_out_rows : o->max_batch_rows;
     if (model_is_encoder(m)) {
         m->max_out_rows = m->max_batch_rows; /* rows without logits are small */
     }
-    int rc = plan_open(m, &specs, &m->plan, l->err);
-    rc = rc < 0 ? rc : model_weights_init(m, m->plan, l);
-    return rc < 0 ? rc : plan_prepare(m->plan, l->err);
+    int rc = try_plan(m, l, &specs);
+    if (rc == -ENOTSUP && specs.program == NULL && !backend_is_default(m->catalogue, FALLBACK)) {
+        log_warning("model '%s': %s; the " FALLBACK " backend computes it", m->name, l->err->text);
+        plan_unref(m->plan);
+        m->plan = NULL;
+        l->err->text[0] = '\0';
+        specs.program = FALLBACK;
+        rc = try_plan(m, l, &specs);
+    }
+    return rc;
 }
 
 int model_load(const struct model_options *options, struct backend_catalogue *catalogue,

@@ -136,6 +136,23 @@ class Backends(unittest.TestCase):
             self.use("cpu")
         self.assertIn("2 models are loaded", caught.exception.message)
 
+    def test_what_the_best_backend_refuses_the_cpu_computes(self):
+        expected = self.generate(1)
+        self.fixture("picky")
+        with self.assertRaises(wire.Refused) as caught:
+            self.use("picky")
+        self.assertIn("takes no op", caught.exception.message)
+        self.assertTrue(self.entry("picky")["default"])
+        with self.assertRaises(wire.Refused) as caught:  # who names it is not given another
+            self.client.call("model.load", {"model": "tiny", "name": "named", "backend": "picky",
+                                            "cache_type_k": "f32", "cache_type_v": "f32"})
+        self.assertIn("takes no op", caught.exception.message)
+        self.client.call("model.unload", {"model": "tiny"})
+        self.client.call("model.load", {"model": "tiny", "cache_type_k": "f32", "cache_type_v": "f32"})
+        self.assertEqual(self.client.call("model.info", {"model": "tiny"})["backend"]["program"].split(":")[0], "cpu")
+        self.assertIn("takes no op", self.daemon.log_text())
+        self.assertEqual(expected, self.generate(1))
+
     def test_a_replaced_file_is_picked_up(self):
         self.fixture("good")
         self.use("good", attention_only=True)
