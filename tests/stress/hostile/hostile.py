@@ -6,7 +6,8 @@ and afterwards descriptors, memory, blocks and sequences are what they were. Lat
 its loop's longest turn are printed, not asserted: this machine may be busy. What an attack takes of the machine is
 told from what it does to the daemon by a control: the same attack on another daemon, beside the same neighbour.
 
-GQAD_TEST_LONG=1: longer attacks, a million kills, 10,000 idle connections, 1,000 trials of who can time whose prompts.
+GQAD_TEST_LONG=1: longer attacks, a million kills (or GQAD_TEST_CYCLES), 10,000 idle connections, 1,000 trials of who
+can time whose prompts.
 """
 import json
 import os
@@ -127,16 +128,17 @@ class Hostile(Attacked):
         """What the attack did, and how the neighbour fared; the attack is on the neighbour's daemon or another."""
         neighbour = self.start("neighbour", NEIGHBOUR, 0)
         neighbour.wait_held()
+        began = time.monotonic()
         attack = self.start(name, ATTACKER, count, daemon)
         attack.wait_held()
         if held:
             time.sleep(HELD_S)
         did = attack.end()
-        return did, neighbour.end()
+        seconds = time.monotonic() - began
+        return did, neighbour.end(), seconds
 
     def control_round(self, name, count, held):
-        daemon = self.start_daemon()
-        _, others = self.one_round(name, count, held, daemon)
+        _, others, _ = self.one_round(name, count, held, self.start_daemon())
         return others
 
     def attack(self, name, count, held=True):
@@ -148,7 +150,7 @@ class Hostile(Attacked):
         # The first round may open what stays, such as the store of a new user. A leak grows with every round, what
         # malloc keeps for the next one does not: so one of the rounds must have left little behind.
         while len(sizes) < 2 or (not SANITIZED and sizes[-1] - sizes[-2] > GROWTH_BYTES and len(sizes) < ROUNDS_MAX):
-            did, others = self.one_round(name, count, held)
+            did, others, seconds = self.one_round(name, count, held)
             self.assertEqual(others["failed"], 0)
             self.wait_settled(f"nothing is held after {name}")
             sizes.append(self.own_bytes())
@@ -156,8 +158,9 @@ class Hostile(Attacked):
         self.assertLess(fds[-1] - fds[-2], 5)  # the cache may have opened another file
         loop = self.stats()["loop"]
         control = self.control_round(name, count, held)
-        print(f"{name}: {did}; left behind by round {len(sizes)} {(sizes[-1] - sizes[-2]) / 1024:.0f} KiB; the loop's "
-              f"longest turn {loop['turn_ms_max']:.2f} ms, computing {loop['turn_cpu_ms_max']:.2f} ms")
+        print(f"{name}: {did} in {seconds:.1f} s; left behind by round {len(sizes)} "
+              f"{(sizes[-1] - sizes[-2]) / 1024:.0f} KiB; the loop's longest turn {loop['turn_ms_max']:.2f} ms, computing "
+              f"{loop['turn_cpu_ms_max']:.2f} ms")
         for what, n in (("alone", quiet), ("beside it", others), ("the attack on another daemon", control)):
             print(f"    the neighbour {what}: {n['calls']} calls, p50 {n['p50_us']} us, p99 {n['p99_us']} us, at most "
                   f"{n['max_us'] / 1e3:.1f} ms", flush=True)
@@ -188,8 +191,14 @@ class Hostile(Attacked):
     def test_cancel_storms(self):
         self.attack("cancels", 40)
 
+    def test_rings_by_the_hundred(self):
+        self.assertGreater(self.attack("rings", 300)["did"], 0)
+
+    def test_doorbell_flood(self):
+        self.assertGreater(self.attack("doorbell", 8)["did"], 0)
+
     def test_clients_are_killed_in_every_state(self):
-        cycles = 1000000 if LONG else 500 if SANITIZED else 5000
+        cycles = int(os.environ.get("GQAD_TEST_CYCLES", 1000000 if LONG else 500 if SANITIZED else 5000))
         did = self.attack("killed", cycles // 2, held=False)
         states = [n for name, n in did.items() if name != "wrong"]
         self.assertGreater(min(states), 0)
