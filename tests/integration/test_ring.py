@@ -305,8 +305,8 @@ class Hostile(RingCase):
         for value in (4, 1 << 20, 0x80000000, 0xFFFFFFF8):
             self.cut(lambda c: c.set_word(ring.SUB_TAIL, c.tail + value), "submission ring is nonsense")
 
-        def head(c):
-            c.set_word(ring.COMP_HEAD, c.head + 4096)
+        def head(c):  # far ahead of all that can have been put when it is looked at
+            c.set_word(ring.COMP_HEAD, c.head + 0x80000000)
             c.put(wire.pack([0, 9, "gqa.api_info", {}]) * 40)
         self.cut(head, "completion ring's head is nonsense")
 
