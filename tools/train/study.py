@@ -46,7 +46,10 @@ def arms():
     out += [Arm(4, "mean", 0.05, 1), Arm(2, "similar", 0.05, 1)]
     out += [Arm(kv, pool, 0.05, 3) for kv, pool in main + aligned]
     out += [Arm(4, "mean", 0.05, seed) for seed in (2, 3)]
+    out += [Arm(kv, "mean", 0.01, seed) for kv in (8, 2, 1) for seed in (2, 3)]
+    out += [Arm(kv, "mean", 0.1, seed) for seed in (2, 3) for kv in (2, 1)]
     out += [Arm(2, "similar", 0.05, seed) for seed in (2, 3)]
+    out += [Arm(8, "mean", 0.1, seed) for seed in (2, 3)]
     return out
 
 
