@@ -498,9 +498,53 @@ class Aligned(Running):
             self.assertEqual((k["k_lost"], k["v_lost"]), (both["k_lost"], both["v_lost_unaligned"]))
             self.assertEqual((v["k_lost"], v["v_lost"]), (both["k_lost_unaligned"], both["v_lost"]))
 
+    def as_folder(self, model, arch):
+        """The same model as Hugging Face has it, where RoPE always turns halves."""
+        names = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
+        keys, tensors = checkpoints.read_gguf(model)
+        path, content = self.path(), {}
+        os.mkdir(path)
+        for name, t in tensors.items():
+            parts, rows = name.split("."), t.rows
+            if parts[0] != "blk" or parts[2] not in names:
+                continue
+            if arch == "llama" and parts[2] in ("attn_q", "attn_k"):
+                rows = [rows[h + 2 * i + odd] for h in range(0, len(rows), DIM) for odd in (0, 1) for i in range(DIM // 2)]
+            values = [x for row in rows for x in row]
+            content[f"model.layers.{parts[1]}.self_attn.{names[parts[2]]}.{parts[3]}"] = (
+                "F32", t.shape, struct.pack(f"<{len(values)}f", *values))
+        checkpoints.write_safetensors(os.path.join(path, "model.safetensors"), content)
+        n_heads = keys[f"{arch}.attention.head_count"]
+        write_json(os.path.join(path, "config.json"), {
+            "model_type": arch, "num_hidden_layers": N_LAYERS, "hidden_size": N_EMBD, "head_dim": DIM,
+            "num_attention_heads": n_heads, "num_key_value_heads": keys[f"{arch}.attention.head_count_kv"]})
+        return path
+
+    def test_a_folder_is_aligned_like_its_gguf(self):
+        """With the GGUF's calibration, in which a llama's pairs are neighbours; bit for bit."""
+        for arch in ("llama", "qwen2"):
+            for more in ((), ("--keep-heads", "--group", "similar")):
+                with self.subTest(arch, more=more):
+                    source, target, folder = self.planted(arch), self.path(), self.path()
+                    aligned = ("--kv-heads", 2, "--type", "f32", "--pool", "aligned", "--calibration",
+                               self.calibration(source), *more)
+                    self.convert(*aligned, source, target)
+                    self.convert(*aligned, self.as_folder(source, arch), folder)
+                    truth = checkpoints.read_folder(self.as_folder(target, arch))
+                    self.assertTrue(any("k_proj" in name for name in truth))
+                    found = checkpoints.read_folder(folder)
+                    self.assertEqual(set(found), set(truth))
+                    for name, t in truth.items():
+                        self.assertTrue(found[name] == t, name)
+
     def test_refusals(self):
         source = self.mha(**{"llama.context_length": 512})
         text = self.calibration(source)
+        unknown = self.as_folder(source, "llama")
+        write_json(os.path.join(unknown, "config.json"), {
+            "model_type": "mystery", "num_hidden_layers": N_LAYERS, "hidden_size": N_EMBD, "head_dim": DIM,
+            "num_attention_heads": 6})
+        self.refused(unknown, "mystery", "--align v", more=("--pool", "aligned", "--calibration", text))
         aligned = ("--pool", "aligned", "--calibration", text)
 
         def norms(tensors):

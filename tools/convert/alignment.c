@@ -21,7 +21,7 @@ int alignment_check(const struct checkpoint *c, unsigned parts, struct fmt_error
                             norm->name);
         }
     }
-    if (c->shape.rope_pairs == CK_PAIRS_UNKNOWN) {
+    if (c->shape.cache_pairs == CK_PAIRS_UNKNOWN) {
         return fmt_fail(err, -ENOTSUP,
                         "which dimensions of K RoPE turns together is not known of %s models "
                         "(--align v leaves K)",
@@ -30,10 +30,10 @@ int alignment_check(const struct checkpoint *c, unsigned parts, struct fmt_error
     return 0;
 }
 
-/* The two dimensions of a pair. */
+/* The two dimensions of a pair of the calibration's K. */
 static void pair_dims(const struct ck_shape *s, uint32_t pair, uint32_t *ret_a, uint32_t *ret_b)
 {
-    bool halves = s->rope_pairs == CK_PAIRS_HALVES;
+    bool halves = s->cache_pairs == CK_PAIRS_HALVES;
     *ret_a = halves ? pair : 2 * pair;
     *ret_b = halves ? pair + s->n_rot / 2 : 2 * pair + 1;
 }

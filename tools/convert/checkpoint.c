@@ -26,6 +26,26 @@ void checkpoint_close(struct checkpoint *c)
     }
 }
 
+enum ck_pairs ck_gguf_pairs(const char *architecture)
+{
+    static const char *const neighbours[] = {"llama",   "mistral",    "mistral3",
+                                             "granite", "granitemoe", "smollm3"};
+    static const char *const halves[] = {"qwen2", "qwen2moe", "qwen3",  "qwen3moe",
+                                         "gemma", "gemma2",   "gemma3", "gemma3_text",
+                                         "phi3",  "gpt-oss",  "gpt_oss"};
+    for (size_t i = 0; i < sizeof(neighbours) / sizeof(neighbours[0]); i++) {
+        if (strcmp(neighbours[i], architecture) == 0) {
+            return CK_PAIRS_NEIGHBOURS;
+        }
+    }
+    for (size_t i = 0; i < sizeof(halves) / sizeof(halves[0]); i++) {
+        if (strcmp(halves[i], architecture) == 0) {
+            return CK_PAIRS_HALVES;
+        }
+    }
+    return CK_PAIRS_UNKNOWN;
+}
+
 const struct ck_tensor *checkpoint_find(const struct checkpoint *c, enum ck_role role,
                                         uint32_t layer, bool is_matrix)
 {

@@ -48,9 +48,13 @@ enum ck_pairs {
 struct ck_shape {
     char architecture[64];
     uint32_t n_layers, n_heads, n_kv_heads, k_dim, v_dim;
-    uint32_t n_rot; /* dimensions that RoPE turns, the first of a head */
-    enum ck_pairs rope_pairs;
+    uint32_t n_rot;            /* dimensions that RoPE turns, the first of a head */
+    enum ck_pairs rope_pairs;  /* of Q and K in this checkpoint */
+    enum ck_pairs cache_pairs; /* of K in a calibration, which is of the model as GGUF */
 };
+
+/* How an architecture's Q and K lie in a GGUF; also by the model_type of Hugging Face. */
+enum ck_pairs ck_gguf_pairs(const char *architecture);
 
 /* What becomes of a tensor: the rest stays as it is. */
 struct ck_outcome {

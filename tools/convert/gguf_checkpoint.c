@@ -61,30 +61,6 @@ static int read_number(const struct gguf *g, const struct ck_shape *s, const cha
     return 0;
 }
 
-/* How an architecture's Q and K lie in a GGUF. */
-static const struct {
-    const char *architecture;
-    enum ck_pairs pairs;
-} rope_pairs[] = {
-    {"llama", CK_PAIRS_NEIGHBOURS},   {"mistral3", CK_PAIRS_NEIGHBOURS},
-    {"granite", CK_PAIRS_NEIGHBOURS}, {"granitemoe", CK_PAIRS_NEIGHBOURS},
-    {"smollm3", CK_PAIRS_NEIGHBOURS}, {"qwen2", CK_PAIRS_HALVES},
-    {"qwen2moe", CK_PAIRS_HALVES},    {"qwen3", CK_PAIRS_HALVES},
-    {"qwen3moe", CK_PAIRS_HALVES},    {"gemma", CK_PAIRS_HALVES},
-    {"gemma2", CK_PAIRS_HALVES},      {"gemma3", CK_PAIRS_HALVES},
-    {"phi3", CK_PAIRS_HALVES},        {"gpt-oss", CK_PAIRS_HALVES},
-};
-
-static enum ck_pairs pairs_of(const char *architecture)
-{
-    for (size_t i = 0; i < sizeof(rope_pairs) / sizeof(rope_pairs[0]); i++) {
-        if (strcmp(rope_pairs[i].architecture, architecture) == 0) {
-            return rope_pairs[i].pairs;
-        }
-    }
-    return CK_PAIRS_UNKNOWN;
-}
-
 static int read_shape(const struct gguf *g, struct ck_shape *s, struct fmt_error *err)
 {
     struct gguf_string architecture;
@@ -115,7 +91,7 @@ static int read_shape(const struct gguf *g, struct ck_shape *s, struct fmt_error
     uint32_t dim = n_embd / s->n_heads;
     rc = read_number(g, s, "attention.key_length", dim, 1u << 14, &s->k_dim, err);
     rc = rc < 0 ? rc : read_number(g, s, "attention.value_length", dim, 1u << 14, &s->v_dim, err);
-    s->rope_pairs = pairs_of(s->architecture);
+    s->rope_pairs = s->cache_pairs = ck_gguf_pairs(s->architecture);
     return rc < 0 ? rc
                   : read_number(g, s, "rope.dimension_count", s->k_dim, s->k_dim, &s->n_rot, err);
 }

@@ -37,6 +37,26 @@ static int read_number(const struct hf_checkpoint *h, const char *key, uint32_t 
     return 0;
 }
 
+/* The share of a head's dimensions that RoPE turns. */
+static int read_rotary(const struct hf_checkpoint *h, struct ck_shape *s, struct fmt_error *err)
+{
+    static const char key[] = "partial_rotary_factor";
+    const json_t *config = hf_text_config(h->config), *share = json_object_get(config, key);
+    if (share == NULL) {
+        share = json_object_get(json_object_get(config, "rope_parameters"), key);
+    }
+    double factor = json_is_number(share) ? json_number_value(share) : 1;
+    s->n_rot = factor > 0 && factor <= 1 ? (uint32_t)(factor * s->k_dim) : 0;
+    if ((share != NULL && !json_is_number(share) && !json_is_null(share)) || s->n_rot == 0 ||
+        s->n_rot % 2 != 0) {
+        return fmt_fail(err, -EINVAL,
+                        "%s/config.json: %s must be above 0, at most 1, and turn whole pairs of a "
+                        "head's %u dimensions",
+                        h->path, key, s->k_dim);
+    }
+    return 0;
+}
+
 static int read_config(struct hf_checkpoint *h, struct fmt_error *err)
 {
     struct ck_shape *s = &h->base.shape;
@@ -62,10 +82,13 @@ static int read_config(struct hf_checkpoint *h, struct fmt_error *err)
              ? rc
              : read_number(h, "num_key_value_heads", s->n_heads, s->n_heads, &s->n_kv_heads, err);
     rc = rc < 0 ? rc : read_number(h, "head_dim", n_embd / s->n_heads, 1u << 14, &dim, err);
-    if (rc == 0) {
-        s->k_dim = s->v_dim = dim;
+    if (rc < 0) {
+        return rc;
     }
-    return rc;
+    s->k_dim = s->v_dim = dim;
+    s->cache_pairs = ck_gguf_pairs(s->architecture);
+    s->rope_pairs = CK_PAIRS_HALVES; /* of every model_type that is known there */
+    return read_rotary(h, s, err);
 }
 
 /* ---- the folder's files ------------------------------------------------------------------ */
