@@ -180,8 +180,10 @@ void kv_cache_post(struct kv_cache *c, struct kv_news *news)
     *c->news_end = news;
     c->news_end = &news->next;
     pthread_cond_signal(&c->posted);
-    pthread_mutex_unlock(&c->lock);
+    /* Under the lock: whoever waits for this news to end the cache may not end it, and the engine,
+     * before both have been told. */
     c->options.wake(c->options.wake_arg);
+    pthread_mutex_unlock(&c->lock);
 }
 
 void kv_cache_poll(struct kv_cache *c)
