@@ -1,9 +1,12 @@
 """gqa-convert against sums that this file does itself, in float64; what it makes runs in the daemon."""
+import errno
 import json
 import math
 import os
+import pty
 import random
 import resource
+import signal
 import struct
 import subprocess
 import unittest
@@ -215,6 +218,40 @@ class Gguf(Case):
                 if wanted:
                     self.assertEqual(keys["general.file_type"], {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}[wanted])
         self.assertIn("q5_0", self.convert("--kv-heads", 2, "--type", "q5_0", source, self.path(), status=1).lower())
+
+    def test_what_ends_in_the_middle_leaves_nothing_of_that_name(self):
+        """No room for the file: an error; killed while it writes: what it wrote has another name."""
+        source, target = self.mha(), self.path()
+        size = os.path.getsize(source) // 2
+
+        def bound():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        before = set(os.listdir(self.folder.path))
+        err = self.convert("--kv-heads", 6, source, target, status=1, preexec_fn=bound, restore_signals=False)
+        self.assertIn(os.strerror(errno.EFBIG), err)
+        self.assertEqual(set(os.listdir(self.folder.path)), before)
+        self.convert("--kv-heads", 6, source, target, status=-signal.SIGXFSZ, preexec_fn=bound)
+        self.assertFalse(os.path.exists(target))
+        self.convert("--kv-heads", 6, source, target)  # what the dead one left is in nobody's way
+
+    def test_progress_on_a_terminal(self):
+        source = self.mha()
+        for more, shown in (((), True), (("--quiet",), False)):
+            ours, terminal = pty.openpty()
+            try:
+                subprocess.run([CONVERT, "--kv-heads", "2", *more, source, self.path()], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=terminal, timeout=60, check=True,
+                               env=environment(self.folder.path), cwd=self.folder.path)
+                os.set_blocking(ours, False)
+                try:
+                    told = os.read(ours, 1 << 16)
+                except BlockingIOError:
+                    told = b""
+            finally:
+                os.close(ours)
+                os.close(terminal)
+            self.assertEqual(b"100 %" in told, shown, told)
 
     @unittest.skipIf(SANITIZED, "a sanitizer's shadow is counted as memory too")
     def test_memory_does_not_grow_with_the_model(self):
