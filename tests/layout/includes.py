@@ -32,7 +32,7 @@ for folder in ("client/cli", "tools", "roofline"):
 
 # Inside the daemon: a layer may include itself and the ones below it; news travels up by callback.
 LAYERS = [
-    ["daemon/main"],
+    ["daemon/main", "daemon/process"],
     ["daemon/server"],
     ["daemon/peer"],
     ["daemon/handlers"],

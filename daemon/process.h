@@ -1,0 +1,13 @@
+/* daemon/process.h - what gqad asks of the system for its process, before it has threads. */
+#ifndef DAEMON_PROCESS_H
+#define DAEMON_PROCESS_H
+
+/* 0, or -EPERM and a line in the log: users of this host cannot be told apart in here. */
+int process_check_identity(void);
+
+/* No core files, all the descriptors that it may have, memory given back early, short time slices
+ * for the calling thread, which becomes the loop's, and a handler for mapped files that shrink.
+ * What the system refuses is logged, and the daemon does without. */
+void process_prepare(void);
+
+#endif
