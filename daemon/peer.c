@@ -24,6 +24,7 @@ void peer_close(struct peer *p)
     LIST_REMOVE(p, entry);
     LIST_INSERT_HEAD(&p->host->gone, p, entry);
     p->host->n_peers--;
+    peer_forget_deadline(p);
     peer_leave(p);
     if (p->ring) {
         shutdown(p->fd, SHUT_RDWR); /* before its rings read as zeros: the client learns why */
@@ -175,58 +176,8 @@ int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
     caller_init(&p->caller, host->service, &sink, &p->out, uid, admin);
     LIST_INSERT_HEAD(&host->all, p, entry);
     host->n_peers++;
+    peer_note_deadline(p);
     return 0;
-}
-
-static bool is_unfinished(const struct peer *p, const struct peer_input *in, uint64_t now)
-{
-    return in->frame && peer_may_read(p, in) && now > in->frame_ns &&
-           now - in->frame_ns > p->host->reader_timeout_ns;
-}
-
-static bool is_late(const struct peer *p, uint64_t now)
-{
-    const struct peer_host *h = p->host;
-    if (!p->greeted && now - p->opened_ns > h->handshake_ns) {
-        log_info("uid %u: no message within the handshake's time: disconnected", p->uid);
-        return true;
-    }
-    if (p->stalled_ns && now > p->stalled_ns && now - p->stalled_ns > h->reader_timeout_ns) {
-        log_info("uid %u: did not read its answers: disconnected", p->uid);
-        return true;
-    }
-    if (is_unfinished(p, &p->input, now) || (p->ring && is_unfinished(p, &p->ring->input, now))) {
-        log_info("uid %u: left a message unfinished: disconnected", p->uid);
-        return true;
-    }
-    return false;
-}
-
-/* Requests that are paused hold blocks of the KV cache and places among the running: not for as
- * long as the client likes. That it reads a little makes no difference. */
-static void end_paused(struct peer *p, uint64_t now)
-{
-    uint64_t limit = p->host->paused_timeout_ns;
-    if (p->congested_ns && now > p->congested_ns && now - p->congested_ns > limit) {
-        unsigned ended = caller_end_paused(&p->caller, (uint32_t)(limit / 1000000u));
-        if (ended > 0) {
-            log_info("uid %u: did not read for %u requests, which were ended", p->uid, ended);
-        }
-    }
-}
-
-void peers_check_deadlines(struct peer_host *host, uint64_t now)
-{
-    struct peer *next;
-    for (struct peer *p = LIST_FIRST(&host->all); p; p = next) {
-        next = LIST_NEXT(p, entry);
-        if (!p->late && is_late(p, now)) {
-            p->late = true; /* closing takes its time: a step each */
-            peer_ready(p);
-        }
-        end_paused(p, now);
-        peer_ring_tick(p);
-    }
 }
 
 void peers_notify_draining(struct peer_host *host)

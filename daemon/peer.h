@@ -34,6 +34,8 @@ struct peer_host {
     struct service *service;
     uint8_t *scratch;               /* PEER_SCRATCH_BYTES */
     struct peer_list all, gone;     /* gone: closed, and freed when the turn ends */
+    struct peer_list timed;         /* those that are under a deadline, */
+    struct peer *timed_next;        /* and who of them is looked at next; NULL: no round is made */
     struct peer_user_list users;    /* those that are connected */
     struct peer_user_queue fresh;   /* those that are to be worked for: who had nothing to do, */
     struct peer_user_queue waiting; /* then who has had a step and has more */
@@ -65,8 +67,9 @@ void peers_finish(struct peer_host *host);
 int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
                 const struct quota_amounts *held);
 
-/* Sees to it that what waited too long is closed; called about once a second. */
-void peers_check_deadlines(struct peer_host *host, uint64_t now_ns);
+/* Sees to it that what waited too long is closed, in the turns to come; called about once a second.
+ */
+void peers_check_deadlines(struct peer_host *host);
 /* Works for those that have something to do, for a bounded time; called once per turn of the loop,
  * before it sleeps. */
 void peers_serve(struct peer_host *host);

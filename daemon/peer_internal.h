@@ -78,8 +78,9 @@ struct peer_area {
 struct peer {
     struct caller caller;
     struct peer_host *host;
-    LIST_ENTRY(peer) entry; /* of host->all or host->gone */
-    TAILQ_ENTRY(peer) turn; /* among its user's ready ones, if queued */
+    LIST_ENTRY(peer) entry;       /* of host->all or host->gone */
+    TAILQ_ENTRY(peer) turn;       /* among its user's ready ones, if queued */
+    LIST_ENTRY(peer) timed_entry; /* of host->timed, if is_timed */
     struct peer_user *user;
     int fd;
     uint32_t events; /* that the epoll tells of */
@@ -100,7 +101,7 @@ struct peer {
     bool hung_up;  /* the client has closed its end */
     bool dirty;    /* output, or an end, may be delivered */
     bool late;     /* it is to be closed */
-    bool queued;
+    bool queued, is_timed;
 };
 
 /* ---- peer.c ------------------------------------------------------------------------------ */
@@ -123,6 +124,15 @@ void peer_ready(struct peer *p);
 int peer_watch(struct peer *p);
 /* Whether the step has taken its time: what can wait for the next one is to wait. */
 bool peer_step_is_over(const struct peer_host *host);
+
+/* ---- peer_deadlines.c -------------------------------------------------------------------- */
+
+/* After whatever may have put the peer under a deadline. */
+void peer_note_deadline(struct peer *p);
+/* The peer closes. */
+void peer_forget_deadline(struct peer *p);
+/* A piece of the round that was begun. Whether there is more of it. */
+bool peers_check_some(struct peer_host *host, uint64_t now_ns);
 
 /* ---- peer_input.c ------------------------------------------------------------------------ */
 

@@ -174,6 +174,9 @@ static uint64_t serve_first(struct peer_host *h, struct peer_user_queue *queue, 
     h->served = p;
     peer_step(p);
     h->served = NULL;
+    if (!p->closed) {
+        peer_note_deadline(p);
+    }
     if (peer_has_work(p)) {
         peer_ready(p);
     } else if (!p->closed && TAILQ_EMPTY(&u->ready)) { /* a closed one has left its user */
@@ -198,6 +201,7 @@ static void keep_working(uv_idle_t *idle)
 void peers_serve(struct peer_host *h)
 {
     uint64_t now = uv_hrtime(), end = now + TURN_NS;
+    bool to_check = peers_check_some(h, now);
     while (now < end && !TAILQ_EMPTY(&h->fresh)) {
         now = serve_first(h, &h->fresh, now);
     }
@@ -207,7 +211,7 @@ void peers_serve(struct peer_host *h)
         } while (now < end && !TAILQ_EMPTY(&h->waiting));
     }
     free_gone(h);
-    if (TAILQ_EMPTY(&h->waiting) && TAILQ_EMPTY(&h->fresh)) {
+    if (TAILQ_EMPTY(&h->waiting) && TAILQ_EMPTY(&h->fresh) && !to_check) {
         uv_idle_stop(&h->working);
     } else {
         uv_idle_start(&h->working, keep_working); /* the loop's poll does not sleep then */
@@ -221,6 +225,7 @@ int peers_init(struct peer_host *h, uv_loop_t *loop)
     h->loop = loop;
     LIST_INIT(&h->all);
     LIST_INIT(&h->gone);
+    LIST_INIT(&h->timed);
     LIST_INIT(&h->users);
     TAILQ_INIT(&h->fresh);
     TAILQ_INIT(&h->waiting);

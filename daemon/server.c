@@ -173,7 +173,7 @@ static void on_tick(uv_timer_t *timer)
 {
     struct server *s = timer->data;
     uint64_t now = uv_hrtime();
-    peers_check_deadlines(&s->peers, now);
+    peers_check_deadlines(&s->peers);
     feed_watchdog(s, now);
     if (s->state == SERVER_STARTING) {
         notify_extend_timeout(30 * SERVER_TICK_MS * 1000);

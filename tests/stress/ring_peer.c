@@ -134,7 +134,7 @@ static void on_before_sleep(uv_prepare_t *handle)
 
 static void on_tick(uv_timer_t *timer)
 {
-    peers_check_deadlines(&s.host, uv_hrtime());
+    peers_check_deadlines(&s.host);
     on_news(&s.news);
 }
 
