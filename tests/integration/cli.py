@@ -5,6 +5,8 @@ import os
 import subprocess
 from array import array
 
+from harness import SharedDaemon
+
 GQA = os.environ["GQAD_TEST_GQA"]
 TIMEOUT_S = 60
 
@@ -43,12 +45,12 @@ class Tool:
     def __init__(self, folder, *first):
         self.folder, self.first = folder, [str(a) for a in first]
 
-    def __call__(self, *arguments, input=None, status=0):
+    def __call__(self, *arguments, input=None, status=0, variables=None):
         """Runs to the end. A failure must be one line on standard error, `gqa: what: why`."""
         arguments = self.first + [str(a) for a in arguments]
         stdin = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
         done = subprocess.run([GQA, *arguments], capture_output=True, timeout=TIMEOUT_S,
-                              env=environment(self.folder), cwd=self.folder, **stdin)
+                              env={**environment(self.folder), **(variables or {})}, cwd=self.folder, **stdin)
         outcome = Outcome(arguments, done.returncode, done.stdout, done.stderr.decode())
         assert outcome.status == status, str(outcome)
         if status == 0 and "--stats" not in arguments:
@@ -67,6 +69,28 @@ class Tool:
 def assert_one_line(outcome):
     line, end, more = outcome.err.partition("\n")
     assert end and not more and line.startswith("gqa: ") and line.count(": ") >= 2, str(outcome)
+
+
+class ToolCase(SharedDaemon):
+    """Tests that run gqa against one daemon."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.gqa = Tool(cls.folder.path, "--socket", cls.daemon.socket)
+
+    def refused(self, *arguments, words, status=1, **options):
+        """It fails with that status and a line that holds the words."""
+        outcome = self.gqa(*arguments, status=status, **options)
+        for word in words:
+            self.assertIn(str(word), outcome.err)
+        self.assertEqual(outcome.out, b"")
+
+    def logits(self, model, ids, *more):
+        """Of all rows, one behind the other."""
+        file, out = write_json(self.path("ids.json"), ids), self.path("out.f32")
+        self.gqa("logits", "-m", model, "--tokens", file, "-o", out, *more)
+        return read_f32(out)
 
 
 def write_json(path, value):

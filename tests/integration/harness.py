@@ -93,14 +93,19 @@ class Folder:
         shutil.rmtree(self.path)
 
 
-class DaemonCase(unittest.TestCase):
+class SharedDaemon(unittest.TestCase):
     """Tests that share one daemon; flags and config are the class's."""
     flags = ()
     config = ""
 
     @classmethod
+    def make_models(cls, folder):
+        """Puts more models into the daemon's folder of them, before it starts."""
+
+    @classmethod
     def setUpClass(cls):
         cls.folder = Folder()
+        cls.make_models(os.path.join(cls.folder.path, "models"))
         cls.daemon = Daemon(cls.folder.path, *cls.flags, config=cls.config)
 
     @classmethod
@@ -109,6 +114,14 @@ class DaemonCase(unittest.TestCase):
             cls.daemon.stop()
         finally:
             cls.folder.remove()
+
+    @classmethod
+    def path(cls, name):
+        return os.path.join(cls.folder.path, name)
+
+
+class DaemonCase(SharedDaemon):
+    """Each test with a connection of its own, `client`."""
 
     def setUp(self):
         self.client = self.daemon.connect()

@@ -4,8 +4,8 @@ import os
 import re
 import unittest
 
-from cli import Tool, mean_kl, read_f32, write_json
-from harness import Daemon, Folder, main
+from cli import ToolCase, mean_kl, read_f32, write_json
+from harness import main
 
 GOLDEN = os.environ.get("GQAD_TEST_GOLDEN", "")
 MODELS = os.environ["GQAD_TEST_MODELS"]
@@ -15,29 +15,14 @@ MARGIN = 0.01        # a greedy choice that leads by less may fall either way
 DEMO_LOGIT_ERROR = 1e-3  # float16 weights, float32 arithmetic and cache, against torch's float32
 
 
-class Case(unittest.TestCase):
+class Case(ToolCase):
     needs = without = ""  # a path without which nothing can be tested, and what to say then
 
     @classmethod
     def setUpClass(cls):
         if not os.path.exists(cls.needs):
             raise unittest.SkipTest(cls.without)
-        cls.folder = Folder()
-        cls.daemon = Daemon(cls.folder.path)
-        cls.gqa = Tool(cls.folder.path, "--socket", cls.daemon.socket)
-
-    @classmethod
-    def tearDownClass(cls):
-        try:
-            cls.daemon.stop()
-        finally:
-            cls.folder.remove()
-
-    def logits(self, model, ids, *more):
-        file = write_json(os.path.join(self.folder.path, "ids.json"), ids)
-        out = os.path.join(self.folder.path, "out.f32")
-        self.gqa("logits", "-m", model, "--tokens", file, "-o", out, *more)
-        return read_f32(out)
+        super().setUpClass()
 
     def greedy(self, model, n, *prompt):
         return self.gqa("run", "-m", model, "-n", n, "--temperature", 0, "--json", *prompt).json
@@ -51,21 +36,21 @@ class GoldenModels(Case):
         with open(os.path.join(GOLDEN, "models", name, file)) as f:
             return json.load(f)
 
-    def path(self, name, file):
+    def golden_path(self, name, file):
         return os.path.join(GOLDEN, "models", name, file)
 
     def test_logits_and_greedy_ids(self):
         for name in ("llama-gqa", "qwen3", "llama-mha", "qwen2", "gemma3", "granite", "phi3"):
             with self.subTest(name):
-                model = self.path(name, "model.gguf")
+                model = self.golden_path(name, "model.gguf")
                 sequence = next(s for s in self.read(name, "tokens.json")["seqs"] if s["name"] == "a")
-                truth = read_f32(self.path(name, sequence["logits"]))
+                truth = read_f32(self.golden_path(name, sequence["logits"]))
                 n_vocab = len(truth) // len(sequence["ids"])
                 found = self.logits(model, sequence["ids"], "--name", name)
                 self.assertEqual(len(found), len(truth))
                 self.assertLess(mean_kl(truth, found, n_vocab), KL_F16_CACHE)
                 want = self.read(name, "greedy.json")["ids"]
-                file = write_json(os.path.join(self.folder.path, "a.json"), sequence["ids"])
+                file = write_json(self.path("a.json"), sequence["ids"])
                 r = self.greedy(name, len(want), "--tokens", file, "--ignore-eos")
                 self.assertEqual(r["tokens"], want)
                 self.assertEqual((r["n_prompt"], r["finish"]), (len(sequence["ids"]), "length"))
@@ -73,15 +58,15 @@ class GoldenModels(Case):
     def test_a_float32_cache_is_as_exact_as_it_says(self):
         for name in ("llama-gqa", "qwen3"):
             sequence = self.read(name, "tokens.json")["seqs"][0]
-            truth = read_f32(self.path(name, sequence["logits"]))
-            found = self.logits(self.path(name, "model.gguf"), sequence["ids"], "--name", name + "-f32",
+            truth = read_f32(self.golden_path(name, sequence["logits"]))
+            found = self.logits(self.golden_path(name, "model.gguf"), sequence["ids"], "--name", name + "-f32",
                                 "-ctk", "f32", "-ctv", "f32")
             self.assertLess(mean_kl(truth, found, len(truth) // len(sequence["ids"])), KL_F32_CACHE)
 
     def test_texts_to_ids_and_back(self):
         with open(os.path.join(GOLDEN, "tokenizers", "tiny.json")) as f:
             data = json.load(f)
-        self.gqa("load", self.path("llama-gqa", "model.gguf"), "--name", "texts")
+        self.gqa("load", self.golden_path("llama-gqa", "model.gguf"), "--name", "texts")
         for text, ids in zip(data["texts"], data["ids"]):
             with self.subTest(text):
                 found = self.gqa("tokenize", "-m", "texts", "--no-special", "--no-parse-special", "--json", "--", text)
@@ -90,7 +75,7 @@ class GoldenModels(Case):
                 self.assertEqual(back.out, text.encode())
 
     def test_control_tokens_count_unless_told_otherwise(self):
-        self.gqa("load", self.path("llama-gqa", "model.gguf"), "--name", "control")
+        self.gqa("load", self.golden_path("llama-gqa", "model.gguf"), "--name", "control")
         ids = self.gqa("tokenize", "-m", "control", "--no-special", "--json", "<s>").json
         self.assertEqual(ids, [1])
         plain = self.gqa("tokenize", "-m", "control", "--no-special", "--no-parse-special", "--json", "<s>").json

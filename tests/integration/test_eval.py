@@ -16,8 +16,8 @@ import subprocess
 import unittest
 from collections import namedtuple
 
-from cli import Tool, log_softmax, mean_kl, read_f32, rows_of, write_json
-from harness import Daemon, Folder, main, synth
+from cli import ToolCase, log_softmax, mean_kl, read_f32, rows_of, write_json
+from harness import main, synth
 
 MODELS = os.environ["GQAD_TEST_MODELS"]
 Bound = namedtuple("Bound", "logit kl token relative cosine")
@@ -31,40 +31,23 @@ def flat(x):
     return x if isinstance(x, list) else [x]
 
 
+class Case(ToolCase):
+    @classmethod
+    def make_models(cls, folder):
+        os.symlink(os.path.join(MODELS, "demo.gguf"), os.path.join(folder, "demo.gguf"))
+        for type in ("q4_0", "q8_0", "q4_k_m"):
+            synth(os.path.join(folder, type + ".gguf"), "n_embd=256,n_ff=512,n_layers=3,n_vocab=600", type)
 
-class Case(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.folder = Folder()
-        path = cls.folder.path
-        os.symlink(os.path.join(MODELS, "demo.gguf"), os.path.join(path, "models", "demo.gguf"))
-        for type in ("q4_0", "q8_0", "q4_k_m"):
-            synth(os.path.join(path, "models", type + ".gguf"), "n_embd=256,n_ff=512,n_layers=3,n_vocab=600", type)
-        cls.daemon = Daemon(path)
-        cls.gqa = Tool(path, "--socket", cls.daemon.socket)
+        super().setUpClass()
         with open(os.path.join(MODELS, "demo.expected.json")) as f:
             cls.expected = json.load(f)
-
-    @classmethod
-    def tearDownClass(cls):
-        try:
-            cls.daemon.stop()
-        finally:
-            cls.folder.remove()
-
-    def path(self, name):
-        return os.path.join(self.folder.path, name)
 
     def write_lines(self, name, objects):
         with open(self.path(name), "w") as f:
             f.writelines(json.dumps(o) + "\n" for o in objects)
         return self.path(name)
-
-    def refused(self, *arguments, words, status=1, **options):
-        outcome = self.gqa(*arguments, status=status, **options)
-        for word in words:
-            self.assertIn(str(word), outcome.err)
-        self.assertEqual(outcome.out, b"")
 
     def tokens(self, text, model="demo"):
         return self.gqa("tokenize", "-m", model, "--no-parse-special", "--json", text).json
@@ -72,9 +55,7 @@ class Case(unittest.TestCase):
     def logprobs(self, ids, model="demo"):
         """The log-probability of each token after those before it, from the logits; the first has none."""
         info = self.gqa("show", model, "--json").json
-        out = self.path("rows.f32")
-        self.gqa("logits", "-m", model, "--tokens", write_json(self.path("ids.json"), ids), "-o", out)
-        rows = rows_of(read_f32(out), info["n_vocab"])
+        rows = rows_of(self.logits(model, ids), info["n_vocab"])
         return [log_softmax(row)[next] for row, next in zip(rows, ids[1:])]
 
 
@@ -309,14 +290,12 @@ class Levels(Case):
         info = self.gqa("show", name, "--json").json
         self.assertEqual(info["backend"]["isa"], level)
         ids = [1] + [(i * i * 7 + 3 * i) % (info["tokenizer"]["n_vocab"] - 300) + 280 for i in range(self.N_TOKENS - 1)]
-        out = self.path("rows.f32")
-        self.gqa("logits", "-m", name, "--tokens", write_json(self.path("ids.json"), ids), "-o", out)
         with open(self.path("text.txt"), "w") as f:
             f.write("\n".join(p["prompt"] + p["greedy_text"] for p in self.expected["prompts"]) * 6)
         lines = questions(self.expected) + [{"text": t} for t in self.TEXTS]
         *items, totals = self.gqa("eval", "-m", name, "-f", self.write_lines("q.jsonl", lines), "--details", "--json").lines
         made = {
-            "logits": read_f32(out),
+            "logits": self.logits(name, ids),
             "perplexity": self.gqa("perplexity", "-m", name, "-c", 128, "-f", self.path("text.txt"), "--json").json,
             "items": items, "totals": totals,
             "vectors": self.gqa("embed", "-m", name, "--pooling", "mean", "--json", *self.TEXTS).json["embeddings"],

@@ -11,8 +11,8 @@ import unittest
 from array import array
 
 import checkpoints
-from cli import Tool, read_f32, write_json
-from harness import Daemon, Folder, main
+from cli import ToolCase, read_f32
+from harness import main
 
 CONVERT = os.environ["GQAD_TEST_CONVERT"]
 MODELS = os.environ["GQAD_TEST_MODELS"]
@@ -36,12 +36,10 @@ PYTHON = python_with_torch()
 
 
 @unittest.skipUnless(PYTHON, "uptraining: no python3-torch, python3-numpy, python3-regex here")
-class Uptrain(unittest.TestCase):
+class Uptrain(ToolCase):
     @classmethod
     def setUpClass(cls):
-        cls.folder = Folder()
-        cls.daemon = Daemon(cls.folder.path)
-        cls.gqa = Tool(cls.folder.path, "--socket", cls.daemon.socket)
+        super().setUpClass()
         draw = random.Random(3)
         for split, n_windows in (("train", 24), ("heldout", 2)):
             ids = array("H", (draw.choice((17, 300, 1000, draw.randrange(N_VOCAB)))
@@ -53,17 +51,6 @@ class Uptrain(unittest.TestCase):
         cls.grouped = cls.path("grouped.gguf")
         subprocess.run([CONVERT, "--quiet", "--kv-heads", "2", os.path.join(MODELS, "demo-mha.gguf"), cls.grouped],
                        check=True, capture_output=True, timeout=LIMIT_S)
-
-    @classmethod
-    def tearDownClass(cls):
-        try:
-            cls.daemon.stop()
-        finally:
-            cls.folder.remove()
-
-    @classmethod
-    def path(cls, name):
-        return os.path.join(cls.folder.path, name)
 
     def start(self, program, *arguments, **environment):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
@@ -97,10 +84,8 @@ class Uptrain(unittest.TestCase):
         with open(self.path(name + ".expected.json")) as f:
             expected = json.load(f)["logits"]
         truth = read_f32(self.path(expected["file"]))
-        ids, out = write_json(self.path("ids.json"), expected["tokens"]), self.path("out.f32")
         self.gqa("load", self.path(name + ".gguf"), "--name", name, "-ctk", "f32", "-ctv", "f32")
-        self.gqa("logits", "-m", name, "--tokens", ids, "-o", out)
-        found = read_f32(out)
+        found = self.logits(name, expected["tokens"])
         self.assertEqual(len(found), len(truth))
         self.assertGreater(max(map(abs, truth)), 1)
         self.assertLess(max(abs(a - b) for a, b in zip(truth, found)), LOGIT_ERROR)
