@@ -1,0 +1,17 @@
+/* tests/cuda/check_util.h - the two plugins that the checks compare, on a host of one thread. */
+#ifndef TESTS_CUDA_CHECK_UTIL_H
+#define TESTS_CUDA_CHECK_UTIL_H
+
+#include <gqa/plugin.h>
+
+struct side {
+    const struct gqa_plugin *plugin;
+    const struct gqa_program *program;
+    void *context;
+};
+
+/* Loads and opens a plugin, and says on which device. 0; 77 where it cannot run, and it says why; 1
+ * else. */
+int side_open(struct side *s, const char *path, const char *options);
+
+#endif
