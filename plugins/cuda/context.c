@@ -100,10 +100,22 @@ int cuda_launch(struct cuda_context *c, CUfunction f, struct cuda_grid grid, voi
                       "starting a kernel");
 }
 
+uint32_t cuda_product_split(const struct cuda_context *c, uint32_t n_strips, uint32_t n_segments,
+                            uint32_t log_tiles, uint32_t columns)
+{
+    uint32_t wanted = (uint32_t)c->device.n_multiprocessors, split = 1;
+
+    while (log_tiles < 3 && split < CUDA_WARPS && 2 * split <= n_segments &&
+           (n_strips + CUDA_WARPS / split - 1) / (CUDA_WARPS / split) * columns < 2 * wanted) {
+        split *= 2;
+    }
+    return split;
+}
+
 void cuda_product_shape(const struct cuda_context *c, uint32_t n_strips, uint32_t n_segments,
                         uint32_t n_tiles, uint32_t *ret_log_tiles, uint32_t *ret_split)
 {
-    uint32_t wanted = (uint32_t)c->device.n_multiprocessors, log_tiles = 0, split = 1;
+    uint32_t wanted = (uint32_t)c->device.n_multiprocessors, log_tiles = 0;
 
     while (log_tiles < 3 && 1u << log_tiles < n_tiles) {
         log_tiles++;
@@ -111,13 +123,9 @@ void cuda_product_shape(const struct cuda_context *c, uint32_t n_strips, uint32_
     if (log_tiles == 3 && n_strips / CUDA_WARPS * ((n_tiles + 7) / 8) < wanted) {
         log_tiles = 2; /* 8 tiles have no room to split */
     }
-    uint32_t columns = (n_tiles + (1u << log_tiles) - 1) >> log_tiles;
-    while (log_tiles < 3 && split < CUDA_WARPS && 2 * split <= n_segments &&
-           (n_strips + CUDA_WARPS / split - 1) / (CUDA_WARPS / split) * columns < 2 * wanted) {
-        split *= 2;
-    }
     *ret_log_tiles = log_tiles;
-    *ret_split = split;
+    *ret_split = cuda_product_split(c, n_strips, n_segments, log_tiles,
+                                    (n_tiles + (1u << log_tiles) - 1) >> log_tiles);
 }
 
 /* ---- opening ----------------------------------------------------------------------------- */

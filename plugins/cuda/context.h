@@ -73,6 +73,9 @@ int cuda_launch(struct cuda_context *c, CUfunction f, struct cuda_grid grid, voi
  * much reuse of weights as there is; results do not depend on it. */
 void cuda_product_shape(const struct cuda_context *c, uint32_t n_strips, uint32_t n_segments,
                         uint32_t n_tiles, uint32_t *ret_log_tiles, uint32_t *ret_split);
+/* The split alone, for blocks of so many tiles of which `columns` run beside each other. */
+uint32_t cuda_product_split(const struct cuda_context *c, uint32_t n_strips, uint32_t n_segments,
+                            uint32_t log_tiles, uint32_t columns);
 
 /* Device addresses as pointers, for arguments of kernels; never dereferenced here. */
 static inline void *cuda_pointer(CUdeviceptr at)

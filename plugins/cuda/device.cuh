@@ -112,6 +112,28 @@ DEVICE void mma_half(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, 
     }
 }
 
+/* Threads of a block of the small ops. */
+#define OP_THREADS 256u
+
+/* Sum over the block's threads, for all of them: lanes by a tree, then warps in order. */
+template <typename T>
+DEVICE T block_sum(T x, T *room)
+{
+    for (uint32_t i = 16; i > 0; i /= 2) {
+        x += __shfl_xor_sync(WARP_ALL, x, i);
+    }
+    __syncthreads(); /* the room's last readers */
+    if (threadIdx.x % 32 == 0) {
+        room[threadIdx.x / 32] = x;
+    }
+    __syncthreads();
+    T sum = 0;
+    for (uint32_t i = 0; i < OP_THREADS / 32; i++) {
+        sum += room[i];
+    }
+    return sum;
+}
+
 /* Read-only data of 16 bytes' alignment. */
 DEVICE void load_16(const void *at, uint32_t to[4])
 {

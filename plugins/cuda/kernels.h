@@ -64,6 +64,9 @@ enum cuda_weight_type {
 #define CUDA_KERNELS(X) \
     X(quantise)         \
     X(halve)            \
+    X(route)            \
+    X(sort)             \
+    X(combine)          \
     X(norm)             \
     X(rope)             \
     X(map)              \
@@ -71,6 +74,19 @@ enum cuda_weight_type {
     X(attend)           \
     X(merge)
 
+enum cuda_map_kind {
+    CUDA_MAP_SCALE,   /* scale * a */
+    CUDA_MAP_ADD,     /* a + scale * b */
+    CUDA_MAP_SOFTCAP, /* scale * tanh(a / scale) */
+    CUDA_MAP_SILU,    /* act(a) * b, or act(a) */
+    CUDA_MAP_GELU_TANH,
+    CUDA_MAP_GELU,
+    CUDA_MAP_SWIGLU_OAI,
+    CUDA_MAP_RELU
+};
+
+/* Rows of a mixture's products are slots: each is a row of the batch and one of the experts that it
+ * chose, in an order by expert in which every expert begins a tile of its own. */
 struct cuda_quantise_args {
     const float *src; /* (n_rows, k) */
     uint64_t stride;
@@ -79,6 +95,18 @@ struct cuda_quantise_args {
     uint8_t *q;                   /* fragments, by tile and block */
     float *scales;                /* int8: (tile, block, 8); halves: (rows) */
     int32_t *sums;                /* int8: (tile, block, 8, 2) */
+    const uint32_t *slots;        /* (n_rows) which row of q each is, or NULL: as they come */
+    uint32_t n_each;              /* with slots: n_each of them read one row; 0: they read slots */
+    uint32_t act; /* from CUDA_MAP_SILU on: what is laid out is act(src[k]) * src[k + up] */
+    uint32_t up;  /* 0: act(src[k]) */
+    float alpha, limit;
+};
+
+/* A block's rows and matrix, where there are several of those. */
+struct cuda_product_item {
+    uint32_t matrix;
+    uint32_t tile;    /* the first of NT */
+    uint32_t end_row; /* behind the matrix's last row; 0: nothing to do */
 };
 
 struct cuda_product_args {
@@ -86,11 +114,51 @@ struct cuda_product_args {
     const uint8_t *q;
     const float *scales;
     const int32_t *sums;
-    const float *bias; /* (n_outs) or NULL */
+    const float *bias; /* (n_outs), of each matrix, or NULL */
     float *dst;        /* (n_rows, n_outs) */
     uint64_t stride;
     uint32_t n_rows, n_outs, n_blocks;
     uint32_t split; /* warps of a block that share a strip's segments: 1, 2, 4 or 8 */
+    /* By y of the grid, or NULL: one matrix for all rows. Matrices lie one after the other, so that
+     * output o of matrix m is m * n_outs + o of the weight. */
+    const struct cuda_product_item *items;
+};
+
+/* Logits come from the two halves of a float32 router, n_experts outputs each: high, and low times
+ * CUDA_ROUTER_LOW. */
+#define CUDA_ROUTER_LOW             2048.0f
+#define CUDA_EXPERTS_MAX            4096u
+#define CUDA_ROUTE_BYTES(n_experts) ((n_experts)*9u) /* shared: logits, keys, who is chosen */
+
+struct cuda_route_args {
+    const float *logits;                       /* (n_rows, 2 n_experts) */
+    const float *router_bias, *selection_bias; /* (n_experts) or NULL */
+    uint32_t *chosen;                          /* (n_rows, n_used) ascending */
+    float *weights;                            /* (n_rows, n_used) */
+    uint32_t n_experts, n_used;
+    uint32_t gating, renormalise; /* gating: enum gqa_gating_kind */
+    float weight_scale;
+};
+
+#define CUDA_SORT_THREADS_MAX 1024u
+
+struct cuda_sort_args {
+    const uint32_t *chosen;          /* (n) experts */
+    uint32_t *slots;                 /* (n) */
+    struct cuda_product_item *items; /* (n_items) matrix: the expert */
+    uint32_t n, n_items, n_experts;
+    uint32_t item_tiles; /* NT of the products */
+    uint32_t n_threads;
+};
+
+/* dst = sum over a row's experts, ascending, of weight * y[slot], from zero. */
+struct cuda_combine_args {
+    const float *y;
+    const uint32_t *slots; /* (rows, n_used) */
+    const float *weights;
+    float *dst;
+    uint64_t y_stride, dst_stride;
+    uint32_t width, n_used;
 };
 
 struct cuda_norm_args {
@@ -107,17 +175,6 @@ struct cuda_rope_args {
     uint64_t stride;
     const float *cosines, *sines; /* (rows, n_freqs) */
     uint32_t width, head_dim, n_freqs, half;
-};
-
-enum cuda_map_kind {
-    CUDA_MAP_SCALE,   /* scale * a */
-    CUDA_MAP_ADD,     /* a + scale * b */
-    CUDA_MAP_SOFTCAP, /* scale * tanh(a / scale) */
-    CUDA_MAP_SILU,    /* act(a) * b, or act(a) */
-    CUDA_MAP_GELU_TANH,
-    CUDA_MAP_GELU,
-    CUDA_MAP_SWIGLU_OAI,
-    CUDA_MAP_RELU
 };
 
 /* dst[i] = f(a[i], b[i]); rows: NULL, or the row of a for each row of dst. */

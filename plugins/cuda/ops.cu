@@ -2,23 +2,83 @@
  * of memory. Sums have one order whatever the number of rows. */
 #include "plugins/cuda/device.cuh"
 
-#define OP_THREADS 256u
+/* ---- activations of a GLU ---------------------------------------------------------------- */
+
+DEVICE float gated(float x, float z)
+{
+    return x / (1.0f + expf(-z));
+}
+
+DEVICE float swiglu_oai(float gate, float up, float alpha, float limit)
+{
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up;
+    up = up < -limit ? -limit : up;
+    return gated(gate, alpha * gate) * (up + 1.0f);
+}
+
+DEVICE float activation(uint32_t kind, float x)
+{
+    const float twice_root = 1.5957691216057308f;       /* 2 sqrt(2 / pi) */
+    const float minus_root_half = -0.70710678118654752f;
+
+    switch (kind) {
+    case CUDA_MAP_SILU:
+        return gated(x, x);
+    case CUDA_MAP_GELU_TANH:
+        return gated(x, twice_root * x * (1.0f + 0.044715f * x * x));
+    case CUDA_MAP_GELU:
+        return 0.5f * x * erfcf(minus_root_half * x);
+    default:
+        return x < 0.0f ? 0.0f : x;
+    }
+}
+
+/* What a GLU makes of a value; b is 1 where there is nothing to multiply with. */
+DEVICE float activate(uint32_t kind, float a, float b, float alpha, float limit)
+{
+    return kind == CUDA_MAP_SWIGLU_OAI ? swiglu_oai(a, b, alpha, limit) : activation(kind, a) * b;
+}
 
 /* ---- activations for products ------------------------------------------------------------ */
 
 /* A block whose values are all smaller counts as zeros, as on the cpu. */
 #define PEAK_MIN 1e-36f
 
-/* To int8 with a scale for each 32 values: a warp for a block. Grid (n_blocks / 8, n_rows). */
+/* The row that the i-th of a grid is laid out as, and its values. */
+struct input_row {
+    uint32_t row;
+    const float *src;
+};
+
+DEVICE input_row find_input(const cuda_quantise_args &p, uint32_t i)
+{
+    uint32_t row = p.slots != NULL ? p.slots[i] : i;
+    return {row, p.src + (p.n_each != 0 ? i / p.n_each : row) * p.stride};
+}
+
+DEVICE float input_value(const cuda_quantise_args &p, const float *src, uint32_t k)
+{
+    float x = src[k];
+
+    if (p.act < CUDA_MAP_SILU) {
+        return x;
+    }
+    return activate(p.act, x, p.up != 0 ? src[k + p.up] : 1.0f, p.alpha, p.limit);
+}
+
+/* To int8 with a scale for each 32 values: a warp for a block. Grid (n_rows, n_blocks / 8). */
 KERNEL __launch_bounds__(256) gqa_quantise(const cuda_quantise_args p)
 {
-    uint32_t lane = threadIdx.x % 32, block = blockIdx.x * 8 + threadIdx.x / 32;
-    uint32_t row = blockIdx.y, k = block * CUDA_BLOCK + lane;
+    uint32_t lane = threadIdx.x % 32, block = blockIdx.y * 8 + threadIdx.x / 32;
+    uint32_t k = block * CUDA_BLOCK + lane;
 
     if (block >= p.n_blocks) {
         return;
     }
-    float x = k < p.k ? p.src[row * p.stride + k] : 0.0f;
+    const input_row input = find_input(p, blockIdx.x);
+    uint32_t row = input.row;
+    float x = k < p.k ? input_value(p, input.src, k) : 0.0f;
     uint32_t peak_bits = __float_as_uint(x) & 0x7fffffffu;
     for (uint32_t i = 16; i > 0; i /= 2) {
         peak_bits = max(peak_bits, __shfl_xor_sync(WARP_ALL, peak_bits, i));
@@ -51,11 +111,11 @@ KERNEL __launch_bounds__(256) gqa_quantise(const cuda_quantise_args p)
 KERNEL __launch_bounds__(256) gqa_halve(const cuda_quantise_args p)
 {
     __shared__ uint32_t peaks[8];
-    uint32_t row = blockIdx.x, g = row % CUDA_TILE, peak = 0;
-    const float *src = p.src + row * p.stride;
+    const input_row input = find_input(p, blockIdx.x);
+    uint32_t row = input.row, g = row % CUDA_TILE, peak = 0;
 
     for (uint32_t k = threadIdx.x; k < p.k; k += OP_THREADS) {
-        uint32_t bits = __float_as_uint(src[k]) & 0x7fffffffu;
+        uint32_t bits = __float_as_uint(input_value(p, input.src, k)) & 0x7fffffffu;
         peak = max(peak, bits < 0x7f800000u ? bits : 0u);
     }
     for (uint32_t i = 16; i > 0; i /= 2) {
@@ -76,7 +136,8 @@ KERNEL __launch_bounds__(256) gqa_halve(const cuda_quantise_args p)
         uint32_t in = k % 16, word = k % 32 / 16 * 2 + in / 8;
         uint16_t *to = (uint16_t *)p.q + at * 512 + (g * 4 + in % 8 / 2) * 8 + word * 2 + in % 2;
         uint32_t high, low;
-        split_halves(k < p.k ? __fmul_rn(src[k], factor) : 0.0f, p.bf16, high, low);
+        float x = k < p.k ? input_value(p, input.src, k) : 0.0f;
+        split_halves(__fmul_rn(x, factor), p.bf16, high, low);
         to[0] = (uint16_t)high;
         to[256] = (uint16_t)low;
     }
@@ -86,24 +147,6 @@ KERNEL __launch_bounds__(256) gqa_halve(const cuda_quantise_args p)
 }
 
 /* ---- norm, rope -------------------------------------------------------------------------- */
-
-/* Sum over the block's threads, for all of them: lanes by a tree, then warps in order. */
-DEVICE float block_sum(float x, float *room)
-{
-    for (uint32_t i = 16; i > 0; i /= 2) {
-        x += __shfl_xor_sync(WARP_ALL, x, i);
-    }
-    __syncthreads(); /* the room's last readers */
-    if (threadIdx.x % 32 == 0) {
-        room[threadIdx.x / 32] = x;
-    }
-    __syncthreads();
-    float sum = 0.0f;
-    for (uint32_t i = 0; i < OP_THREADS / 32; i++) {
-        sum += room[i];
-    }
-    return sum;
-}
 
 /* dst = norm(src) * weight + bias over groups of dim values. Grid (groups, rows). */
 KERNEL __launch_bounds__(256) gqa_norm(const cuda_norm_args p)
@@ -151,36 +194,6 @@ KERNEL __launch_bounds__(256) gqa_rope(const cuda_rope_args p)
 
 /* ---- value by value ---------------------------------------------------------------------- */
 
-DEVICE float gated(float x, float z)
-{
-    return x / (1.0f + expf(-z));
-}
-
-DEVICE float swiglu_oai(float gate, float up, float alpha, float limit)
-{
-    gate = gate > limit ? limit : gate;
-    up = up > limit ? limit : up;
-    up = up < -limit ? -limit : up;
-    return gated(gate, alpha * gate) * (up + 1.0f);
-}
-
-DEVICE float activation(uint32_t kind, float x)
-{
-    const float twice_root = 1.5957691216057308f;       /* 2 sqrt(2 / pi) */
-    const float minus_root_half = -0.70710678118654752f;
-
-    switch (kind) {
-    case CUDA_MAP_SILU:
-        return gated(x, x);
-    case CUDA_MAP_GELU_TANH:
-        return gated(x, twice_root * x * (1.0f + 0.044715f * x * x));
-    case CUDA_MAP_GELU:
-        return 0.5f * x * erfcf(minus_root_half * x);
-    default:
-        return x < 0.0f ? 0.0f : x;
-    }
-}
-
 /* Grid (width / 256, rows). */
 KERNEL __launch_bounds__(256) gqa_map(const cuda_map_args p)
 {
@@ -202,11 +215,8 @@ KERNEL __launch_bounds__(256) gqa_map(const cuda_map_args p)
     case CUDA_MAP_SOFTCAP:
         *dst = p.scale * tanhf(a / p.scale);
         break;
-    case CUDA_MAP_SWIGLU_OAI:
-        *dst = swiglu_oai(a, b, p.alpha, p.limit);
-        break;
     default:
-        *dst = activation(p.kind, a) * b;
+        *dst = activate(p.kind, a, b, p.alpha, p.limit);
         break;
     }
 }

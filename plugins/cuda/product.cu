@@ -2,8 +2,16 @@
  * number of row tiles, called product_TYPE_NT. */
 #include "plugins/cuda/product.cuh"
 
+/* Blocks of a multiprocessor: 128 registers are enough for one tile, and for four where a block of
+ * weights is small; other variants would spill. */
+constexpr int product_blocks(int type, int nt)
+{
+    return nt == 1 || (nt == 4 && type != CUDA_W_Q4_K && type != CUDA_W_Q6_K) ? 2 : 1;
+}
+
 #define PRODUCT(name, type, nt)                                                              \
-    KERNEL __launch_bounds__(256, 1) gqa_product_##name##_##nt(const cuda_product_args args)     \
+    KERNEL __launch_bounds__(256, product_blocks(type, nt))                                  \
+        gqa_product_##name##_##nt(const cuda_product_args args)                              \
     {                                                                                        \
         product<type, nt>(args);                                                             \
     }

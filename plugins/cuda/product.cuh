@@ -1,9 +1,10 @@
 /* plugins/cuda/product.cuh - dst = activations x weight^T, for any number of rows.
  *
- * One kernel for decoding and for prompts: a warp multiplies a strip of 32 outputs with NT tiles of
- * 8 rows, on tensor cores, from operands that already lie as they want them (kernels.h). A weight is
- * unpacked in registers, once for all rows of the warp; with one tile its bytes are what counts:
- * they stream at the speed of memory, 512 bytes a load.
+ * One kernel for decoding and for prompts, for one matrix and for those of a mixture's experts: a
+ * warp multiplies a strip of 32 outputs with NT tiles of 8 rows, on tensor cores, from operands that
+ * already lie as they want them (kernels.h). A weight is unpacked in registers, once for all rows of
+ * the warp; with one tile its bytes are what counts: they stream at the speed of memory, 512 bytes a
+ * load.
  *
  *   bytes  n_outs * k * bits / 8 for every NT tiles of rows
  *   flops  2 * n_rows * n_outs * k, int8 (f16, bf16: twice that); and for int8 about 3 float operations an
@@ -189,22 +190,31 @@ DEVICE void multiply_segment(const cuda_product_args &p, const uint8_t *strip, u
     }
 }
 
+/* What a block multiplies: the outputs of one matrix and some tiles of rows. */
+struct product_work {
+    uint32_t first_out, last_strip; /* of the matrix, in the weight */
+    uint32_t tile, end_row;
+};
+
 template <int TYPE, int NT>
-DEVICE void store_outputs(const cuda_product_args &p, uint32_t strip, uint32_t tile, uint32_t lane,
-                          const float total[NT][2][4])
+DEVICE void store_outputs(const cuda_product_args &p, const volatile product_work &at,
+                          uint32_t strip, uint32_t lane, const float total[NT][2][4])
 {
+    const product_work work = {at.first_out, at.last_strip, at.tile, at.end_row};
+
 #pragma unroll
     for (int n = 0; n < NT; n++) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             uint32_t out = strip * CUDA_STRIP + 16 * (i / 4) + i % 4 / 2 * 8 + lane / 4;
-            uint32_t row = (tile + n) * CUDA_TILE + lane % 4 * 2 + i % 2;
-            if (out < p.n_outs && row < p.n_rows) {
+            uint32_t row = (work.tile + n) * CUDA_TILE + lane % 4 * 2 + i % 2;
+            uint32_t column = out - work.first_out; /* of matrices before: beyond all columns */
+            if (column < p.n_outs && row < work.end_row) {
                 float value = total[n][i / 4][i % 4];
                 if (weight_layout<TYPE>::halves) {
                     value = __fmul_rn(value, p.scales[row]); /* a power of two */
                 }
-                p.dst[row * p.stride + out] = p.bias != NULL ? value + p.bias[out] : value;
+                p.dst[row * p.stride + column] = p.bias != NULL ? value + p.bias[out] : value;
             }
         }
     }
@@ -238,24 +248,48 @@ DEVICE void share_segments(float *parts, uint32_t warp, uint32_t lane, uint32_t 
     __syncthreads();
 }
 
-/* Grid (strips / (CUDA_WARPS / split), tiles / NT), 256 threads. Buffers of activations have whole
- * groups of NT tiles. */
+/* Nothing to do: end_row 0, for all threads of the block. */
+template <int NT>
+DEVICE void find_work(const cuda_product_args &p, volatile product_work &ret)
+{
+    cuda_product_item item = {0, blockIdx.y * NT, p.n_rows};
+
+    if (p.items != NULL) {
+        item = p.items[blockIdx.y];
+    }
+    ret.first_out = item.matrix * p.n_outs;
+    ret.last_strip = (item.matrix * p.n_outs + p.n_outs - 1) / CUDA_STRIP;
+    ret.tile = item.tile;
+    ret.end_row = item.end_row;
+}
+
+/* Grid (strips of a matrix / (CUDA_WARPS / split), tiles / NT or items), 256 threads. Buffers of
+ * activations have NT - 1 tiles behind the last one. */
 template <int TYPE, int NT>
 DEVICE void product(const cuda_product_args &p)
 {
+    /* In shared memory, not in registers, of which the loop below needs all. */
+    __shared__ volatile product_work work;
+    if (threadIdx.x == 0) {
+        find_work<NT>(p, work);
+    }
+    __syncthreads();
+    if (work.end_row == 0) {
+        return;
+    }
     /* Parts of one round of segments, (warp, value, lane). NT = 8 has no split. */
     __shared__ float parts[NT <= 4 ? CUDA_WARPS * NT * 8 * 32 : 1];
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp % p.split;
-    uint32_t strip = blockIdx.x * (CUDA_WARPS / p.split) + warp / p.split;
-    uint32_t n_strips = (p.n_outs + CUDA_STRIP - 1) / CUDA_STRIP;
-    uint32_t n_segments = (p.n_blocks + CUDA_SEGMENT - 1) / CUDA_SEGMENT;
-    uint32_t tile = blockIdx.y * NT;
+    uint32_t strip =
+        work.first_out / CUDA_STRIP + blockIdx.x * (CUDA_WARPS / p.split) + warp / p.split;
+    uint32_t n_segments = (p.n_blocks + CUDA_SEGMENT - 1) / CUDA_SEGMENT, tile = work.tile;
+    bool mine = strip <= work.last_strip;
     const uint8_t *w = p.weight + (uint64_t)strip * p.n_blocks * weight_layout<TYPE>::bytes;
     float total[NT][2][4] = {};
 
     for (uint32_t first = 0; first < n_segments; first += p.split) {
         float acc[NT][2][4] = {};
-        if (strip < n_strips && first + part < n_segments) {
+        if (mine && first + part < n_segments) {
             multiply_segment<TYPE, NT>(p, w, tile, first + part, lane, acc);
         }
         if (NT > 4 || p.split == 1) {
@@ -265,8 +299,8 @@ DEVICE void product(const cuda_product_args &p)
                                total);
         }
     }
-    if (part == 0 && strip < n_strips) {
-        store_outputs<TYPE, NT>(p, strip, tile, lane, total);
+    if (part == 0 && mine) {
+        store_outputs<TYPE, NT>(p, work, strip, lane, total);
     }
 }
 

@@ -25,8 +25,8 @@ static int run_norm(struct cuda_program *p, const struct cuda_op *op)
     struct cuda_norm_args args = {
         .src = cuda_view(p, &op->op.src),
         .dst = cuda_view(p, &op->op.dst),
-        .weight = cuda_pointer(op->weight),
-        .bias = cuda_pointer(op->bias),
+        .weight = cuda_pointer(op->matrix.weight),
+        .bias = cuda_pointer(op->matrix.bias),
         .src_stride = p->regs[op->op.src.reg].width,
         .dst_stride = p->regs[op->op.dst.reg].width,
         .width = op->op.dst.width,
@@ -62,11 +62,6 @@ static int run_rope(struct cuda_program *p, const struct cuda_op *op)
 
 static int run_map(struct cuda_program *p, const struct cuda_op *op)
 {
-    static const uint32_t acts[] = {
-        [GQA_ACT_SILU] = CUDA_MAP_SILU, [GQA_ACT_GELU_TANH] = CUDA_MAP_GELU_TANH,
-        [GQA_ACT_GELU] = CUDA_MAP_GELU, [GQA_ACT_SWIGLU_OAI] = CUDA_MAP_SWIGLU_OAI,
-        [GQA_ACT_RELU] = CUDA_MAP_RELU,
-    };
     const struct gqa_op *o = &op->op;
     bool both = o->kind == GQA_OP_ADD || (o->kind == GQA_OP_GLU && o->src2.reg != GQA_NONE);
     struct cuda_map_args args = {
@@ -87,7 +82,7 @@ static int run_map(struct cuda_program *p, const struct cuda_op *op)
     } else if (o->kind == GQA_OP_SOFTCAP) {
         args.kind = CUDA_MAP_SOFTCAP;
     } else if (o->kind == GQA_OP_GLU) {
-        args.kind = acts[o->u.glu.kind];
+        args.kind = cuda_map_of_act(o->u.glu.kind);
         args.alpha = o->u.glu.alpha;
         args.limit = o->u.glu.limit;
     }
@@ -98,79 +93,30 @@ static int run_map(struct cuda_program *p, const struct cuda_op *op)
 
 /* ---- products ---------------------------------------------------------------------------- */
 
-/* How activations are laid out for a type of weights: two of them need other ones of their own. */
-enum input_kind { INPUT_INT8, INPUT_F16, INPUT_BF16 };
-
-static enum input_kind input_of(enum cuda_weight_type type)
-{
-    return type == CUDA_W_F16 ? INPUT_F16 : type == CUDA_W_BF16 ? INPUT_BF16 : INPUT_INT8;
-}
-
-static int lay_out_input(struct cuda_program *p, const struct cuda_op *op, uint32_t n_rows)
-{
-    enum input_kind kind = input_of(op->type);
-    struct cuda_quantise_args args = {
-        .src = cuda_view(p, &op->op.src),
-        .stride = p->regs[op->op.src.reg].width,
-        .n_rows = n_rows,
-        .k = op->n_inputs,
-        .n_blocks = (op->n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK,
-        .bf16 = kind == INPUT_BF16,
-        .q = cuda_pointer(p->quants.at),
-        .scales = cuda_pointer(p->scales.at),
-        .sums = cuda_pointer(p->sums.at),
-    };
-
-    if (kind == INPUT_INT8) {
-        return cuda_launch(p->context, p->context->kernels[CUDA_KERNEL_quantise],
-                           (struct cuda_grid){(args.n_blocks + 7) / 8, n_rows, 256, 0}, &args);
-    }
-    return cuda_launch(p->context, p->context->kernels[CUDA_KERNEL_halve],
-                       (struct cuda_grid){n_rows, 1, 256, 0}, &args);
-}
-
-static int run_linear(struct cuda_program *p, const struct cuda_op *op)
-{
-    uint32_t n_rows = cuda_view_rows(p, &op->op.dst), log_tiles, split;
-    uint32_t tiles = (n_rows + CUDA_TILE - 1) / CUDA_TILE;
-    uint32_t n_strips = (op->n_outputs + CUDA_STRIP - 1) / CUDA_STRIP;
-    struct cuda_product_args args = {
-        .weight = cuda_pointer(op->weight),
-        .q = cuda_pointer(p->quants.at),
-        .scales = cuda_pointer(p->scales.at),
-        .sums = cuda_pointer(p->sums.at),
-        .bias = cuda_pointer(op->bias),
-        .dst = cuda_view(p, &op->op.dst),
-        .stride = p->regs[op->op.dst.reg].width,
-        .n_rows = n_rows,
-        .n_outs = op->n_outputs,
-        .n_blocks = (op->n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK,
-    };
-
-    cuda_product_shape(p->context, n_strips, (args.n_blocks + CUDA_SEGMENT - 1) / CUDA_SEGMENT,
-                       tiles, &log_tiles, &split);
-    args.split = split;
-    uint32_t strips = CUDA_WARPS / split;
-    return cuda_launch(p->context, p->context->products[op->type][log_tiles],
-                       (struct cuda_grid){(n_strips + strips - 1) / strips,
-                                          (tiles + (1u << log_tiles) - 1) >> log_tiles,
-                                          32 * CUDA_WARPS, 0},
-                       &args);
-}
-
 /* Runs ops[0], a LINEAR, and those after it that read the same view: their input is laid out once.
  * *ret_n: how many those were. */
 static int run_linears(struct cuda_program *p, const struct cuda_op *ops, uint32_t n_ops,
                        uint32_t *ret_n)
 {
     const struct gqa_view *src = &ops[0].op.src;
+    enum cuda_input_kind kind = cuda_input_kind_of(ops[0].matrix.type);
     uint32_t n_rows = cuda_view_rows(p, src), n = 0;
-    int r = n_rows > 0 ? lay_out_input(p, &ops[0], n_rows) : 0;
+    struct cuda_quantise_args input = {
+        .src = cuda_view(p, src),
+        .stride = p->regs[src->reg].width,
+        .n_rows = n_rows,
+        .k = src->width,
+    };
+    int r = n_rows > 0 ? cuda_inputs_lay_out(p->context, &p->inputs, kind, &input) : 0;
 
     while (r == 0 && n < n_ops && ops[n].op.kind == GQA_OP_LINEAR &&
            ops[n].op.src.reg == src->reg && ops[n].op.src.first == src->first &&
-           ops[n].op.src.width == src->width && input_of(ops[n].type) == input_of(ops[0].type)) {
-        r = n_rows > 0 ? run_linear(p, &ops[n]) : 0;
+           ops[n].op.src.width == src->width && cuda_input_kind_of(ops[n].matrix.type) == kind) {
+        const struct gqa_view *dst = &ops[n].op.dst;
+        if (n_rows > 0) {
+            r = cuda_multiply(p->context, &p->inputs, &ops[n].matrix, cuda_view(p, dst),
+                              p->regs[dst->reg].width, n_rows);
+        }
         n++;
     }
     *ret_n = n;
@@ -214,6 +160,8 @@ static int run_op(struct cuda_program *p, const struct cuda_op *op, uint32_t n_o
         return run_rope(p, op);
     case GQA_OP_ATTENTION:
         return run_attention(p, op);
+    case GQA_OP_EXPERTS:
+        return cuda_experts_run(p, op);
     default:
         return run_map(p, op);
     }

@@ -10,7 +10,9 @@
 #define PLUGINS_CUDA_PROGRAM_H
 
 #include "plugins/cuda/attention.h"
+#include "plugins/cuda/experts.h"
 #include "plugins/cuda/pages.h"
+#include "plugins/cuda/products.h"
 #include "plugins/cuda/program_graph.h"
 #include "plugins/cuda/weights.h"
 
@@ -31,9 +33,8 @@ struct cuda_register {
 struct cuda_op {
     struct gqa_op op;
     struct gqa_weight table;       /* EMBED */
-    enum cuda_weight_type type;    /* LINEAR */
-    CUdeviceptr weight, bias;      /* LINEAR, NORM; owned by the program's constants */
-    uint32_t n_inputs, n_outputs;  /* LINEAR */
+    struct cuda_matrix matrix;     /* LINEAR; NORM: weight and bias. The program's weights */
+    struct cuda_mixture *mixture;  /* EXPERTS */
     struct cuda_buffer embeddings; /* EMBED: the batch's rows */
 };
 
@@ -74,8 +75,9 @@ struct cuda_program {
     uint64_t *class_bytes;       /* (n_classes) of a block */
     struct cuda_buffer *weights; /* (n_weights) uploaded matrices and vectors */
     uint32_t n_weights;
-    struct cuda_buffer *sinks;               /* (n_layers) */
-    struct cuda_buffer quants, scales, sums; /* the input of products */
+    struct cuda_buffer *sinks; /* (n_layers) */
+    struct cuda_inputs inputs;
+    struct cuda_mixture_room mixture_room;
     struct cuda_buffer out_rows;
     struct cuda_buffer log;        /* new K and V by layer, as stored */
     uint64_t log_row_bytes;        /* of all layers */
@@ -96,8 +98,29 @@ int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last);
 int cuda_program_end(struct cuda_program *p);
 float *cuda_program_data(struct cuda_program *p, uint32_t reg);
 
+/* Bytes to the device, into a buffer that is made large enough; from may be freed then. */
+int cuda_program_upload(struct cuda_program *p, const void *from, uint64_t bytes,
+                        struct cuda_buffer *to);
+/* A matrix in our layout, and a vector, or one of each expert, as float32: once, whatever the
+ * number of ops that use it. weight may be GQA_NONE. */
+int cuda_program_upload_matrix(struct cuda_program *p, const struct gqa_weight *w,
+                               struct cuda_buffer *to);
+int cuda_program_upload_floats(struct cuda_program *p, const struct gqa_program_desc *desc,
+                               uint32_t weight, struct cuda_buffer *to);
+
 /* At least so many bytes; what it held is lost when it grows. */
 int cuda_pinned_reserve(struct cuda_context *c, struct cuda_pinned *p, uint64_t bytes);
+
+/* A GLU's activation as kernels know it. */
+static inline uint32_t cuda_map_of_act(uint32_t act)
+{
+    static const uint32_t acts[] = {
+        [GQA_ACT_SILU] = CUDA_MAP_SILU, [GQA_ACT_GELU_TANH] = CUDA_MAP_GELU_TANH,
+        [GQA_ACT_GELU] = CUDA_MAP_GELU, [GQA_ACT_SWIGLU_OAI] = CUDA_MAP_SWIGLU_OAI,
+        [GQA_ACT_RELU] = CUDA_MAP_RELU,
+    };
+    return acts[act];
+}
 
 /* A view's first value on the device. */
 static inline float *cuda_view(const struct cuda_program *p, const struct gqa_view *v)

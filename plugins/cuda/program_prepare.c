@@ -30,47 +30,42 @@ int cuda_pinned_reserve(struct cuda_context *c, struct cuda_pinned *p, uint64_t 
     return r;
 }
 
-static int upload_bytes(struct cuda_program *p, const void *from, uint64_t bytes,
+int cuda_program_upload(struct cuda_program *p, const void *from, uint64_t bytes,
                         struct cuda_buffer *to)
 {
     int r = cuda_buffer_reserve(p->context, to, bytes);
 
     r = r < 0 ? r : cuda_upload(p->context, to->at, from, bytes);
-    return r < 0 ? r : cuda_synchronise(p->context); /* from may be freed then */
+    return r < 0 ? r : cuda_synchronise(p->context);
 }
 
-/* A matrix in our layout, once whatever the number of ops that use it. */
-static int upload_matrix(struct cuda_program *p, const struct gqa_weight *w, struct cuda_buffer *to)
+int cuda_program_upload_matrix(struct cuda_program *p, const struct gqa_weight *w,
+                               struct cuda_buffer *to)
 {
-    uint64_t bytes = cuda_weights_packed_bytes(w);
+    const void *packed;
+    void *made;
 
     if (to->at != 0) {
         return 0;
     }
-    if (w->packed != NULL) {
-        return upload_bytes(p, w->packed, bytes, to);
-    }
-    void *packed = malloc(bytes);
-    int r = packed == NULL ? -ENOMEM : cuda_weights_pack(w, 0, w->ne[1], packed);
-    r = r < 0 ? r : upload_bytes(p, packed, bytes, to);
-    free(packed);
+    int r = cuda_weights_packed(w, &packed, &made);
+    r = r < 0 ? r : cuda_program_upload(p, packed, cuda_weights_packed_bytes(w), to);
+    free(made);
     return r;
 }
 
-/* A vector as float32. */
-static int upload_vector(struct cuda_program *p, const struct gqa_program_desc *desc,
-                         uint32_t weight)
+int cuda_program_upload_floats(struct cuda_program *p, const struct gqa_program_desc *desc,
+                               uint32_t weight, struct cuda_buffer *to)
 {
-    struct cuda_buffer *to = &p->weights[weight];
     float *values;
 
-    if (to->at != 0) {
+    if (weight == GQA_NONE || to->at != 0) {
         return 0;
     }
     int r = plugin_weight_floats(desc, weight, &values);
     if (r == 0) {
         uint64_t n = plugin_weight_values(&desc->weights[weight]);
-        r = upload_bytes(p, values, n * sizeof(*values), to);
+        r = cuda_program_upload(p, values, n * sizeof(*values), to);
         free(values);
     }
     return r;
@@ -89,41 +84,43 @@ static int build_op(struct cuda_program *p, const struct gqa_program_desc *desc,
         return cuda_buffer_reserve(p->context, &op->embeddings,
                                    (uint64_t)p->max_rows * op->op.dst.width * sizeof(float));
     case GQA_OP_LINEAR:
-        op->type = cuda_weight_type_of(desc->weights[weight].type);
-        op->n_inputs = op->op.src.width;
-        op->n_outputs = op->op.dst.width;
-        r = upload_matrix(p, &desc->weights[weight], &p->weights[weight]);
+        op->matrix.type = cuda_weight_type_of(desc->weights[weight].type);
+        op->matrix.n_inputs = op->op.src.width;
+        op->matrix.n_outputs = op->op.dst.width;
+        r = cuda_program_upload_matrix(p, &desc->weights[weight], &p->weights[weight]);
         break;
     case GQA_OP_NORM:
         if (weight != GQA_NONE) {
-            r = upload_vector(p, desc, weight);
+            r = cuda_program_upload_floats(p, desc, weight, &p->weights[weight]);
         }
         break;
+    case GQA_OP_EXPERTS:
+        return cuda_mixture_create(p, desc, i, &op->mixture);
     default:
         return 0;
     }
     if (r == 0 && bias != GQA_NONE) {
-        r = upload_vector(p, desc, bias);
+        r = cuda_program_upload_floats(p, desc, bias, &p->weights[bias]);
     }
     if (r == 0) {
-        op->weight = weight != GQA_NONE ? p->weights[weight].at : 0;
-        op->bias = bias != GQA_NONE ? p->weights[bias].at : 0;
+        op->matrix.weight = weight != GQA_NONE ? p->weights[weight].at : 0;
+        op->matrix.bias = bias != GQA_NONE ? p->weights[bias].at : 0;
     }
     return r;
 }
 
-/* Room for the widest input of products: whole groups of 8 tiles of rows. */
 static int build_inputs(struct cuda_program *p)
 {
-    uint64_t rows = ((uint64_t)p->max_rows + 63) / 64 * 64, blocks = 0;
+    int r = 0;
 
-    for (uint32_t i = 0; i < p->n_ops; i++) {
-        uint64_t n = (p->ops[i].n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK;
-        blocks = n > blocks ? n : blocks;
+    for (uint32_t i = 0; r == 0 && i < p->n_ops; i++) {
+        const struct cuda_matrix *m = &p->ops[i].matrix;
+        if (p->ops[i].op.kind == GQA_OP_LINEAR) {
+            r = cuda_inputs_reserve(p->context, &p->inputs, cuda_input_kind_of(m->type),
+                                    p->max_rows, m->n_inputs);
+        }
     }
-    int r = cuda_buffer_reserve(p->context, &p->quants, rows * blocks * CUDA_BLOCK * 4);
-    r = r < 0 ? r : cuda_buffer_reserve(p->context, &p->scales, rows * (blocks + 1) * 4);
-    return r < 0 ? r : cuda_buffer_reserve(p->context, &p->sums, rows * blocks * 8);
+    return r < 0 ? r : cuda_mixture_room_init(p);
 }
 
 static int build_registers(struct cuda_program *p, const struct gqa_program_desc *desc)
@@ -184,7 +181,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
 
         *bytes = end > *bytes ? end : *bytes;
         if (l->sinks != NULL) {
-            r = upload_bytes(p, l->sinks, l->n_heads * sizeof(float), &p->sinks[i]);
+            r = cuda_program_upload(p, l->sinks, l->n_heads * sizeof(float), &p->sinks[i]);
         }
         to->host = *l;
         to->host.sinks = NULL; /* those stay the host's */
@@ -273,6 +270,32 @@ static int check_matrix(const struct gqa_weight *w, struct gqa_reason *reason)
     return 0;
 }
 
+static int check_mixture(const struct gqa_program_desc *desc, uint32_t index,
+                         struct gqa_reason *reason)
+{
+    const struct gqa_op_experts *e = &desc->ops[index].u.experts;
+    const uint32_t matrices[] = {e->router, e->gate, e->up, e->down};
+    struct gqa_reason why = {""};
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < sizeof(matrices) / sizeof(matrices[0]); i++) {
+        r = matrices[i] != GQA_NONE ? check_matrix(&desc->weights[matrices[i]], &why) : 0;
+        if (r < 0) {
+            plugin_refuse_op(desc, index, matrices[i], r, reason, "%.120s", why.text);
+        }
+    }
+    if (r == 0 && desc->weights[e->router].data == NULL) { /* it is not used as it was packed */
+        r = plugin_refuse_op(desc, index, e->router, -EINVAL, reason, "has no data");
+    }
+    uint64_t n_items = cuda_mixture_items_max(desc->max_rows, e->n_experts, e->n_used);
+    if (r == 0 && n_items > CUDA_PROGRAM_ROWS_MAX) {
+        r = plugin_refuse_op(desc, index, GQA_NONE, -ENOTSUP, reason,
+                             "%u experts for each of %u rows are more than a grid has room for",
+                             e->n_used, desc->max_rows);
+    }
+    return r;
+}
+
 /* Refuses what cannot run. */
 static int check(const struct gqa_program_desc *desc, struct gqa_reason *reason)
 {
@@ -285,8 +308,7 @@ static int check(const struct gqa_program_desc *desc, struct gqa_reason *reason)
 
     for (uint32_t i = 0; r == 0 && i < desc->n_ops; i++) {
         if (desc->ops[i].kind == GQA_OP_EXPERTS) {
-            r = plugin_refuse_op(desc, i, desc->ops[i].u.experts.up, -ENOTSUP, reason,
-                                 "mixtures of experts do not run on cuda yet");
+            r = check_mixture(desc, i, reason);
         }
     }
     if (r == 0 && desc->n_adapters > 0) {
@@ -339,9 +361,11 @@ static void free_pinned(struct cuda_program *p, struct cuda_pinned *memory)
 static void release_device(struct cuda_program *p)
 {
     struct cuda_context *c = p->context;
-    struct cuda_buffer *all[] = {&p->quants, &p->scales, &p->sums, &p->out_rows, &p->log};
+    struct cuda_buffer *all[] = {&p->out_rows, &p->log};
 
     cuda_graphs_finish(p);
+    cuda_inputs_finish(c, &p->inputs);
+    cuda_mixture_room_finish(c, &p->mixture_room);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         cuda_buffer_finish(c, all[i]);
     }
@@ -350,6 +374,7 @@ static void release_device(struct cuda_program *p)
     }
     for (uint32_t i = 0; i < p->n_ops; i++) {
         cuda_buffer_finish(c, &p->ops[i].embeddings);
+        cuda_mixture_destroy(c, p->ops[i].mixture);
     }
     for (uint32_t i = 0; i < p->n_regs; i++) {
         cuda_buffer_finish(c, &p->regs[i].rows);

@@ -3,6 +3,7 @@
 #include "format/types.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum cuda_weight_type cuda_weight_type_of(uint32_t type)
@@ -36,22 +37,35 @@ uint32_t cuda_block_bytes(enum cuda_weight_type type)
     return bytes[type];
 }
 
+uint64_t cuda_weights_rows(const struct gqa_weight *w)
+{
+    return w->ne[1] * (w->n_dims > 2 ? w->ne[2] : 1);
+}
+
 uint64_t cuda_weights_packed_bytes(const struct gqa_weight *w)
 {
     const struct fmt_type_info *info = fmt_type_info(w->type);
     uint64_t bytes;
 
-    if (w->n_dims != 2 || info == NULL || info->dequantise == NULL || w->ne[0] > UINT32_MAX / 2 ||
-        w->ne[1] > UINT32_MAX / 2 || fmt_type_bytes(info, w->ne[0]) == 0) {
+    if ((w->n_dims != 2 && w->n_dims != 3) || info == NULL || info->dequantise == NULL ||
+        w->ne[0] > UINT32_MAX / 2 || w->ne[1] > UINT32_MAX / 2 ||
+        (w->n_dims == 3 && (w->ne[2] > UINT32_MAX || cuda_weights_rows(w) > UINT32_MAX / 2)) ||
+        fmt_type_bytes(info, w->ne[0]) == 0) {
         return 0;
     }
     uint64_t n_blocks = (w->ne[0] + CUDA_BLOCK - 1) / CUDA_BLOCK;
-    uint64_t n_strips = (w->ne[1] + CUDA_STRIP - 1) / CUDA_STRIP;
+    uint64_t n_strips = (cuda_weights_rows(w) + CUDA_STRIP - 1) / CUDA_STRIP;
     if (__builtin_mul_overflow(n_strips * n_blocks, cuda_block_bytes(cuda_weight_type_of(w->type)),
                                &bytes)) {
         return 0;
     }
     return bytes;
+}
+
+uint64_t cuda_strip_bytes(const struct gqa_weight *w)
+{
+    uint64_t n_blocks = (w->ne[0] + CUDA_BLOCK - 1) / CUDA_BLOCK;
+    return n_blocks * cuda_block_bytes(cuda_weight_type_of(w->type));
 }
 
 /* ---- quants ------------------------------------------------------------------------------ */
@@ -245,12 +259,11 @@ int cuda_weights_pack(const struct gqa_weight *w, uint64_t first_row, uint64_t n
 {
     uint64_t end = first_row + n_rows;
 
-    if (cuda_weights_packed_bytes(w) == 0 || first_row % CUDA_STRIP != 0 || end > w->ne[1] ||
-        (end % CUDA_STRIP != 0 && end != w->ne[1])) {
+    if (cuda_weights_packed_bytes(w) == 0 || first_row % CUDA_STRIP != 0 ||
+        end > cuda_weights_rows(w) || (end % CUDA_STRIP != 0 && end != cuda_weights_rows(w))) {
         return -EINVAL;
     }
-    uint64_t strip_bytes =
-        (w->ne[0] + CUDA_BLOCK - 1) / CUDA_BLOCK * cuda_block_bytes(cuda_weight_type_of(w->type));
+    uint64_t strip_bytes = cuda_strip_bytes(w);
     for (uint64_t row = first_row; row < end; row++) {
         uint8_t *strip = (uint8_t *)dst + row / CUDA_STRIP * strip_bytes;
         if (row % CUDA_STRIP == 0) {
@@ -259,4 +272,15 @@ int cuda_weights_pack(const struct gqa_weight *w, uint64_t first_row, uint64_t n
         pack_row(w, row, strip);
     }
     return 0;
+}
+
+int cuda_weights_packed(const struct gqa_weight *w, const void **ret, void **ret_made)
+{
+    *ret = w->packed;
+    *ret_made = NULL;
+    if (w->packed != NULL) {
+        return 0;
+    }
+    *ret = *ret_made = malloc(cuda_weights_packed_bytes(w));
+    return *ret_made == NULL ? -ENOMEM : cuda_weights_pack(w, 0, cuda_weights_rows(w), *ret_made);
 }

@@ -79,14 +79,16 @@ class RunOnGpu(unittest.TestCase):
         self.assertIn(result.returncode, (0, 77), result.stdout)
         if result.returncode == 77:
             self.assertIn("NO GPU", result.stdout)
-            self.assertIn("Not run, for want of a GPU: conform program sanitizer racecheck bench", result.stdout)
+            self.assertIn("Not run, for want of a GPU: conform program experts sanitizer racecheck sanitizer-experts "
+                          "racecheck-experts bench", result.stdout)
         log = (self.tree / "build/gpu/out/build.txt").read_text()
         self.assertNotIn("warning:", log)
         self.check_includes()
         if EMULATED:
             built = self.tree / "build/gpu"
-            subprocess.run([built / "check-program", built / "cpu.so", built / "cuda.so"], check=True,
-                           env=self.environment | {"LD_LIBRARY_PATH": EMULATED})
+            for check in ("check-program", "check-experts"):
+                subprocess.run([built / check, built / "cpu.so", built / "cuda.so"], check=True,
+                               env=self.environment | {"LD_LIBRARY_PATH": EMULATED})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ emulated_index threadIdx, blockIdx;
 
 /* ---- fibers ------------------------------------------------------------------------------ */
 
-#define THREADS_MAX 256u
+#define THREADS_MAX 1024u
 #define STACK_BYTES (128u << 10)
 #define SHARED_MAX  (100u << 10)
 

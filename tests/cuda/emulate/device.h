@@ -104,11 +104,11 @@ static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t pick)
 
 template <typename T> T __shfl_xor_sync(uint32_t, T value, uint32_t mask)
 {
-    static_assert(sizeof(T) == 4, "a lane's word");
+    static_assert(sizeof(T) <= 8, "a lane's word, or two");
     emulated_post post = {};
-    memcpy(post.words, &value, 4);
+    memcpy(post.words, &value, sizeof(T));
     const emulated_post *all = emulated_warp(post);
-    memcpy(&value, all[(threadIdx.x % 32) ^ mask].words, 4);
+    memcpy(&value, all[(threadIdx.x % 32) ^ mask].words, sizeof(T));
     return value;
 }
 static inline void __syncwarp()
@@ -123,6 +123,13 @@ static inline bool __any_sync(uint32_t, bool value)
         any = any || all[i].words[0] != 0;
     }
     return any;
+}
+/* Fibers give way at barriers only. */
+static inline uint32_t atomicAdd(uint32_t *at, uint32_t n)
+{
+    uint32_t was = *at;
+    *at += n;
+    return was;
 }
 using std::isfinite;
 

@@ -20,6 +20,9 @@
 static const emulated_kernel kernels[] = {
     ENTRY(gqa_quantise, cuda_quantise_args),
     ENTRY(gqa_halve, cuda_quantise_args),
+    ENTRY(gqa_route, cuda_route_args),
+    ENTRY(gqa_sort, cuda_sort_args),
+    ENTRY(gqa_combine, cuda_combine_args),
     ENTRY(gqa_norm, cuda_norm_args),
     ENTRY(gqa_rope, cuda_rope_args),
     ENTRY(gqa_map, cuda_map_args),
