@@ -13,6 +13,7 @@
 #ifndef PLUGINS_CPU_ADAPTERS_H
 #define PLUGINS_CPU_ADAPTERS_H
 
+#include "plugins/common/adapters.h"
 #include "plugins/cpu/linear.h"
 
 #include <gqa/plugin.h>
@@ -21,16 +22,15 @@ struct cpu_op;
 struct cpu_program;
 
 struct cpu_adapter {
-    uint32_t id, weight;
+    uint32_t id;
     float scale;
     struct cpu_matrix a, b;
 };
 
-/* A program's adapters, by ascending weight, then id; and their ids, ascending, each once. */
+/* A program's adapters, in their order, and what is run of each. */
 struct cpu_adapter_list {
+    struct plugin_adapters all;
     struct cpu_adapter *adapters;
-    uint32_t *ids;
-    uint32_t n, n_ids;
 };
 
 /* What the LINEARs of a program share: room for the largest that has adapters. */
