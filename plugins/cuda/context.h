@@ -77,6 +77,13 @@ void cuda_product_shape(const struct cuda_context *c, uint32_t n_strips, uint32_
 uint32_t cuda_product_split(const struct cuda_context *c, uint32_t n_strips, uint32_t n_segments,
                             uint32_t log_tiles, uint32_t columns);
 
+/* Groups of up to `size` rows that n rows make at most when those of each of n_kinds begin one. */
+static inline uint64_t cuda_groups_max(uint64_t n, uint32_t n_kinds, uint32_t size)
+{
+    uint64_t n_begun = n < n_kinds ? n : n_kinds;
+    return n_begun + (n - n_begun) / size;
+}
+
 /* Device addresses as pointers, for arguments of kernels; never dereferenced here. */
 static inline void *cuda_pointer(CUdeviceptr at)
 {

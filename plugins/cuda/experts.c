@@ -59,7 +59,7 @@ static int sort(struct job *job)
 
     job->groups = (struct cuda_product_groups){
         .items = room->items.at,
-        .n_items = (uint32_t)cuda_mixture_groups(n, e->n_experts, CUDA_TILE << log_tiles),
+        .n_items = (uint32_t)cuda_groups_max(n, e->n_experts, CUDA_TILE << log_tiles),
         .log_tiles = log_tiles,
         .n_likely = (uint32_t)(n_chosen > n_full ? n_chosen : n_full),
     };

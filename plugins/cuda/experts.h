@@ -60,11 +60,11 @@ static inline uint32_t cuda_mixture_width(const struct cuda_mixture *m)
 /* At most so many items has a step of up to max_rows rows. */
 uint64_t cuda_mixture_items_max(uint32_t max_rows, uint32_t n_experts, uint32_t n_used);
 
-/* Puts the mixture of an op that has been checked on the device. *ret is to be destroyed in both
- * cases. The context is current in all of these. */
+/* Puts the mixture of an op that has been checked on the device. In both cases what is there is to
+ * be finished, and *ret, which may be NULL, freed. The context is current in all of these. */
 int cuda_mixture_create(struct cuda_program *p, const struct gqa_program_desc *desc, uint32_t index,
                         struct cuda_mixture **ret);
-void cuda_mixture_destroy(struct cuda_context *c, struct cuda_mixture *m);
+void cuda_mixture_finish(struct cuda_context *c, struct cuda_mixture *m);
 
 /* Room for all mixtures of the program's ops, their inputs too. To be finished in both cases. */
 int cuda_mixture_room_init(struct cuda_program *p);
@@ -83,13 +83,6 @@ static inline uint32_t cuda_mixture_log_tiles(uint64_t n, uint32_t n_experts)
         log_tiles++;
     }
     return log_tiles;
-}
-
-/* Groups of `size` rows that n choices make at most, each expert's beginning one. */
-static inline uint64_t cuda_mixture_groups(uint64_t n, uint32_t n_experts, uint32_t size)
-{
-    uint64_t n_chosen = n < n_experts ? n : n_experts;
-    return n_chosen + (n - n_chosen) / size;
 }
 
 #endif

@@ -174,7 +174,7 @@ int cuda_mixture_create(struct cuda_program *p, const struct gqa_program_desc *d
     return r < 0 ? r : upload_experts(p, desc, op->down, op->down_bias, &m->memory[5], &m->down);
 }
 
-void cuda_mixture_destroy(struct cuda_context *c, struct cuda_mixture *m)
+void cuda_mixture_finish(struct cuda_context *c, struct cuda_mixture *m)
 {
     if (m == NULL) {
         return;
@@ -184,7 +184,6 @@ void cuda_mixture_destroy(struct cuda_context *c, struct cuda_mixture *m)
     for (size_t i = 0; i < sizeof(m->memory) / sizeof(m->memory[0]); i++) {
         cuda_buffer_finish(c, &m->memory[i]);
     }
-    free(m);
 }
 
 /* ---- room -------------------------------------------------------------------------------- */
@@ -208,7 +207,7 @@ static int reserve(struct cuda_program *p, const struct gqa_op_experts *op,
 {
     struct cuda_mixture_room *room = &p->mixture_room;
     uint64_t n = (uint64_t)p->max_rows * op->n_used;
-    uint64_t n_slots = cuda_mixture_groups(n, op->n_experts, CUDA_TILE) * CUDA_TILE;
+    uint64_t n_slots = cuda_groups_max(n, op->n_experts, CUDA_TILE) * CUDA_TILE;
     const struct {
         struct cuda_buffer *to;
         uint64_t bytes;

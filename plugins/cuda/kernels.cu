@@ -1,4 +1,5 @@
 /* plugins/cuda/kernels.cu - all kernels as one translation unit, and so one fatbin. */
+#include "plugins/cuda/adapters.cu"
 #include "plugins/cuda/attention.cu"
 #include "plugins/cuda/experts.cu"
 #include "plugins/cuda/ops.cu"

@@ -67,6 +67,8 @@ enum cuda_weight_type {
     X(route)            \
     X(sort)             \
     X(combine)          \
+    X(adapt_low)        \
+    X(adapt_high)       \
     X(norm)             \
     X(rope)             \
     X(map)              \
@@ -159,6 +161,33 @@ struct cuda_combine_args {
     float *dst;
     uint64_t y_stride, dst_stride;
     uint32_t width, n_used;
+};
+
+#define CUDA_ADAPT_RANKS 4u /* of a block of adapt_low */
+
+/* What an adapter changes in a matrix. Factors are of types F32, F16 or BF16 (enum gqa_type). */
+struct cuda_adapter {
+    const void *a; /* (rank, n_in) */
+    const void *b; /* (rank, n_out) */
+    uint32_t rank; /* 0: nothing */
+    uint32_t a_type, b_type;
+    float scale;
+};
+
+/* Rows [first, first + n) of those that are sorted by adapter. */
+struct cuda_adapter_tile {
+    uint32_t first, n; /* n: up to CUDA_TILE; 0: none */
+    uint32_t adapter;
+};
+
+struct cuda_adapt_args {
+    const struct cuda_adapter *adapters;
+    const struct cuda_adapter_tile *tiles;
+    const uint32_t *rows; /* of src and dst, sorted by adapter */
+    const float *src;
+    float *dst, *low; /* low: (sorted rows, low_stride) */
+    uint64_t src_stride, dst_stride, low_stride;
+    uint32_t n_in, n_out;
 };
 
 struct cuda_norm_args {

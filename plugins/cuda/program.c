@@ -116,6 +116,7 @@ static int run_linears(struct cuda_program *p, const struct cuda_op *ops, uint32
         if (n_rows > 0) {
             r = cuda_multiply(p->context, &p->inputs, &ops[n].matrix, cuda_view(p, dst),
                               p->regs[dst->reg].width, n_rows);
+            r = r < 0 ? r : cuda_adapters_run(p, &ops[n]);
         }
         n++;
     }

@@ -9,6 +9,7 @@
 #ifndef PLUGINS_CUDA_PROGRAM_H
 #define PLUGINS_CUDA_PROGRAM_H
 
+#include "plugins/cuda/adapters.h"
 #include "plugins/cuda/attention.h"
 #include "plugins/cuda/experts.h"
 #include "plugins/cuda/pages.h"
@@ -32,10 +33,11 @@ struct cuda_register {
 
 struct cuda_op {
     struct gqa_op op;
-    struct gqa_weight table;       /* EMBED */
-    struct cuda_matrix matrix;     /* LINEAR; NORM: weight and bias. The program's weights */
-    struct cuda_mixture *mixture;  /* EXPERTS */
-    struct cuda_buffer embeddings; /* EMBED: the batch's rows */
+    struct gqa_weight table;            /* EMBED */
+    struct cuda_matrix matrix;          /* LINEAR; NORM: weight and bias. The program's weights */
+    struct cuda_adapter_table adapters; /* LINEAR */
+    struct cuda_mixture *mixture;       /* EXPERTS */
+    struct cuda_buffer embeddings;      /* EMBED: the batch's rows */
 };
 
 struct cuda_rope {
@@ -57,6 +59,7 @@ struct cuda_layer {
 struct cuda_step {
     const struct gqa_batch *batch; /* NULL: none */
     bool failed;
+    bool adapted;         /* some row carries an adapter */
     uint32_t *page_index; /* by class and sequence, ascending; CUDA_NONE: none */
     uint64_t *page_at;    /* their addresses */
     size_t n_pages;       /* of all classes */
@@ -78,6 +81,7 @@ struct cuda_program {
     struct cuda_buffer *sinks; /* (n_layers) */
     struct cuda_inputs inputs;
     struct cuda_mixture_room mixture_room;
+    struct cuda_adapters adapters;
     struct cuda_buffer out_rows;
     struct cuda_buffer log;        /* new K and V by layer, as stored */
     uint64_t log_row_bytes;        /* of all layers */

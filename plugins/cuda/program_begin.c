@@ -22,7 +22,8 @@ static int check_batch(const struct cuda_program *p, const struct gqa_batch *b)
         }
     }
     for (uint32_t i = 0; b->adapters != NULL && i < b->n_rows; i++) {
-        if (b->adapters[i] != GQA_NONE) {
+        if (b->adapters[i] != GQA_NONE &&
+            plugin_adapters_find(&p->adapters.all, b->adapters[i]) == GQA_NONE) {
             return -EINVAL;
         }
     }
@@ -219,6 +220,7 @@ int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch)
         return r;
     }
     r = upload_inputs(p, batch);
+    r = r < 0 ? r : cuda_adapters_begin(p, batch, &p->step.adapted);
     if (r == 0 && p->n_layers > 0) {
         r = take_pages(p, batch->attention);
         r = r < 0 ? r : make_plans(p, batch->attention);

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Numbers of a key: the range and the rows, then those of each kind's plan. */
-#define KEY_HEAD 6u
+#define KEY_HEAD 7u
 #define KEY_PLAN 10u
 
 static void fill_key(const struct cuda_program *p, uint32_t first, uint32_t last, uint64_t *key)
@@ -18,6 +18,7 @@ static void fill_key(const struct cuda_program *p, uint32_t first, uint32_t last
     *key++ = b->n_rows;
     *key++ = b->n_out;
     *key++ = b->attention != NULL && b->attention->commit;
+    *key++ = p->step.adapted;
     *key++ = p->n_kinds;
     for (uint32_t i = 0; i < p->n_kinds; i++) {
         const struct cuda_plan *plan = &p->plans[i];

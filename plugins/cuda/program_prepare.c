@@ -88,6 +88,9 @@ static int build_op(struct cuda_program *p, const struct gqa_program_desc *desc,
         op->matrix.n_inputs = op->op.src.width;
         op->matrix.n_outputs = op->op.dst.width;
         r = cuda_program_upload_matrix(p, &desc->weights[weight], &p->weights[weight]);
+        if (r == 0 && op->op.u.linear.adapters) {
+            r = cuda_adapters_table(p, desc, weight, &op->adapters);
+        }
         break;
     case GQA_OP_NORM:
         if (weight != GQA_NONE) {
@@ -241,6 +244,7 @@ static int build(struct cuda_program *p, const struct gqa_program_desc *desc)
 {
     int r = allocate(p, desc);
 
+    r = r < 0 ? r : cuda_adapters_init(p, desc);
     for (uint32_t i = 0; r == 0 && i < desc->n_ops; i++) {
         r = build_op(p, desc, i);
         p->n_ops = i + 1;
@@ -311,10 +315,6 @@ static int check(const struct gqa_program_desc *desc, struct gqa_reason *reason)
             r = check_mixture(desc, i, reason);
         }
     }
-    if (r == 0 && desc->n_adapters > 0) {
-        snprintf(reason->text, sizeof(reason->text), "adapters do not run on cuda yet");
-        r = -ENOTSUP;
-    }
     return r;
 }
 
@@ -334,8 +334,13 @@ int cuda_program_prepare(struct cuda_context *c, const struct gqa_program_desc *
     p->context = c;
     p->max_rows = desc->max_rows;
     p->max_out_rows = desc->max_out_rows;
+    r = plugin_adapters_init(&p->adapters.all, desc, reason);
+    if (r < 0 && r != -ENOMEM) {
+        cuda_program_release(p);
+        return r;
+    }
     c->last = CUDA_SUCCESS;
-    r = cuda_enter(c);
+    r = r < 0 ? r : cuda_enter(c);
     if (r == 0) {
         r = build(p, desc);
         cuda_leave(c);
@@ -365,6 +370,7 @@ static void release_device(struct cuda_program *p)
 
     cuda_graphs_finish(p);
     cuda_inputs_finish(c, &p->inputs);
+    cuda_adapters_finish(p);
     cuda_mixture_room_finish(c, &p->mixture_room);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         cuda_buffer_finish(c, all[i]);
@@ -374,7 +380,8 @@ static void release_device(struct cuda_program *p)
     }
     for (uint32_t i = 0; i < p->n_ops; i++) {
         cuda_buffer_finish(c, &p->ops[i].embeddings);
-        cuda_mixture_destroy(c, p->ops[i].mixture);
+        cuda_buffer_finish(c, &p->ops[i].adapters.entries);
+        cuda_mixture_finish(c, p->ops[i].mixture);
     }
     for (uint32_t i = 0; i < p->n_regs; i++) {
         cuda_buffer_finish(c, &p->regs[i].rows);
@@ -406,6 +413,11 @@ void cuda_program_release(struct cuda_program *p)
     for (uint32_t i = 0; i < p->n_ropes; i++) {
         free(p->ropes[i].freqs);
     }
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        free(p->ops[i].mixture);
+    }
+    free(p->adapters.factors);
+    plugin_adapters_finish(&p->adapters.all);
     free(p->step.page_index);
     free(p->step.page_at);
     free(p->class_bytes);

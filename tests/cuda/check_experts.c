@@ -7,8 +7,7 @@
  * all of them, in one item or several, and launches are made one by one and replayed as graphs.
  * Exit status: 0 right, 1 wrong, 77 no GPU (and it says so). */
 #include "format/types.h"
-#include "tests/cuda/check_util.h"
-#include "tools/plugin-check/trial.h"
+#include "tests/cuda/check_trial.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -329,32 +328,6 @@ static void make(struct trial *t, const struct mixture *m, uint64_t seed)
 
 /* ---- comparing --------------------------------------------------------------------------- */
 
-/* All rows in steps of a chunk; NULL when it failed, and it said why. */
-static float *run(struct trial *t, const struct side *s, uint32_t chunk)
-{
-    struct gqa_reason reason = {""};
-    float *y = NULL;
-
-    int r = trial_run(t, s->program, s->context, chunk, &y, &reason);
-    if (r < 0) {
-        printf("%s: %s: %s (%s)\n", s->plugin->name, t->name, reason.text, strerror(-r));
-        return NULL;
-    }
-    return y;
-}
-
-static float distance(const float *truth, const float *got, size_t n)
-{
-    float worst = 0.0f, squares = 0.0f;
-
-    for (size_t i = 0; i < n; i++) {
-        float d = fabsf(truth[i] - got[i]);
-        worst = d > worst || isnan(d) ? d : worst;
-        squares += truth[i] * truth[i];
-    }
-    return worst / sqrtf(squares / (float)n);
-}
-
 /* A row of NaN is one in the result, and leaves the others alone. */
 static bool stays_in_its_row(struct trial *t, const struct side *cuda, const float *clean)
 {
@@ -362,7 +335,7 @@ static bool stays_in_its_row(struct trial *t, const struct side *cuda, const flo
     bool right = true;
 
     t->inputs[(size_t)ROW_OF_NO_NUMBER * t->regs[0].width + 3] = NAN;
-    float *got = run(t, cuda, 0);
+    float *got = trial_results(t, cuda, 0);
     for (uint32_t i = 0; got != NULL && i < ROWS * n_out; i++) {
         right = right &&
                 (i / n_out == ROW_OF_NO_NUMBER ? isnan(got[i])
@@ -380,11 +353,11 @@ static bool check_mixture(const struct side *cpu, const struct side *cuda, const
 
     make(&t, m, seed);
     size_t n = (size_t)ROWS * m->n_out;
-    float *truth = run(&t, cpu, 0), *got = run(&t, cuda, 0);
-    float *some = run(&t, cuda, 13), *one = run(&t, cuda, 1);
+    float *truth = trial_results(&t, cpu, 0), *got = trial_results(&t, cuda, 0);
+    float *some = trial_results(&t, cuda, 13), *one = trial_results(&t, cuda, 1);
     bool right = truth != NULL && got != NULL && some != NULL && one != NULL;
     if (right) {
-        float error = distance(truth, got, n);
+        float error = trial_distance(truth, got, n);
         bool bits =
             memcmp(got, some, n * sizeof(*got)) == 0 && memcmp(got, one, n * sizeof(*got)) == 0;
         bool alone = stays_in_its_row(&t, cuda, got);

@@ -8,9 +8,10 @@
 #   conform.txt     gqa-plugin-check's matrix against the cpu's reference
 #   program.txt     whole small models against it
 #   experts.txt     mixtures of experts of every kind
+#   adapters.txt    adapters of several ranks
 #   sanitizer.txt   the models under compute-sanitizer: memcheck
 #   racecheck.txt   and racecheck
-#   sanitizer-experts.txt, racecheck-experts.txt   the mixtures too
+#   sanitizer-experts.txt, racecheck-experts.txt, and -adapters.txt   these too
 #   bench.txt       times against floors, also bench.json
 #
 # Ends with 0 when all was run and is right, 1 when something is wrong, 2 when it cannot be built,
@@ -38,16 +39,17 @@ fi
 CUDA=$(build -s cuda-home)
 sanitizer=$CUDA/bin/compute-sanitizer
 
-steps=(conform program experts sanitizer racecheck sanitizer-experts racecheck-experts bench)
+steps=(conform program experts adapters sanitizer racecheck sanitizer-experts racecheck-experts
+    sanitizer-adapters racecheck-adapters bench)
 command_of() { # sets command to the step's
     case $1 in
     conform) command=("$B/check-conform" "$B/cpu.so" "$B/cuda.so") ;;
     program) command=("$B/check-program" "$B/cpu.so" "$B/cuda.so") ;;
-    experts) command=("$B/check-experts" "$B/cpu.so" "$B/cuda.so") ;;
+    experts | adapters) command=("$B/check-$1" "$B/cpu.so" "$B/cuda.so") ;;
     sanitizer) command=("$sanitizer" --tool memcheck --error-exitcode 1 "$B/check-program" "$B/cpu.so" "$B/cuda.so") ;;
     racecheck) command=("$sanitizer" --tool racecheck --error-exitcode 1 "$B/check-program" "$B/cpu.so" "$B/cuda.so") ;;
-    sanitizer-experts) command=("$sanitizer" --tool memcheck --error-exitcode 1 "$B/check-experts" "$B/cpu.so" "$B/cuda.so") ;;
-    racecheck-experts) command=("$sanitizer" --tool racecheck --error-exitcode 1 "$B/check-experts" "$B/cpu.so" "$B/cuda.so") ;;
+    sanitizer-*) command=("$sanitizer" --tool memcheck --error-exitcode 1 "$B/check-${1#*-}" "$B/cpu.so" "$B/cuda.so") ;;
+    racecheck-*) command=("$sanitizer" --tool racecheck --error-exitcode 1 "$B/check-${1#*-}" "$B/cpu.so" "$B/cuda.so") ;;
     bench) command=("$B/bench-cuda" "$OUT/bench.json") ;;
     esac
 }

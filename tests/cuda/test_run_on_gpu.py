@@ -79,14 +79,14 @@ class RunOnGpu(unittest.TestCase):
         self.assertIn(result.returncode, (0, 77), result.stdout)
         if result.returncode == 77:
             self.assertIn("NO GPU", result.stdout)
-            self.assertIn("Not run, for want of a GPU: conform program experts sanitizer racecheck sanitizer-experts "
-                          "racecheck-experts bench", result.stdout)
+            self.assertIn("Not run, for want of a GPU: conform program experts adapters sanitizer racecheck "
+                          "sanitizer-experts racecheck-experts sanitizer-adapters racecheck-adapters bench", result.stdout)
         log = (self.tree / "build/gpu/out/build.txt").read_text()
         self.assertNotIn("warning:", log)
         self.check_includes()
         if EMULATED:
             built = self.tree / "build/gpu"
-            for check in ("check-program", "check-experts"):
+            for check in ("check-program", "check-experts", "check-adapters"):
                 subprocess.run([built / check, built / "cpu.so", built / "cuda.so"], check=True,
                                env=self.environment | {"LD_LIBRARY_PATH": EMULATED})
 

@@ -23,6 +23,8 @@ static const emulated_kernel kernels[] = {
     ENTRY(gqa_route, cuda_route_args),
     ENTRY(gqa_sort, cuda_sort_args),
     ENTRY(gqa_combine, cuda_combine_args),
+    ENTRY(gqa_adapt_low, cuda_adapt_args),
+    ENTRY(gqa_adapt_high, cuda_adapt_args),
     ENTRY(gqa_norm, cuda_norm_args),
     ENTRY(gqa_rope, cuda_rope_args),
     ENTRY(gqa_map, cuda_map_args),
