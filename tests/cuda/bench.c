@@ -8,25 +8,17 @@
  * longer. Times are the best of several runs of many launches, so that launches overlap; operands
  * are larger than the second-level cache where that is what a model's are. Exit status: 77 without
  * a GPU. */
+#include "tests/cuda/bench.h"
+
 #include "plugins/cuda/attention.h"
-#include "plugins/cuda/context.h"
 #include "plugins/cuda/weights.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define RUNS     5
 #define LAUNCHES 20
-#define POOL     (1ull << 30)
-
-struct bench {
-    struct cuda_context *c;
-    double copy_bytes_per_s, half_flops_per_s, int8_flops_per_s;
-    CUdeviceptr pool; /* zeros */
-    FILE *json;
-    int n_lines;
-};
+#define POOL     BENCH_POOL_BYTES
 
 static void host_log(void *data, int level, const char *message)
 {
@@ -35,8 +27,7 @@ static void host_log(void *data, int level, const char *message)
 
 static const struct gqa_host host = {.struct_size = sizeof(host), .n_threads = 1, .log = host_log};
 
-/* Seconds that fn takes, of LAUNCHES in a row. fn starts one launch. */
-static double seconds_of(struct bench *b, int (*fn)(struct bench *b, void *arg, int i), void *arg)
+double bench_seconds(struct bench *b, int (*fn)(struct bench *b, void *arg, int i), void *arg)
 {
     const struct cuda_driver *d = &b->c->driver;
     CUevent first, last;
@@ -65,8 +56,8 @@ static double seconds_of(struct bench *b, int (*fn)(struct bench *b, void *arg, 
     return best;
 }
 
-static void report(struct bench *b, const char *name, double seconds, double bytes, double flops,
-                   double peak)
+void bench_report(struct bench *b, const char *name, double seconds, double bytes, double flops,
+                  double peak)
 {
     double by_bytes = bytes / b->copy_bytes_per_s, by_flops = flops / peak;
     double floor = by_bytes > by_flops ? by_bytes : by_flops;
@@ -145,8 +136,8 @@ static void bench_product(struct bench *b, enum cuda_weight_type type, const cha
     double flops = 2.0 * rows * n * k;
     double bytes = (double)p.weight_bytes + 4.0 * rows * n + (double)rows * k * (halves ? 4 : 1);
     snprintf(line, sizeof(line), "product %s %ux%u, %u rows", name, n, k, rows);
-    report(b, line, seconds_of(b, product, &p), bytes, flops,
-           halves ? b->half_flops_per_s : b->int8_flops_per_s);
+    bench_report(b, line, bench_seconds(b, product, &p), bytes, flops,
+                 halves ? b->half_flops_per_s : b->int8_flops_per_s);
 }
 
 /* ---- attention --------------------------------------------------------------------------- */
@@ -213,7 +204,7 @@ static void bench_attention(struct bench *b, uint32_t n_seqs, uint32_t n_past, u
     double flops = 4.0 * n_seqs * tokens * width;
     snprintf(line, sizeof(line), "attention 32/8 heads, %u x %u rows at %u", n_seqs, n_rows,
              n_past);
-    report(b, line, seconds_of(b, attend, &a), bytes, flops, b->half_flops_per_s);
+    bench_report(b, line, bench_seconds(b, attend, &a), bytes, flops, b->half_flops_per_s);
     cuda_plan_finish(b->c, &a.plan);
     for (uint32_t i = 0; i < n_seqs; i++) {
         free(pages[i]);
@@ -240,6 +231,7 @@ static void bench_all(struct bench *b)
         bench_product(b, types[i].type, types[i].name, 14336, 4096, 1);
         bench_product(b, types[i].type, types[i].name, 4096, 14336, 1);
     }
+    bench_experts(b);
     bench_attention(b, 1, 4095, 1);
     bench_attention(b, 1, 16383, 1);
     bench_attention(b, 1, 131071, 1);
@@ -281,7 +273,7 @@ int main(int argc, char **argv)
     }
     b.pool = pool.at;
     find_peaks(&b);
-    b.copy_bytes_per_s = (double)POOL / seconds_of(&b, copy, NULL); /* read and written */
+    b.copy_bytes_per_s = (double)POOL / bench_seconds(&b, copy, NULL); /* read and written */
     printf("%s, sm_%d%d, %d multiprocessors; copies %.0f GB/s; peak f16 %.0f, int8 %.0f Tflop/s\n",
            b.c->device.name, b.c->device.major, b.c->device.minor, b.c->device.n_multiprocessors,
            b.copy_bytes_per_s / 1e9, b.half_flops_per_s / 1e12, b.int8_flops_per_s / 1e12);
