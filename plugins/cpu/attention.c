@@ -125,19 +125,6 @@ static int has_pages(const struct gqa_page_table *table, uint64_t first, uint64_
     return 1;
 }
 
-/* A view is one that the kernels know: see struct gqa_page_table. */
-static int check_view(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
-{
-    const struct gqa_page_table *table = cpu_attn_table(layer, seq);
-
-    if (table->n_dropped > seq->n_past || (table->turned && table->recent == 0)) {
-        return -EINVAL;
-    }
-    int is_view = table->n_dropped > 0 || table->recent > 0;
-    int is_odd = seq->mutual || seq->new_mask != NULL || (table->recent > 0 && layer->window > 0);
-    return is_view && is_odd ? -ENOTSUP : 0;
-}
-
 /* Every page that the batch reads or writes is present; n_tokens: with the new rows, where these
  * are written. */
 static int check_pages(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
@@ -149,13 +136,13 @@ static int check_pages(const struct gqa_attn_layer *layer, const struct gqa_attn
     if (seq->tables == NULL) {
         return -EINVAL;
     }
-    int rc = check_view(layer, seq);
+    int rc = plugin_check_sight(layer, seq);
     if (rc < 0) {
         return rc;
     }
     const struct gqa_page_table *table = &seq->tables[layer->layer_class];
-    int apart = cpu_attn_first_apart(layer, seq) < seq->n_rows;
-    if (!has_pages(table, cpu_attn_first_seen(layer, seq, 0), n_tokens - table->n_dropped) ||
+    int apart = plugin_first_apart(layer, seq) < seq->n_rows;
+    if (!has_pages(table, plugin_first_seen(layer, seq, 0), n_tokens - table->n_dropped) ||
         (apart && !has_pages(table, 0, table->n_sinks))) {
         return -EINVAL;
     }

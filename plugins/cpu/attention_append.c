@@ -68,7 +68,7 @@ void cpu_attn_store_rows(const struct cpu_attn_job *job, uint32_t seq, uint32_t 
     const struct gqa_attn_layer *layer = job->layer;
     const struct gqa_attn_seq *s = &job->batch->seqs[seq];
     const struct gqa_attn_io *io = job->io;
-    uint32_t past = cpu_attn_past(layer, s);
+    uint32_t past = plugin_past(layer, s);
     uint32_t block = (past + first) / GQA_KV_BLOCK_TOKENS;
     struct cpu_attn_home home = cpu_attn_home_of(job, seq, block, group);
 

@@ -42,14 +42,15 @@ static const float *query_of(const struct span *span, uint32_t query)
     size_t row = (size_t)span->piece->first_row + query / job->group_size;
     uint32_t head = span->piece->group * job->group_size + query % job->group_size;
     const float *q = job->io->q + row * job->io->q_stride + (size_t)head * layer->k_dim;
-    int turns = span->piece->sinks && cpu_attn_turns(job, span->piece->seq);
+    const struct gqa_attn_seq *seq = &job->batch->seqs[span->piece->seq];
+    int turns = span->piece->sinks && plugin_turns(layer, seq);
 
     if (turns || gqa_kv_rotates(layer->k_type)) {
         q = memcpy(span->w.row, q, layer->k_dim * sizeof(*q));
     }
     if (turns) {
         if (query % job->group_size == 0) { /* a row's heads turn alike */
-            cpu_attn_find_turn(job, span->piece->seq, (uint32_t)row, span->w.stored);
+            plugin_find_turn(layer, seq, (uint32_t)row - seq->first_row, span->w.stored);
         }
         cpu_attn_turn(layer, span->w.stored, span->w.row);
     }
@@ -287,7 +288,7 @@ static int count_depths(struct cpu_attn_job *job)
             }
             job->depths = a->depths;
         }
-        cpu_attn_count_depths(&batch->seqs[s], a->depths + batch->seqs[s].first_row);
+        plugin_count_depths(&batch->seqs[s], a->depths + batch->seqs[s].first_row);
     }
     return 0;
 }

@@ -13,12 +13,12 @@
 
 static uint32_t first_block(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
 {
-    return cpu_attn_past(layer, seq) / GQA_KV_BLOCK_TOKENS;
+    return plugin_past(layer, seq) / GQA_KV_BLOCK_TOKENS;
 }
 
 static uint32_t count_blocks(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
 {
-    uint64_t end = (uint64_t)cpu_attn_past(layer, seq) + seq->n_rows;
+    uint64_t end = (uint64_t)plugin_past(layer, seq) + seq->n_rows;
 
     return (uint32_t)((end + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS) -
            first_block(layer, seq);
@@ -55,7 +55,7 @@ static void copy_past(const struct cpu_attn_job *job, const struct gqa_attn_seq 
                       uint32_t group, struct cpu_attn_home to)
 {
     const struct gqa_attn_layer *layer = job->layer;
-    uint32_t n_tokens = cpu_attn_past(layer, seq) % GQA_KV_BLOCK_TOKENS;
+    uint32_t n_tokens = plugin_past(layer, seq) % GQA_KV_BLOCK_TOKENS;
     uint32_t n_tiles = (n_tokens + GQA_KV_TILE_TOKENS - 1) / GQA_KV_TILE_TOKENS;
     const char *page =
         n_tokens > 0 ? seq->tables[layer->layer_class].pages[first_block(job->layer, seq)] : NULL;
@@ -81,7 +81,7 @@ static void fresh_task(void *arg, uint32_t index, uint32_t worker)
         s++;
     }
     const struct gqa_attn_seq *seq = &job->batch->seqs[s];
-    uint32_t past = cpu_attn_past(job->layer, seq);
+    uint32_t past = plugin_past(job->layer, seq);
     uint32_t place = (first_block(job->layer, seq) + block - first[s]) * GQA_KV_BLOCK_TOKENS;
     uint32_t row = place > past ? place - past : 0;
     uint32_t end = place + GQA_KV_BLOCK_TOKENS - past;

@@ -20,7 +20,7 @@ struct cpu_attention {
     struct cpu_attn_plan plan;
     void *scratch; /* (n_threads, worker_floats) */
     size_t scratch_bytes;
-    uint32_t *depths; /* (n_rows) see cpu_attn_count_depths() */
+    uint32_t *depths; /* (n_rows) see plugin_count_depths() */
     size_t depths_bytes;
     struct cpu_attn_fresh fresh;
     void *wholes; /* of attention_observe.c */

@@ -12,7 +12,6 @@
 #include "plugins/cpu/attention_job.h"
 #include "plugins/cpu/attention_sight.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -169,18 +168,10 @@ static int watch_init(struct watch *o, struct cpu_attn_job *job, uint32_t seq, u
                       uint32_t n_votes, float *votes)
 {
     const struct gqa_attn_batch *batch = job->batch;
+    int rc = plugin_check_observed(job->layer, batch, seq, n_observed, n_votes);
 
-    if (seq >= batch->n_seqs || n_observed == 0 || n_observed > batch->seqs[seq].n_rows ||
-        n_votes == 0) {
-        return -EINVAL;
-    }
-    uint32_t before = batch->seqs[seq].n_rows - n_observed;
-    if (n_votes > (uint64_t)cpu_attn_past(job->layer, &batch->seqs[seq]) + before) {
-        return -EINVAL;
-    }
-    if (!batch->commit || batch->seqs[seq].new_mask != NULL || batch->seqs[seq].mutual ||
-        cpu_attn_table(job->layer, &batch->seqs[seq])->recent > 0) {
-        return -ENOTSUP;
+    if (rc < 0) {
+        return rc;
     }
     *o = (struct watch){.job = job,
                         .layer = *job->layer,
@@ -190,11 +181,11 @@ static int watch_init(struct watch *o, struct cpu_attn_job *job, uint32_t seq, u
                         .n_votes = n_votes,
                         .votes = votes};
     o->layer.v_dim = 0;
-    o->n_segments = cpu_attn_last_seen(job->layer, &batch->seqs[seq], batch->seqs[seq].n_rows - 1) /
+    o->n_segments = plugin_last_seen(job->layer, &batch->seqs[seq], batch->seqs[seq].n_rows - 1) /
                         GQA_ATTN_SEGMENT_TOKENS +
                     1;
-    int rc = cpu_attn_grow(job->a->host, &job->a->wholes, &job->a->wholes_bytes,
-                           (size_t)n_queries(o) * job->layer->n_kv_heads * sizeof(struct whole));
+    rc = cpu_attn_grow(job->a->host, &job->a->wholes, &job->a->wholes_bytes,
+                       (size_t)n_queries(o) * job->layer->n_kv_heads * sizeof(struct whole));
     o->wholes = job->a->wholes;
     return rc;
 }

@@ -76,8 +76,8 @@ static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa
     for (uint32_t end = rows->to; end > rows->from;) {
         uint32_t n_rows = (end - rows->from - 1) % rows->max + 1;
         uint32_t first_row = end - n_rows;
-        uint32_t first = cpu_attn_first_seen(layer, seq, first_row) / GQA_ATTN_SEGMENT_TOKENS;
-        uint32_t last = cpu_attn_last_seen(layer, seq, end - 1) / GQA_ATTN_SEGMENT_TOKENS;
+        uint32_t first = plugin_first_seen(layer, seq, first_row) / GQA_ATTN_SEGMENT_TOKENS;
+        uint32_t last = plugin_last_seen(layer, seq, end - 1) / GQA_ATTN_SEGMENT_TOKENS;
 
         for (uint32_t group = 0; group < layer->n_kv_heads; group++) {
             struct cpu_attn_piece *piece = &pieces[n++];
@@ -104,9 +104,9 @@ static uint32_t list_own_pieces(const struct cpu_attn_plan *plan,
                                 uint32_t seq_index, uint32_t rows_max,
                                 struct cpu_attn_piece *pieces)
 {
-    uint32_t apart = cpu_attn_first_apart(layer, seq), n_shared = plan->n_shared[seq_index];
+    uint32_t apart = plugin_first_apart(layer, seq), n_shared = plan->n_shared[seq_index];
     const struct rows whole = {0, apart, rows_max, n_shared > 0, n_shared};
-    const struct rows view = {apart, seq->n_rows, rows_max, cpu_attn_table(layer, seq)->n_sinks > 0,
+    const struct rows view = {apart, seq->n_rows, rows_max, plugin_table(layer, seq)->n_sinks > 0,
                               0};
     uint32_t n = list_pieces(layer, seq, seq_index, &view, pieces);
 
@@ -121,8 +121,8 @@ static uint32_t list_sinks(const struct gqa_attn_layer *layer, const struct gqa_
 
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
         const struct gqa_attn_seq *seq = &batch->seqs[s];
-        uint32_t n_sinks = cpu_attn_table(layer, seq)->n_sinks;
-        uint32_t first = n_sinks > 0 ? cpu_attn_first_apart(layer, seq) : seq->n_rows;
+        uint32_t n_sinks = plugin_table(layer, seq)->n_sinks;
+        uint32_t first = n_sinks > 0 ? plugin_first_apart(layer, seq) : seq->n_rows;
 
         for (uint32_t row = first, n_rows; row < seq->n_rows; row += n_rows) {
             n_rows = seq->n_rows - row < rows_max ? seq->n_rows - row : rows_max;
@@ -153,7 +153,7 @@ static uint32_t list_sinks(const struct gqa_attn_layer *layer, const struct gqa_
 static int may_share(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
                      uint32_t rows_max)
 {
-    const struct gqa_page_table *table = cpu_attn_table(layer, seq);
+    const struct gqa_page_table *table = plugin_table(layer, seq);
     int is_view = table->n_dropped > 0 || table->recent > 0;
 
     return layer->window == 0 && seq->n_rows > 0 && seq->n_rows < rows_max && seq->n_past > 0 &&

@@ -3,61 +3,6 @@
  */
 #include "plugins/cpu/attention_sight.h"
 
-const struct gqa_page_table *cpu_attn_table(const struct gqa_attn_layer *layer,
-                                            const struct gqa_attn_seq *seq)
-{
-    static const struct gqa_page_table none;
-
-    return seq->tables != NULL ? &seq->tables[layer->layer_class] : &none;
-}
-
-/* The first slot whose row sees not all of the view before it. */
-static uint64_t first_slot_apart(const struct gqa_page_table *table)
-{
-    return table->recent > 0 ? (uint64_t)table->n_sinks + table->recent : UINT64_MAX;
-}
-
-uint32_t cpu_attn_first_apart(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq)
-{
-    uint64_t apart = first_slot_apart(cpu_attn_table(layer, seq));
-    uint32_t past = cpu_attn_past(layer, seq);
-    uint64_t row = apart > past ? apart - past : 0;
-
-    return row < seq->n_rows ? (uint32_t)row : seq->n_rows;
-}
-
-/* First slot in the window of slot. */
-static uint32_t first_in_window(const struct gqa_attn_layer *layer, uint32_t slot)
-{
-    return layer->window != 0 && slot >= layer->window ? slot - layer->window + 1 : 0;
-}
-
-uint32_t cpu_attn_first_seen(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
-                             uint32_t row)
-{
-    const struct gqa_page_table *table = cpu_attn_table(layer, seq);
-    /* With a mask any row may have the position of the first. */
-    uint32_t slot = cpu_attn_past(layer, seq) + (seq->new_mask != NULL ? 0 : row);
-
-    if (slot >= first_slot_apart(table)) {
-        return slot - table->recent + 1;
-    }
-    return first_in_window(layer, slot);
-}
-
-uint32_t cpu_attn_last_seen(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
-                            uint32_t row)
-{
-    uint64_t position = (uint64_t)cpu_attn_past(layer, seq) + row;
-    uint64_t last = (uint64_t)cpu_attn_past(layer, seq) + seq->n_rows - 1;
-
-    if (seq->mutual) {
-        uint64_t reach = position + layer->window - 1;
-        return (uint32_t)(layer->window != 0 && reach < last ? reach : last);
-    }
-    return (uint32_t)(seq->new_mask != NULL ? last : position);
-}
-
 /* ---- masks ------------------------------------------------------------------------------- */
 
 static const uint64_t *mask_row(const struct gqa_attn_seq *seq, uint32_t row)
@@ -70,30 +15,12 @@ static uint32_t mask_bit(const uint64_t *mask, uint32_t i)
     return mask[i / 64] >> i % 64 & 1;
 }
 
-void cpu_attn_count_depths(const struct gqa_attn_seq *seq, uint32_t *depths)
-{
-    uint32_t tail = seq->n_rows % 64;
-
-    for (uint32_t row = 0; row < seq->n_rows; row++) {
-        const uint64_t *mask = mask_row(seq, row);
-        uint32_t n = 0;
-
-        for (uint32_t w = 0; w < seq->n_rows / 64; w++) {
-            n += (uint32_t)__builtin_popcountll(mask[w]);
-        }
-        if (tail != 0) { /* bits past the last row mean nothing */
-            n += (uint32_t)__builtin_popcountll(mask[seq->n_rows / 64] << (64 - tail));
-        }
-        depths[row] = n - mask_bit(mask, row);
-    }
-}
-
 static void sight_of_mask(struct cpu_attn_sight *ret, const struct gqa_attn_layer *layer,
                           const struct gqa_attn_seq *seq, const uint32_t *depths, uint32_t row,
                           uint64_t first)
 {
     const uint64_t *mask = mask_row(seq, row);
-    uint64_t from = first_in_window(layer, seq->n_past + depths[row]);
+    uint64_t from = plugin_first_in_window(layer, seq->n_past + depths[row]);
     uint64_t n_tokens = (uint64_t)seq->n_past + seq->n_rows;
 
     *ret = (struct cpu_attn_sight){.masked = 1};
@@ -130,11 +57,11 @@ void cpu_attn_sight_of(struct cpu_attn_sight *ret, const struct gqa_attn_layer *
         return;
     }
     if (seq->new_mask != NULL) { /* the past: a window is all that there is to see to */
-        from = first_in_window(layer, seq->n_past + depths[row]);
+        from = plugin_first_in_window(layer, seq->n_past + depths[row]);
         to = seq->n_past;
     } else {
-        from = cpu_attn_first_seen(layer, seq, row);
-        to = (uint64_t)cpu_attn_last_seen(layer, seq, row) + 1;
+        from = plugin_first_seen(layer, seq, row);
+        to = (uint64_t)plugin_last_seen(layer, seq, row) + 1;
     }
     from = from < first ? first : from;
     to = to > end ? end : to;
@@ -149,7 +76,7 @@ void cpu_attn_sight_of_sinks(struct cpu_attn_sight *ret, const struct gqa_attn_l
                              const struct gqa_attn_seq *seq, uint32_t segment)
 {
     uint64_t first = (uint64_t)segment * GQA_ATTN_SEGMENT_TOKENS;
-    uint32_t n_sinks = cpu_attn_table(layer, seq)->n_sinks;
+    uint32_t n_sinks = plugin_table(layer, seq)->n_sinks;
 
     *ret = (struct cpu_attn_sight){0};
     if (first < n_sinks) {

@@ -9,15 +9,9 @@
 #ifndef PLUGINS_CPU_ATTENTION_TURN_H
 #define PLUGINS_CPU_ATTENTION_TURN_H
 
-#include "plugins/cpu/attention_job.h"
+#include <gqa/plugin.h>
 
-/* Whether rows of the sequence that are apart meet the sinks with turned queries. */
-int cpu_attn_turns(const struct cpu_attn_job *job, uint32_t seq);
-
-/* The turn of that row of the batch, which is apart: turn (2 n_freqs), cosines, then sines. */
-void cpu_attn_find_turn(const struct cpu_attn_job *job, uint32_t seq, uint32_t row, float *turn);
-
-/* Turns one head's query (k_dim). */
+/* Turns one head's query (k_dim) by what plugin_find_turn() has found. */
 void cpu_attn_turn(const struct gqa_attn_layer *layer, const float *turn, float *q);
 
 #endif
