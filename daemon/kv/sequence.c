@@ -122,7 +122,7 @@ void kv_sequence_set_tables(struct kv_sequence *s)
             .n_pages = list->n,
             .pages = list->pages,
             .n_dropped = list->n_dropped,
-            .versions = is_view ? NULL : list->versions, /* a view moves what its blocks hold */
+            .versions = list->versions,
         };
         if (is_view && s->view.recent > 0) {
             s->tables[c].n_sinks = s->view.n_sinks;

@@ -89,6 +89,7 @@ static int own_pages(struct kv_sequence *s, uint32_t c)
             memcpy(block->data, list->pages[i], s->layout->classes[c].block_bytes);
             list->blocks[i] = block;
             list->pages[i] = block->data;
+            list->versions[i] = block->version;
         }
     }
     return 0;
@@ -177,6 +178,8 @@ static void close_gap(struct kv_block_list *list, uint32_t n_sinks)
     }
     memmove(list->blocks + first, list->blocks + end, (list->n - end) * sizeof(*list->blocks));
     memmove(list->pages + first, list->pages + end, (list->n - end) * sizeof(*list->pages));
+    memmove(list->versions + first, list->versions + end,
+            (list->n - end) * sizeof(*list->versions));
     list->n -= end - first;
     list->first_live -= end - first;
     list->n_dropped += (end - first) * BLOCK;

@@ -181,6 +181,7 @@ static void replace_blocks(struct kv_sequence *s, uint32_t c, struct kv_block **
     for (uint32_t i = 0; i < n; i++) {
         list->blocks[i] = blocks[i];
         list->pages[i] = blocks[i]->data;
+        list->versions[i] = blocks[i]->version;
     }
     atomic_fetch_add(&s->cache->blocks_held, n);
     list->n = n;

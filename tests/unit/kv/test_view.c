@@ -86,7 +86,8 @@ static const struct kv_policy policies[] = {
 };
 
 /* As many blocks as the policy says, and not one more, in an arena of that size: for 100000 tokens
- * where that is bounded, with steps of any size. Tables stay small. */
+ * where that is bounded, with steps of any size. Tables stay small, and versions go with their
+ * pages. */
 Test(kv_view, holds_what_its_policy_says)
 {
     setup_type(GQA_TYPE_F16);
@@ -105,7 +106,10 @@ Test(kv_view, holds_what_its_policy_says)
             uint64_t held = 0;
             for (uint32_t c = 0; c < layout.n_classes; c++) {
                 for (uint32_t b = 0; b < s.lists[c].n; b++) {
-                    held += s.lists[c].blocks[b] != NULL ? layout.classes[c].block_bytes : 0;
+                    const struct kv_block *block = s.lists[c].blocks[b];
+                    held += block != NULL ? layout.classes[c].block_bytes : 0;
+                    cr_assert(block == NULL || s.tables[c].versions[b] == block->version,
+                              "policy %zu at %u: block %u of class %u", i, s.n_tokens, b, c);
                 }
                 if (endless && s.view.begun) {
                     cr_assert(lt(u32, s.tables[c].n_pages, 24));
