@@ -173,7 +173,8 @@ float *cuda_program_data(struct cuda_program *p, uint32_t reg)
     if (r < 0) {
         return NULL;
     }
-    r = cuda_pinned_reserve(p->context, to, bytes);
+    /* No rows are no error: the pointer must not be NULL then either. */
+    r = cuda_pinned_reserve(p->context, to, bytes > 0 ? bytes : sizeof(float));
     r = r < 0 ? r : cuda_download(p->context, to->at, p->regs[reg].rows.at, bytes);
     r = r < 0 ? r : cuda_synchronise(p->context);
     cuda_leave(p->context);
