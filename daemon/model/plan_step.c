@@ -51,19 +51,35 @@ static int foreign_attention(struct plan *p, const struct gqa_op *op,
     return rc;
 }
 
+/* One observer's votes on op, by whoever has the op's registers. */
+static int observe_one(struct plan *p, uint32_t op, const struct model_batch *batch,
+                       const struct model_observer *o)
+{
+    const struct gqa_op *of = &p->program.ops[op];
+    const struct gqa_program *iface = backend_program(p->backend);
+    const struct gqa_attention *attention = backend_attention(plan_attention(p));
+    float *votes = o->votes[of->layer];
+    struct gqa_attn_io io;
+    if (p->attention == NULL && iface->observe != NULL) {
+        return iface->observe(backend_context(p->backend), p->prepared, op, o->seq, o->n_rows,
+                              o->n_votes, votes);
+    }
+    int rc = io_of(p, of, &io);
+    return rc < 0 ? rc
+                  : attention->observe(backend_context(plan_attention(p)),
+                                       &p->program.attn_layers[of->layer], batch->attention, &io,
+                                       o->seq, o->n_rows, o->n_votes, votes);
+}
+
 /* Whom the op's rows have looked at, for those who ask. */
-static int observe(struct plan *p, const struct gqa_op *op, const struct model_batch *batch,
+static int observe(struct plan *p, uint32_t op, const struct model_batch *batch,
                    struct backend **ret_blame)
 {
-    const struct gqa_attention *attention = backend_attention(plan_attention(p));
-    const struct gqa_attn_layer *layer = &p->program.attn_layers[op->layer];
-    struct gqa_attn_io io;
-    int rc = batch->n_observers > 0 ? io_of(p, op, &io) : 0;
+    int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < batch->n_observers; i++) {
         const struct model_observer *o = &batch->observers[i];
-        if (o->votes[op->layer] != NULL) {
-            rc = attention->observe(backend_context(plan_attention(p)), layer, batch->attention,
-                                    &io, o->seq, o->n_rows, o->n_votes, o->votes[op->layer]);
+        if (o->votes[p->program.ops[op].layer] != NULL) {
+            rc = observe_one(p, op, batch, o);
             *ret_blame = rc < 0 ? plan_attention(p) : *ret_blame;
         }
     }
@@ -87,7 +103,7 @@ static int run_body(struct plan *p, const struct model_batch *batch, struct back
         if (rc == 0 && p->attention != NULL) {
             rc = foreign_attention(p, op, batch->attention, ret_blame);
         }
-        rc = rc < 0 ? rc : observe(p, op, batch, ret_blame);
+        rc = rc < 0 ? rc : observe(p, i, batch, ret_blame);
         if (rc < 0) {
             return rc;
         }

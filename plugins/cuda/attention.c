@@ -65,6 +65,9 @@ int cuda_attention_supports(const struct gqa_attn_layer *l, struct gqa_reason *r
     if (l->v_dim == 0 || l->v_dim > CUDA_DIM_MAX || l->v_dim % 8 != 0) {
         return refuse(reason, "V heads of 8, 16, .. 256 dimensions, not of", l->v_dim);
     }
+    if (l->rope != NULL && l->rope->n_freqs > l->k_dim / 2) {
+        return refuse(reason, "a rope of more pairs than the head has", l->rope->n_freqs);
+    }
     if (addresses % 16 != 0) {
         return refuse(reason, "K and V start at multiples of 16 bytes; they are off by",
                       (uint32_t)(addresses % 16));
@@ -140,16 +143,20 @@ int cuda_attention_append(struct cuda_context *c, const struct gqa_attn_layer *l
 {
     for (uint32_t i = 0; batch->commit && i < batch->n_seqs; i++) {
         const struct gqa_attn_seq *s = &batch->seqs[i];
-        const struct gqa_page_table *table = &s->tables[layer->layer_class];
+        const struct gqa_page_table *table = plugin_table(layer, s);
+        int r = plugin_check_sight(layer, s);
 
-        for (uint32_t row = 0; row < s->n_rows; row++) {
-            uint32_t place = s->n_past + row;
+        for (uint32_t row = 0; r == 0 && row < s->n_rows; row++) {
+            uint32_t place = plugin_past(layer, s) + row;
             if (place / CUDA_PAGE >= table->n_pages || table->pages[place / CUDA_PAGE] == NULL) {
                 return -EINVAL;
             }
             store_row(layer, table->pages[place / CUDA_PAGE], place % CUDA_PAGE,
                       io->k + (s->first_row + row) * io->k_stride,
                       io->v + (s->first_row + row) * io->v_stride);
+        }
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
@@ -180,25 +187,23 @@ static int upload_seq(struct cuda_attention *a, const struct gqa_attn_layer *lay
                       CUdeviceptr room, uint64_t *addresses)
 {
     struct extent e = extent_of(layer);
-    uint64_t n_there = batch->commit ? (uint64_t)s->n_past + s->n_rows : s->n_past;
+    const struct gqa_page_table *table = plugin_table(layer, s);
+    uint64_t past = plugin_past(layer, s), n_there = batch->commit ? past + s->n_rows : past;
+    int r = 0;
 
-    for (uint32_t i = 0; i < cuda_seq_pages(s); i++) {
+    for (uint32_t i = 0; r == 0 && i < cuda_seq_pages(layer, s); i++) {
         CUdeviceptr at = room + i * e.room;
-        bool there = (uint64_t)i * CUDA_PAGE < n_there;
-        const struct gqa_page_table *table = there ? &s->tables[layer->layer_class] : NULL;
-        const char *page = NULL;
 
-        if (there && i >= table->n_pages) {
-            return -EINVAL;
-        }
-        page = there ? table->pages[i] : NULL;
-        addresses[i] = there && page == NULL ? 0 : at - e.first;
-        int r = page != NULL ? cuda_upload(a->context, at, page + e.first, e.bytes) : 0;
-        if (r < 0) {
-            return r;
+        addresses[i] = 0;
+        if ((uint64_t)i * CUDA_PAGE >= n_there) { /* of new rows that come from io */
+            addresses[i] = at - e.first;
+        } else if (cuda_page_is_seen(layer, s, i)) {
+            const char *page = i < table->n_pages ? table->pages[i] : NULL;
+            addresses[i] = at - e.first;
+            r = page != NULL ? cuda_upload(a->context, at, page + e.first, e.bytes) : -EINVAL;
         }
     }
-    return 0;
+    return r;
 }
 
 static int upload_pages(struct cuda_attention *a, const struct gqa_attn_layer *layer,
@@ -206,21 +211,25 @@ static int upload_pages(struct cuda_attention *a, const struct gqa_attn_layer *l
 {
     struct extent e = extent_of(layer);
     size_t n_pages = 0, used = 0;
-    int r = -ENOMEM;
+    int r = 0;
 
-    for (uint32_t i = 0; i < batch->n_seqs; i++) {
-        n_pages += cuda_seq_pages(&batch->seqs[i]);
+    for (uint32_t i = 0; r == 0 && i < batch->n_seqs; i++) {
+        r = plugin_check_sight(layer, &batch->seqs[i]);
+        n_pages += r == 0 ? cuda_seq_pages(layer, &batch->seqs[i]) : 0;
+    }
+    if (r < 0) {
+        return r;
     }
     uint64_t *addresses = calloc(n_pages + 1, sizeof(*addresses));
     const uint64_t **of_seq = calloc(batch->n_seqs + 1, sizeof(*of_seq));
-    if (addresses != NULL && of_seq != NULL) {
-        r = cuda_buffer_reserve(a->context, &a->pages, n_pages * e.room);
-    }
+    r = addresses == NULL || of_seq == NULL
+            ? -ENOMEM
+            : cuda_buffer_reserve(a->context, &a->pages, n_pages * e.room);
     for (uint32_t i = 0; r == 0 && i < batch->n_seqs; i++) {
         of_seq[i] = addresses + used;
         r = upload_seq(a, layer, batch, &batch->seqs[i], a->pages.at + used * e.room,
                        addresses + used);
-        used += cuda_seq_pages(&batch->seqs[i]);
+        used += cuda_seq_pages(layer, &batch->seqs[i]);
     }
     if (r == 0) {
         r = cuda_plan_make(a->context, &a->plan, layer, batch, of_seq);
@@ -228,6 +237,15 @@ static int upload_pages(struct cuda_attention *a, const struct gqa_attn_layer *l
     free(addresses);
     free(of_seq);
     return r;
+}
+
+static int upload_sinks(struct cuda_attention *a, const struct gqa_attn_layer *l)
+{
+    if (l->sinks == NULL) {
+        return 0;
+    }
+    int r = cuda_buffer_reserve(a->context, &a->sinks, l->n_heads * sizeof(float));
+    return r < 0 ? r : cuda_upload(a->context, a->sinks.at, l->sinks, l->n_heads * sizeof(float));
 }
 
 /* The rows of q, k and v as one buffer after the other, and room for out. */
@@ -274,10 +292,7 @@ int cuda_attention_attend(struct cuda_context *c, const struct gqa_attn_layer *l
     }
     r = upload_pages(a, layer, batch);
     r = r < 0 ? r : upload_io(a, layer, batch->n_rows, io, &on_device);
-    if (r == 0 && layer->sinks != NULL) {
-        r = cuda_buffer_reserve(c, &a->sinks, layer->n_heads * sizeof(float));
-        r = r < 0 ? r : cuda_upload(c, a->sinks.at, layer->sinks, layer->n_heads * sizeof(float));
-    }
+    r = r < 0 ? r : upload_sinks(a, layer);
     struct cuda_attn_layer l = cuda_layer_of(layer, layer->sinks != NULL ? a->sinks.at : 0);
     if (r == 0 && !batch->commit) { /* into the copies */
         r = cuda_plan_append(c, &a->plan, &l, &on_device, 0);
@@ -287,6 +302,40 @@ int cuda_attention_attend(struct cuda_context *c, const struct gqa_attn_layer *l
         CUdeviceptr from = (CUdeviceptr)(uintptr_t)on_device.out + row * out_bytes;
         r = cuda_download(c, io->out + row * io->out_stride, from, out_bytes);
     }
+    int end = cuda_synchronise(c);
+    cuda_leave(c);
+    return r < 0 ? r : end;
+}
+
+/* ---- observe ----------------------------------------------------------------------------- */
+
+int cuda_attention_observe(struct cuda_context *c, const struct gqa_attn_layer *layer,
+                           const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                           uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes)
+{
+    struct cuda_attention *a = c->attention;
+    struct gqa_attn_io on_device;
+    int r = plugin_check_observed(layer, batch, seq, n_observed, n_votes);
+
+    r = r < 0 ? r : cuda_enter(c);
+    if (r < 0) {
+        return r;
+    }
+    struct gqa_attn_seq one = batch->seqs[seq]; /* alone in a batch: no other's pages are copied */
+    struct gqa_attn_io rows = *io;
+    rows.q += one.first_row * io->q_stride;
+    rows.k += one.first_row * io->k_stride;
+    rows.v += one.first_row * io->v_stride;
+    one.first_row = 0;
+    const struct gqa_attn_batch alone = {
+        .struct_size = sizeof(alone), .n_rows = one.n_rows, .n_seqs = 1, .commit = 1, .seqs = &one};
+    r = upload_pages(a, layer, &alone);
+    r = r < 0 ? r : upload_io(a, layer, one.n_rows, &rows, &on_device);
+    r = r < 0 ? r : upload_sinks(a, layer);
+    struct cuda_attn_layer l = cuda_layer_of(layer, layer->sinks != NULL ? a->sinks.at : 0);
+    r = r < 0 ? r
+              : cuda_plan_observe(c, &a->plan, layer, &l, &alone, &on_device, 0, n_observed,
+                                  n_votes, votes);
     int end = cuda_synchronise(c);
     cuda_leave(c);
     return r < 0 ? r : end;

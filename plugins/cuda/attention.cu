@@ -116,43 +116,6 @@ KERNEL __launch_bounds__(128) gqa_append(const cuda_append_args p)
                log != NULL ? log + k_bytes : NULL);
 }
 
-/* ---- queries ----------------------------------------------------------------------------- */
-
-/* scratch: (16, k_dim) floats of the block's, for types that rotate. */
-DEVICE void load_queries(const cuda_attend_args &p, const cuda_attn_item &item, uint32_t group,
-                         query_room &room, float *scratch)
-{
-    const cuda_attn_layer &l = p.layer;
-    uint32_t r = l.n_heads / l.n_kv_heads, k_pad = (l.k_dim + 15) / 16 * 16;
-    bool rotates = gqa_kv_rotates(l.k_type);
-
-    for (uint32_t i = threadIdx.x; rotates && i < CUDA_QUERIES * l.k_dim; i += THREADS) {
-        uint32_t packed = item.first + i / l.k_dim;
-        uint64_t row = item.first_row + packed / r;
-        scratch[i] = packed < item.n_packed ? p.q[row * p.q_stride +
-                                                  (group * r + packed % r) * l.k_dim + i % l.k_dim]
-                                            : 0.0f;
-    }
-    if (rotates) {
-        rotate_rows(scratch, CUDA_QUERIES, l.k_dim);
-    }
-    for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * k_pad; i += THREADS) {
-        uint32_t query = i / k_pad, d = i % k_pad, packed = item.first + query;
-        uint32_t j = d % 16 / 4, reg = (query < 8 ? 0 : 1) + j / 2 * 2;
-        uint32_t at = ((d / 16 * 32) + query % 8 * 4 + d % 4) * 8 + reg * 2 + j % 2;
-        uint32_t high = 0, low = 0;
-        if (packed < item.n_packed && d < l.k_dim) {
-            uint64_t row = item.first_row + packed / r;
-            float x = rotates ? scratch[query * l.k_dim + d]
-                              : p.q[row * p.q_stride + (group * r + packed % r) * l.k_dim + d];
-            split_halves(x * l.scale, operand_bf16(l.k_type), high, low);
-        }
-        room.high[at] = (uint16_t)high;
-        room.low[at] = (uint16_t)low;
-    }
-    __syncthreads();
-}
-
 /* ---- merging ----------------------------------------------------------------------------- */
 
 /* Weights of a state and of a part that comes to it; false: the part is empty. */
@@ -331,18 +294,35 @@ DEVICE void store_state(const cuda_attend_args &p, const cuda_attn_item &item, u
     }
 }
 
+/* Segments [first, last) into the state. What the pages' parts are put into serves as scratch before
+ * there are any; attend_segment() ends with a barrier, so nobody reads the last walk's queries. */
+DEVICE void walk(const cuda_attend_args &p, const cuda_attn_item &item, uint32_t group, bool sinks,
+                 uint32_t first, uint32_t last, attend_room &room)
+{
+    uint32_t lane = threadIdx.x % 32;
+
+    if (first >= last) {
+        return;
+    }
+    load_queries(p.layer, p.batch, p.q, p.q_stride, item, group, sinks, room.queries, room.o[0]);
+    const sight row[2] = {sight_of(p.layer, p.batch, item, lane / 4, group, sinks),
+                          sight_of(p.layer, p.batch, item, lane / 4 + 8, group, sinks)};
+    for (uint32_t segment = first; segment < last; segment++) {
+        attend_segment(p, item, row, group, segment, room);
+    }
+}
+
 /* Grid (items, groups), 128 threads, CUDA_ATTEND_SHARED_BYTES of dynamic shared memory. */
 KERNEL __launch_bounds__(128) gqa_attend(const cuda_attend_args p)
 {
     DYNAMIC_SHARED(shared_memory);
     attend_room &room = *(attend_room *)shared_memory;
     const cuda_attn_item item = p.items[blockIdx.x];
-    uint32_t group = blockIdx.y, lane = threadIdx.x % 32;
+    uint32_t group = blockIdx.y;
 
     if (item.n_packed == 0) { /* one that only rounds up their number */
         return;
     }
-    load_queries(p, item, group, room.queries, room.state);
     for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * p.layer.v_dim; i += THREADS) {
         room.state[i] = 0.0f;
     }
@@ -350,11 +330,11 @@ KERNEL __launch_bounds__(128) gqa_attend(const cuda_attend_args p)
         room.state_m[threadIdx.x] = EMPTY;
         room.state_l[threadIdx.x] = 0.0f;
     }
-    const sight row[2] = {sight_of(p.layer, p.batch, item, lane / 4, group),
-                          sight_of(p.layer, p.batch, item, lane / 4 + 8, group)};
     __syncthreads();
-    for (uint32_t segment = item.seg_first; segment < item.seg_last; segment++) {
-        attend_segment(p, item, row, group, segment, room);
+#pragma unroll 1 /* one copy of the code for both */
+    for (int own = 0; own < 2; own++) {
+        walk(p, item, group, own == 0, own ? item.seg_first : item.sink_first,
+             own ? item.seg_last : item.sink_last, room);
     }
     if (item.part != CUDA_NONE) {
         store_part(p, item, group, room);

@@ -7,11 +7,13 @@
 #ifndef PLUGINS_CUDA_ATTENTION_H
 #define PLUGINS_CUDA_ATTENTION_H
 
+#include "plugins/common/sight.h"
 #include "plugins/cuda/context.h"
 
 #define CUDA_ATTENTION_NUMERICS 1u
-#define CUDA_ATTENTION_CAPS \
-    (GQA_ATTN_CAP_SHARED | GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT | GQA_ATTN_CAP_MUTUAL)
+#define CUDA_ATTENTION_CAPS                                                                   \
+    (GQA_ATTN_CAP_SHARED | GQA_ATTN_CAP_SPARSE | GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT | \
+     GQA_ATTN_CAP_OBSERVE | GQA_ATTN_CAP_MUTUAL)
 
 int cuda_attention_create(struct cuda_context *c, struct cuda_attention **ret);
 void cuda_attention_destroy(struct cuda_attention *a);
@@ -21,6 +23,9 @@ int cuda_attention_append(struct cuda_context *c, const struct gqa_attn_layer *l
                           const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
 int cuda_attention_attend(struct cuda_context *c, const struct gqa_attn_layer *layer,
                           const struct gqa_attn_batch *batch, const struct gqa_attn_io *io);
+int cuda_attention_observe(struct cuda_context *c, const struct gqa_attn_layer *layer,
+                           const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                           uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes);
 
 static inline bool cuda_kv_is_quantised(uint32_t type)
 {
@@ -37,9 +42,9 @@ static inline uint64_t cuda_log_row_bytes(const struct gqa_attn_layer *l)
 /* ---- plans ------------------------------------------------------------------------------- */
 
 /* What the kernels need to know of a batch for layers of one kind (heads, groups, dimensions,
- * window and class alike), on the device. */
+ * window, rope and class alike), on the device. */
 struct cuda_plan {
-    struct cuda_buffer device, parts;
+    struct cuda_buffer device, parts, observed;
     char *host; /* what was uploaded; owned */
     size_t host_bytes;
     struct cuda_attn_batch batch;
@@ -66,9 +71,27 @@ int cuda_plan_append(struct cuda_context *c, const struct cuda_plan *plan,
 int cuda_plan_attend(struct cuda_context *c, const struct cuda_plan *plan,
                      const struct cuda_attn_layer *layer, const struct gqa_attn_io *io);
 
-static inline uint32_t cuda_seq_pages(const struct gqa_attn_seq *s)
+/* gqa_attention.observe for a batch whose plan this is; io->q on the device, votes on the host,
+ * where they are when this returns. What is asked must be checked: plugin_check_observed(). */
+int cuda_plan_observe(struct cuda_context *c, struct cuda_plan *plan,
+                      const struct gqa_attn_layer *host_layer, const struct cuda_attn_layer *layer,
+                      const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                      uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes);
+
+/* Pages that hold a sequence's past and new rows in the layer's class. */
+static inline uint32_t cuda_seq_pages(const struct gqa_attn_layer *l, const struct gqa_attn_seq *s)
 {
-    return (uint32_t)(((uint64_t)s->n_past + s->n_rows + CUDA_PAGE - 1) / CUDA_PAGE);
+    return (uint32_t)(((uint64_t)plugin_past(l, s) + s->n_rows + CUDA_PAGE - 1) / CUDA_PAGE);
+}
+
+/* Whether any of the sequence's rows may see something of its page i. */
+static inline bool cuda_page_is_seen(const struct gqa_attn_layer *l, const struct gqa_attn_seq *s,
+                                     uint32_t i)
+{
+    bool apart = plugin_first_apart(l, s) < s->n_rows;
+
+    return (uint64_t)(i + 1) * CUDA_PAGE > plugin_first_seen(l, s, 0) ||
+           (apart && (uint64_t)i * CUDA_PAGE < plugin_table(l, s)->n_sinks);
 }
 
 #endif

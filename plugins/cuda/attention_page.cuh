@@ -61,8 +61,9 @@ DEVICE uint32_t window_start(uint32_t window, uint32_t position)
     return window != 0 && position >= window ? position - window + 1 : 0;
 }
 
+/* sinks: what a row that a view sets apart sees of these, else of all places that follow. */
 DEVICE sight sight_of(const cuda_attn_layer &l, const cuda_attn_batch &b,
-                      const cuda_attn_item &item, uint32_t query, uint32_t group)
+                      const cuda_attn_item &item, uint32_t query, uint32_t group, bool sinks)
 {
     uint32_t r = l.n_heads / l.n_kv_heads, packed = item.first + query;
     sight s = {CUDA_NONE, 0, 0, 0, 0, NULL, NULL};
@@ -74,7 +75,12 @@ DEVICE sight sight_of(const cuda_attn_layer &l, const cuda_attn_batch &b,
     s.head = group * r + packed % r;
     const cuda_seq &seq = b.seqs[b.row_seq[s.row]];
     uint32_t i = s.row - seq.first_row, position = seq.n_past + i;
+    bool apart = seq.recent != 0 && position >= seq.n_sinks + seq.recent;
     s.n_past = seq.n_past;
+    if (sinks) {
+        s.to = apart ? seq.n_sinks : 0;
+        return s;
+    }
     s.to = seq.mutual || seq.mask != CUDA_NONE ? seq.n_past + seq.n_rows : position + 1;
     if (seq.mask != CUDA_NONE) {
         s.mask = b.masks + seq.mask + (uint64_t)i * ((seq.n_rows + 63) / 64);
@@ -83,7 +89,7 @@ DEVICE sight sight_of(const cuda_attn_layer &l, const cuda_attn_batch &b,
     } else if (seq.mutual && l.window != 0 && l.window < seq.n_rows - i) {
         s.to = position + l.window;
     }
-    s.from = window_start(l.window, position);
+    s.from = apart ? position - seq.recent + 1 : window_start(l.window, position);
     return s;
 }
 
@@ -113,6 +119,69 @@ struct query_room {
     uint16_t high[CUDA_DIM_MAX / 16 * 32 * 8];
     uint16_t low[CUDA_DIM_MAX / 16 * 32 * 8];
 };
+
+/* Cosines and sines by which a row's queries are turned back to meet the sinks, or NULL. */
+DEVICE const float *turn_of(const cuda_attn_layer &l, const cuda_attn_batch &b, uint32_t row)
+{
+    const cuda_seq &seq = b.seqs[b.row_seq[row]];
+    uint32_t place = seq.n_past + row - seq.first_row, full = seq.n_sinks + seq.recent;
+
+    if (seq.turns == CUDA_NONE || place < full) {
+        return NULL;
+    }
+    uint32_t first = max(full, seq.n_past); /* the first row that is apart */
+    return b.turns + (uint64_t)(seq.turns + place - first) * 2 * l.n_freqs;
+}
+
+/* Dimension d of a query, turned back where turn is not NULL. */
+DEVICE float query_value(const cuda_attn_layer &l, const float *q, const float *turn, uint32_t d)
+{
+    uint32_t n = l.n_freqs;
+
+    if (turn == NULL || d >= 2 * n) {
+        return q[d];
+    }
+    uint32_t i = l.rope_neighbour ? d / 2 : d % n, x = l.rope_neighbour ? 2 * i : i;
+    float a = q[x], b = q[l.rope_neighbour ? x + 1 : x + n];
+    return d == x ? a * turn[i] + b * turn[n + i] : b * turn[i] - a * turn[n + i];
+}
+
+/* Splits an item's queries into halves. sinks: as they meet these. scratch: (16, k_dim) floats of the
+ * block's, for types that rotate. The room's last readers must be done; it may be read at once. */
+DEVICE void load_queries(const cuda_attn_layer &l, const cuda_attn_batch &b, const float *q,
+                         uint64_t q_stride, const cuda_attn_item &item, uint32_t group, bool sinks,
+                         query_room &room, float *scratch)
+{
+    uint32_t r = l.n_heads / l.n_kv_heads, k_pad = (l.k_dim + 15) / 16 * 16;
+    bool rotates = gqa_kv_rotates(l.k_type);
+
+    for (uint32_t i = threadIdx.x; rotates && i < CUDA_QUERIES * l.k_dim; i += THREADS) {
+        uint32_t packed = item.first + i / l.k_dim, row = item.first_row + packed / r;
+        scratch[i] = 0.0f;
+        if (packed < item.n_packed) {
+            const float *from = q + row * q_stride + (group * r + packed % r) * l.k_dim;
+            scratch[i] = query_value(l, from, sinks ? turn_of(l, b, row) : NULL, i % l.k_dim);
+        }
+    }
+    if (rotates) {
+        rotate_rows(scratch, CUDA_QUERIES, l.k_dim);
+    }
+    for (uint32_t i = threadIdx.x; i < CUDA_QUERIES * k_pad; i += THREADS) {
+        uint32_t query = i / k_pad, d = i % k_pad, packed = item.first + query;
+        uint32_t j = d % 16 / 4, reg = (query < 8 ? 0 : 1) + j / 2 * 2;
+        uint32_t at = ((d / 16 * 32) + query % 8 * 4 + d % 4) * 8 + reg * 2 + j % 2;
+        uint32_t high = 0, low = 0, row = item.first_row + packed / r;
+        if (packed < item.n_packed && d < l.k_dim) {
+            const float *from = q + row * q_stride + (group * r + packed % r) * l.k_dim;
+            float x = rotates ? scratch[query * l.k_dim + d]
+                              : query_value(l, from, sinks ? turn_of(l, b, row) : NULL, d);
+            split_halves(x * l.scale, operand_bf16(l.k_type), high, low);
+        }
+        room.high[at] = (uint16_t)high;
+        room.low[at] = (uint16_t)low;
+    }
+    __syncthreads();
+}
 
 /* The block's queries for dimensions 16 step on. */
 DEVICE void take_queries(const query_room &room, uint32_t step, uint32_t lane, uint32_t high[4],

@@ -74,7 +74,10 @@ enum cuda_weight_type {
     X(map)              \
     X(append)           \
     X(attend)           \
-    X(merge)
+    X(merge)            \
+    X(observe_parts)    \
+    X(observe_totals)   \
+    X(observe_votes)
 
 enum cuda_map_kind {
     CUDA_MAP_SCALE,   /* scale * a */
@@ -216,13 +219,14 @@ struct cuda_map_args {
     float scale, alpha, limit;
 };
 
-/* A sequence of a batch, on the device. */
+/* A sequence of a batch, on the device. Places are slots, where it has a view. */
 struct cuda_seq {
     uint32_t first_row, n_rows, n_past, mutual;
-    uint32_t table;  /* of this layer class: first of its pages in pages[] */
-    uint32_t mask;   /* first word of its mask in masks[], or CUDA_NONE */
-    uint32_t depths; /* first of its rows' depths, where it has a mask */
-    uint32_t unused;
+    uint32_t table;           /* of this layer class: first of its pages in pages[] */
+    uint32_t mask;            /* first word of its mask in masks[], or CUDA_NONE */
+    uint32_t depths;          /* first of its rows' depths, where it has a mask */
+    uint32_t n_sinks, recent; /* of a view; recent 0: rows see all */
+    uint32_t turns; /* of its first row that is apart, in turns[]; CUDA_NONE: they do not turn */
 };
 
 /* One layer, as kernels see it. Offsets and head bytes as in struct gqa_attn_layer. */
@@ -231,7 +235,8 @@ struct cuda_attn_layer {
     uint32_t k_type, v_type; /* enum gqa_type: F16, BF16, Q8_0, Q4_0 */
     float scale, softcap;
     uint64_t k_offset, v_offset, k_head_bytes, v_head_bytes;
-    const float *sinks; /* (n_heads) or NULL */
+    const float *sinks;               /* (n_heads) or NULL */
+    uint32_t n_freqs, rope_neighbour; /* pairs that turn: (i, i + n_freqs), or (2 i, 2 i + 1) */
 };
 
 /* What the kernels of attention know of a batch. */
@@ -241,6 +246,7 @@ struct cuda_attn_batch {
     const uint64_t *pages;   /* device addresses */
     const uint64_t *masks;
     const uint32_t *depths;
+    const float *turns; /* (n, 2 n_freqs): cosines and sines of rows that are turned back */
 };
 
 struct cuda_append_args {
@@ -253,14 +259,16 @@ struct cuda_append_args {
     uint8_t *log;
 };
 
-/* A block's work: 16 packed queries (row * r + head of the group) over some segments. */
+/* A block's work: 16 packed queries (row * r + head of the group) over some segments: first those
+ * of the sinks, for rows that a view sets apart from these, then those of the places that follow.
+ */
 struct cuda_attn_item {
     uint32_t first_row, n_packed; /* the packed queries are of rows from here on */
     uint32_t first;               /* packed query of the block's first */
     uint32_t seq;                 /* whose page table */
     uint32_t seg_first, seg_last; /* [first, last) */
-    uint32_t part;                /* its 16 parts (of each group), or CUDA_NONE: writes out */
-    uint32_t unused;
+    uint32_t sink_first, sink_last;
+    uint32_t part; /* its 16 parts (of each group), or CUDA_NONE: writes out */
 };
 
 struct cuda_attend_args {
@@ -286,6 +294,20 @@ struct cuda_merge_args {
     const float *parts;
     float *out;
     uint64_t out_stride;
+};
+
+/* Votes of packed queries of one sequence; tiles are 16 of them. */
+struct cuda_observe_args {
+    struct cuda_attn_layer layer;
+    struct cuda_attn_batch batch;
+    const float *q;
+    uint64_t q_stride;
+    uint32_t seq, first_row, n_packed; /* the packed queries are of rows from first_row on */
+    uint32_t n_segments;               /* that they see */
+    uint32_t n_votes;
+    float *parts;  /* (tile, n_segments, n_kv_heads, 16, 2): largest score, sum of weights */
+    float *totals; /* (n_kv_heads, tiles * 16, 2): largest score, one over the sum */
+    float *votes;  /* (n_kv_heads, n_votes) */
 };
 
 #endif

@@ -71,6 +71,13 @@ static int attention_attend(void *context, const struct gqa_attn_layer *layer,
     return cuda_attention_attend(context, layer, batch, io);
 }
 
+static int attention_observe(void *context, const struct gqa_attn_layer *layer,
+                             const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
+                             uint32_t seq, uint32_t n_observed, uint32_t n_votes, float *votes)
+{
+    return cuda_attention_observe(context, layer, batch, io, seq, n_observed, n_votes, votes);
+}
+
 static const struct gqa_attention attention_table = {
     .struct_size = sizeof(struct gqa_attention),
     .caps = CUDA_ATTENTION_CAPS,
@@ -78,7 +85,7 @@ static const struct gqa_attention attention_table = {
     .supports = attention_supports,
     .append = attention_append,
     .attend = attention_attend,
-    .observe = NULL,
+    .observe = attention_observe,
 };
 
 static uint64_t program_pack_bytes(void *context, const struct gqa_weight *weight)
@@ -129,6 +136,12 @@ static float *program_data(void *context, void *program, uint32_t reg)
     return cuda_program_data(program, reg);
 }
 
+static int program_observe(void *context, void *program, uint32_t op, uint32_t seq,
+                           uint32_t n_observed, uint32_t n_votes, float *votes)
+{
+    return cuda_program_observe(program, op, seq, n_observed, n_votes, votes);
+}
+
 static const struct gqa_program program_table = {
     .struct_size = sizeof(struct gqa_program),
     .numerics = CUDA_PROGRAM_NUMERICS,
@@ -143,6 +156,7 @@ static const struct gqa_program program_table = {
     .end = program_end,
     .data = program_data,
     .op_times = NULL,
+    .observe = program_observe,
 };
 
 static const void *cuda_get_interface(void *context, const char *name)

@@ -147,6 +147,30 @@ static int run_attention(struct cuda_program *p, const struct cuda_op *op)
     return r < 0 ? r : cuda_plan_attend(p->context, &p->plans[l->kind], &l->device, &io);
 }
 
+int cuda_program_observe(struct cuda_program *p, uint32_t op, uint32_t seq, uint32_t n_observed,
+                         uint32_t n_votes, float *votes)
+{
+    if (p->step.batch == NULL || op >= p->n_ops || p->ops[op].op.kind != GQA_OP_ATTENTION) {
+        return -EINVAL;
+    }
+    const struct gqa_attn_batch *batch = p->step.batch->attention;
+    const struct gqa_op *o = &p->ops[op].op;
+    const struct cuda_layer *l = &p->layers[o->layer];
+    const struct gqa_attn_io io = {.q = cuda_view(p, &o->src),
+                                   .q_stride = p->regs[o->src.reg].width};
+    int r = plugin_check_observed(&l->host, batch, seq, n_observed, n_votes);
+
+    r = r < 0 ? r : cuda_enter(p->context);
+    if (r < 0) {
+        return r;
+    }
+    r = cuda_plan_observe(p->context, &p->plans[l->kind], &l->host, &l->device, batch, &io, seq,
+                          n_observed, n_votes, votes);
+    cuda_leave(p->context);
+    p->step.failed = p->step.failed || r < 0;
+    return r;
+}
+
 static int run_op(struct cuda_program *p, const struct cuda_op *op, uint32_t n_ops, uint32_t *ret_n)
 {
     *ret_n = 1;

@@ -101,6 +101,9 @@ int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch);
 int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last);
 int cuda_program_end(struct cuda_program *p);
 float *cuda_program_data(struct cuda_program *p, uint32_t reg);
+/* See gqa_program.observe. */
+int cuda_program_observe(struct cuda_program *p, uint32_t op, uint32_t seq, uint32_t n_observed,
+                         uint32_t n_votes, float *votes);
 
 /* Bytes to the device, into a buffer that is made large enough; from may be freed then. */
 int cuda_program_upload(struct cuda_program *p, const void *from, uint64_t bytes,
@@ -124,6 +127,12 @@ static inline uint32_t cuda_map_of_act(uint32_t act)
         [GQA_ACT_RELU] = CUDA_MAP_RELU,
     };
     return acts[act];
+}
+
+/* A layer of a class, for what its sequences' tables say of pages, whatever the layers' windows. */
+static inline struct gqa_attn_layer cuda_class_layer(uint32_t class)
+{
+    return (struct gqa_attn_layer){.layer_class = class};
 }
 
 /* A view's first value on the device. */

@@ -121,19 +121,24 @@ static int take_page(struct cuda_program *p, const struct gqa_attn_batch *b,
                      const struct gqa_attn_seq *s, uint32_t class, uint32_t i, uint32_t *ret)
 {
     struct cuda_pages *pages = p->context->pages;
+    const struct gqa_attn_layer l = cuda_class_layer(class);
+    const struct gqa_page_table *table = plugin_table(&l, s);
     uint64_t bytes = p->class_bytes[class], first = (uint64_t)i * CUDA_PAGE;
-    uint32_t n_there = s->n_past > first ? (uint32_t)(s->n_past - first) : 0;
+    uint64_t past = plugin_past(&l, s);
+    uint32_t n_there = past > first ? (uint32_t)(past - first) : 0;
     uint32_t index = CUDA_NONE;
-    const struct gqa_page_table *table = s->tables != NULL ? &s->tables[class] : NULL;
-    bool has_new = first + CUDA_PAGE > s->n_past;
+    bool has_new = first + CUDA_PAGE > past;
     bool needed = n_there > 0 || b->commit;
 
     n_there = n_there < CUDA_PAGE ? n_there : CUDA_PAGE;
-    if (needed && (table == NULL || i >= table->n_pages)) {
+    *ret = CUDA_NONE;
+    if (!cuda_page_is_seen(&l, s, i)) { /* between a view's sinks and what is recent */
+        return 0;
+    }
+    if (needed && i >= table->n_pages) {
         return -EINVAL;
     }
     if (needed && table->pages[i] == NULL) { /* before the window of all rows */
-        *ret = CUDA_NONE;
         return has_new ? -EINVAL : 0;
     }
     int r = 0;
@@ -156,15 +161,38 @@ static int take_page(struct cuda_program *p, const struct gqa_attn_batch *b,
     return r;
 }
 
-static int take_pages(struct cuda_program *p, const struct gqa_attn_batch *b)
+/* Views that make no sense are refused before anything is counted by them. */
+static int check_sights(const struct cuda_program *p, const struct gqa_attn_batch *b)
 {
-    size_t n = 0, used = 0;
     int r = 0;
 
-    for (uint32_t i = 0; i < b->n_seqs; i++) {
-        n += cuda_seq_pages(&b->seqs[i]);
+    for (uint32_t k = 0; k < p->n_kinds; k++) {
+        const struct gqa_attn_layer *l = &p->layers[p->kind_layers[k]].host;
+        for (uint32_t i = 0; r == 0 && i < b->n_seqs; i++) {
+            r = plugin_check_sight(l, &b->seqs[i]);
+        }
     }
-    n *= p->n_classes;
+    return r;
+}
+
+static size_t pages_of_classes(const struct gqa_attn_batch *b, uint32_t n_classes)
+{
+    size_t n = 0;
+
+    for (uint32_t class = 0; class < n_classes; class ++) {
+        const struct gqa_attn_layer l = cuda_class_layer(class);
+        for (uint32_t i = 0; i < b->n_seqs; i++) {
+            n += cuda_seq_pages(&l, &b->seqs[i]);
+        }
+    }
+    return n;
+}
+
+static int take_pages(struct cuda_program *p, const struct gqa_attn_batch *b)
+{
+    size_t n = pages_of_classes(b, p->n_classes), used = 0;
+    int r = 0;
+
     if (n > p->step.n_pages) {
         free(p->step.page_index);
         free(p->step.page_at);
@@ -176,8 +204,9 @@ static int take_pages(struct cuda_program *p, const struct gqa_attn_batch *b)
     }
     cuda_pages_begin(p->context->pages);
     for (uint32_t class = 0; r == 0 && class < p->n_classes; class ++) {
+        const struct gqa_attn_layer l = cuda_class_layer(class);
         for (uint32_t i = 0; r == 0 && i < b->n_seqs; i++) {
-            for (uint32_t k = 0; r == 0 && k < cuda_seq_pages(&b->seqs[i]); k++, used++) {
+            for (uint32_t k = 0; r == 0 && k < cuda_seq_pages(&l, &b->seqs[i]); k++, used++) {
                 uint32_t index = CUDA_NONE;
                 r = take_page(p, b, &b->seqs[i], class, k, &index);
                 bool there = r == 0 && index != CUDA_NONE;
@@ -192,18 +221,14 @@ static int take_pages(struct cuda_program *p, const struct gqa_attn_batch *b)
 static int make_plans(struct cuda_program *p, const struct gqa_attn_batch *b)
 {
     const uint64_t **of_seq = calloc(b->n_seqs + 1, sizeof(*of_seq));
-    size_t n_pages = 0;
     int r = of_seq == NULL ? -ENOMEM : 0;
 
-    for (uint32_t i = 0; i < b->n_seqs; i++) {
-        n_pages += cuda_seq_pages(&b->seqs[i]);
-    }
     for (uint32_t k = 0; r == 0 && k < p->n_kinds; k++) {
         const struct gqa_attn_layer *l = &p->layers[p->kind_layers[k]].host;
-        size_t used = n_pages * l->layer_class;
+        size_t used = pages_of_classes(b, l->layer_class);
         for (uint32_t i = 0; i < b->n_seqs; i++) {
             of_seq[i] = p->step.page_at + used;
-            used += cuda_seq_pages(&b->seqs[i]);
+            used += cuda_seq_pages(l, &b->seqs[i]);
         }
         r = cuda_plan_make(p->context, &p->plans[k], l, b, of_seq);
     }
@@ -219,7 +244,8 @@ int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch)
     if (r < 0) {
         return r;
     }
-    r = upload_inputs(p, batch);
+    r = p->n_layers > 0 ? check_sights(p, batch->attention) : 0;
+    r = r < 0 ? r : upload_inputs(p, batch);
     r = r < 0 ? r : cuda_adapters_begin(p, batch, &p->step.adapted);
     if (r == 0 && p->n_layers > 0) {
         r = take_pages(p, batch->attention);

@@ -92,7 +92,7 @@ static void scatter_task(void *arg, uint32_t index, uint32_t worker)
 
     for (uint32_t row = 0; row < n_rows; row++) {
         const struct gqa_attn_seq *seq = seq_of_row(s->batch, row);
-        uint32_t place = seq->n_past + row - seq->first_row;
+        uint32_t place = plugin_past(&l->host, seq) + row - seq->first_row;
         char *page = seq->tables[l->host.layer_class].pages[place / CUDA_PAGE];
         odd |= scatter_row(&l->host, log + row * cuda_log_row_bytes(&l->host), page,
                            place % CUDA_PAGE);
@@ -108,12 +108,12 @@ static void mark_valid(struct cuda_program *p, const struct gqa_attn_batch *b)
     size_t used = 0;
 
     for (uint32_t class = 0; class < p->n_classes; class ++) {
+        const struct gqa_attn_layer l = cuda_class_layer(class);
         for (uint32_t i = 0; i < b->n_seqs; i++) {
-            uint64_t n_tokens = (uint64_t)b->seqs[i].n_past + b->seqs[i].n_rows;
-            for (uint32_t k = 0; k < cuda_seq_pages(&b->seqs[i]); k++, used++) {
+            uint64_t past = plugin_past(&l, &b->seqs[i]), n_tokens = past + b->seqs[i].n_rows;
+            for (uint32_t k = 0; k < cuda_seq_pages(&l, &b->seqs[i]); k++, used++) {
                 uint64_t first = (uint64_t)k * CUDA_PAGE;
-                if (p->step.page_index[used] == CUDA_NONE ||
-                    first + CUDA_PAGE <= b->seqs[i].n_past) {
+                if (p->step.page_index[used] == CUDA_NONE || first + CUDA_PAGE <= past) {
                     continue;
                 }
                 uint64_t n = n_tokens - first;

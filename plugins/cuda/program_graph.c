@@ -7,7 +7,7 @@
 
 /* Numbers of a key: the range and the rows, then those of each kind's plan. */
 #define KEY_HEAD 7u
-#define KEY_PLAN 10u
+#define KEY_PLAN 11u
 
 static void fill_key(const struct cuda_program *p, uint32_t first, uint32_t last, uint64_t *key)
 {
@@ -27,6 +27,7 @@ static void fill_key(const struct cuda_program *p, uint32_t first, uint32_t last
         *key++ = (uintptr_t)plan->batch.pages;
         *key++ = (uintptr_t)plan->batch.masks;
         *key++ = (uintptr_t)plan->batch.depths;
+        *key++ = (uintptr_t)plan->batch.turns;
         *key++ = (uintptr_t)plan->items;
         *key++ = (uintptr_t)plan->merge_rows;
         *key++ = plan->n_items;

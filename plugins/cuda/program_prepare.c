@@ -145,7 +145,8 @@ static int build_registers(struct cuda_program *p, const struct gqa_program_desc
 static bool same_kind(const struct gqa_attn_layer *a, const struct gqa_attn_layer *b)
 {
     return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->k_dim == b->k_dim &&
-           a->v_dim == b->v_dim && a->window == b->window && a->layer_class == b->layer_class;
+           a->v_dim == b->v_dim && a->window == b->window && a->layer_class == b->layer_class &&
+           a->rope == b->rope && a->rope_kind == b->rope_kind;
 }
 
 static uint32_t kind_of(struct cuda_program *p, const struct gqa_attn_layer *l, uint32_t layer)
@@ -187,8 +188,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
             r = cuda_program_upload(p, l->sinks, l->n_heads * sizeof(float), &p->sinks[i]);
         }
         to->host = *l;
-        to->host.sinks = NULL; /* those stay the host's */
-        to->host.rope = NULL;
+        to->host.sinks = NULL; /* those are the device's now */
         to->device = cuda_layer_of(l, p->sinks[i].at);
         to->kind = kind_of(p, l, i);
         to->log_at = p->log_row_bytes;

@@ -179,8 +179,8 @@ static void bench_attention(struct bench *b, uint32_t n_seqs, uint32_t n_past, u
     for (uint32_t i = 0; i < n_seqs; i++) {
         seqs[i] =
             (struct gqa_attn_seq){.first_row = i * n_rows, .n_rows = n_rows, .n_past = n_past};
-        pages[i] = calloc(cuda_seq_pages(&seqs[i]), sizeof(**pages));
-        for (uint32_t k = 0; k < cuda_seq_pages(&seqs[i]); k++, used++) {
+        pages[i] = calloc(cuda_seq_pages(&layer, &seqs[i]), sizeof(**pages));
+        for (uint32_t k = 0; k < cuda_seq_pages(&layer, &seqs[i]); k++, used++) {
             pages[i][k] =
                 b->pool + used * page_bytes % (POOL / 2 + POOL / 4 - page_bytes) / 256 * 256;
         }

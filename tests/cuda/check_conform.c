@@ -1,7 +1,9 @@
 /* tests/cuda/check_conform.c - gqa-plugin-check's matrix with nothing but libc: the cpu plugin at
  * level c is the reference for the cuda plugin. For machines without our packages.
  *
- *   check-conform CPU.so CUDA.so
+ *   check-conform CPU.so CUDA.so [FAMILY...]
+ *
+ * FAMILY: only the families of attention whose names begin so.
  *
  * Exit status: 0 right, 1 wrong, 77 no GPU (and it says so). */
 #include "tools/plugin-check/conform.h"
@@ -36,8 +38,20 @@ static const struct gqa_plugin *load(const char *path)
     return plugin;
 }
 
-static int run(const struct gqa_plugin *cpu, const struct gqa_plugin *cuda,
-               struct gqa_reason *reason)
+/* All of it, or the families of attention that are named. */
+static int run_families(struct conform *c, int n, char **families, struct gqa_reason *reason)
+{
+    int r = n == 0 ? conform_run(c, reason) : 0;
+
+    for (int i = 0; r == 0 && i < n; i++) {
+        c->only = families[i];
+        r = conform_run(c, reason);
+    }
+    return r < 0 || n > 0 ? r : conform_program_run(c, reason);
+}
+
+static int run(const struct gqa_plugin *cpu, const struct gqa_plugin *cuda, int n_families,
+               char **families, struct gqa_reason *reason)
 {
     struct conform c = {.tolerance = TOLERANCE};
     void *reference;
@@ -53,8 +67,7 @@ static int run(const struct gqa_plugin *cpu, const struct gqa_plugin *cuda,
     c.reference_context = c.reference_program_context = reference;
     c.attention = cuda->get_interface(c.context, GQA_ATTENTION_0);
     c.program = cuda->get_interface(c.context, GQA_PROGRAM_0);
-    r = conform_run(&c, reason);
-    r = r < 0 ? r : conform_program_run(&c, reason);
+    r = run_families(&c, n_families, families, reason);
     cuda->close(c.crowd_context);
     cuda->close(c.context);
     cpu->close(reference);
@@ -66,8 +79,8 @@ int main(int argc, char **argv)
     struct gqa_probe probe = {.struct_size = sizeof(probe)};
     struct gqa_reason reason = {""};
 
-    if (argc != 3) {
-        fprintf(stderr, "usage: check-conform CPU.so CUDA.so\n");
+    if (argc < 3) {
+        fprintf(stderr, "usage: check-conform CPU.so CUDA.so [FAMILY...]\n");
         return 1;
     }
     const struct gqa_plugin *cpu = load(argv[1]), *cuda = load(argv[2]);
@@ -80,7 +93,7 @@ int main(int argc, char **argv)
         return 77;
     }
     printf("device=%s\nisa=%s\n", probe.device, probe.isa);
-    int r = run(cpu, cuda, &reason);
+    int r = run(cpu, cuda, argc - 3, argv + 3, &reason);
     printf("%s%s\n", r < 0 ? "WRONG: " : "all right", r < 0 ? reason.text : "");
     return r < 0;
 }

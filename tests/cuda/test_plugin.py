@@ -16,6 +16,13 @@ CPU = os.environ["GQAD_TEST_CPU"]
 CUDA = os.environ["GQAD_TEST_CUDA"]
 EMULATED = os.environ.get("GQAD_TEST_EMULATED", "")
 PROMPT = [3 + (7 * k) % 400 for k in range(70)]
+# What leaves tokens of PROMPT out, in every way that there is.
+POLICIES = (
+    {"kv_policy": "window", "kv_sinks": 4, "kv_recent": 40},
+    {"kv_policy": "window", "kv_sinks": 4, "kv_recent": 40, "kv_positions": "cache"},
+    {"kv_policy": "snapkv", "kv_budget": 40, "kv_window": 8},
+    {"kv_policy": "snapstream", "kv_sinks": 4, "kv_recent": 24, "kv_topk": 8, "kv_window": 8},
+)
 # Activations that differ by a rounding may become the next integer: relative to the largest logit.
 TOLERANCE = 2e-2
 
@@ -73,8 +80,7 @@ class WithoutDevice(Plugins):
         self.assertIn("no CUDA-capable device is detected", cuda["reason"])
 
 
-# Whole steps of a model take the emulated GPU long.
-@unittest.skipUnless(EMULATED and os.environ.get("GQAD_TEST_LONG"), "SKIPPED: GQAD_TEST_LONG=1, and an emulated GPU")
+@unittest.skipUnless(EMULATED, "no emulated GPU in this build")
 class OnEmulatedGpu(Plugins):
     environment = {"LD_LIBRARY_PATH": EMULATED}
 
@@ -106,6 +112,38 @@ class OnEmulatedGpu(Plugins):
         self.assertEqual(on_cuda, self.logits())
         self.assertEqual(tokens, self.generate(8))
         self.assertIn("cuda", self.client.call("model.info", {"model": "q4"})["backend"]["program"])
+        self.assertNotIn("a step failed", self.daemon.log_text())
+
+    def greedy(self, n, **policy):
+        return self.client.generate(model="f16", tokens=PROMPT, n_predict=n, temperature=0, ignore_eos=True,
+                                    cache_prompt=False, **policy)
+
+    def swapped(self, policy):
+        """Tokens of a stream that begins on cuda, goes on on the cpu, and ends on cuda."""
+        id = self.client.send("text.generate", {"model": "f16", "tokens": PROMPT, "n_predict": 100000,
+                                                "temperature": 0, "ignore_eos": True, "cache_prompt": False, **policy})
+        with self.daemon.connect() as other:
+            for name, n_more in (("cpu", 5), ("cuda", 5), (None, 3)):
+                self.client.wait_events(id, len(self.client.events.get(id, ())) + n_more)
+                if name is not None:
+                    other.call("backend.use", {"backend": name})
+        self.client.cancel(id)
+        self.client.wait(id)
+        return [t for e in self.client.events[id] for t in e["tokens"]]
+
+    def test_streams_that_keep_less_go_on_elsewhere(self):
+        synth(os.path.join(self.folder.path, "models", "f16.gguf"), type="f16")
+        self.client.call("model.load", {"model": "f16", "backend": "cuda"})
+        for policy in POLICIES:
+            on_cuda = self.greedy(6, kv_kept=True, **policy)
+            self.assertGreater(on_cuda["kv"]["n_dropped"], 0, policy)
+            tokens = self.swapped(policy)
+            self.use("cpu")
+            on_cpu = self.greedy(len(tokens), kv_kept=True, **policy)
+            self.use("cuda")
+            self.assertEqual(on_cuda["kv"]["kept"], on_cpu["kv"]["kept"], policy)
+            self.assertEqual(on_cuda["tokens"], on_cpu["tokens"][:6], policy)
+            self.assertEqual(tokens, on_cpu["tokens"], policy)
         self.assertNotIn("a step failed", self.daemon.log_text())
 
 

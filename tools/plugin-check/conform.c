@@ -90,6 +90,11 @@ static struct results_family family(const struct conform *c, const char *name, b
         .interface = GQA_ATTENTION_0, .name = name, .tolerance = bits ? 0 : c->tolerance};
 }
 
+static bool is_wanted(const struct conform *c, const struct results_family *f)
+{
+    return c->only == NULL || strncmp(f->name, c->only, strlen(c->only)) == 0;
+}
+
 /* ---- shapes ------------------------------------------------------------------------------ */
 
 static const uint32_t dims[] = {16, 32, 64, 80, 96, 128, 256};
@@ -103,6 +108,9 @@ static int check_shapes(const struct conform *c, bool chunk, struct gqa_reason *
     struct results_family f =
         family(c, chunk ? "head dims and groups, a chunk" : "head dims and groups, decode", false);
     int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
     for (size_t d = 0; rc == 0 && d < COUNT(dims); d++) {
         for (size_t r = 0; rc == 0 && r < COUNT(ratios); r++) {
             const struct problem_spec s = {f.name,
@@ -128,6 +136,9 @@ static int check_types(const struct conform *c, struct gqa_reason *reason)
 {
     struct results_family f = family(c, "KV types, plain, windowed, capped, sinks", false);
     int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 8; k++) {
             const struct problem_spec s = {
@@ -147,6 +158,9 @@ static int check_masks(const struct conform *c, struct gqa_reason *reason)
                              GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT,
                              GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT};
     int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
     for (size_t i = 0; rc == 0 && i < COUNT(caps); i++) {
         for (uint32_t k = 0; rc == 0 && k < 4; k++) {
             const struct problem_spec s = {
@@ -177,24 +191,59 @@ static int check_masks(const struct conform *c, struct gqa_reason *reason)
     return rc;
 }
 
+#define N_VIEWS 12u /* that a type of KV is seen through */
+
+/* Sinks in one segment and in two, that meet the recent ones there or not; queries that turn;
+ * blocks that are gone. */
+static struct problem_spec view_spec(const char *name, size_t type, uint32_t k)
+{
+    static const uint32_t n_sinks[] = {5, 64, 300};
+    return (struct problem_spec){.name = name,
+                                 .n_heads = 8,
+                                 .n_kv_heads = 2,
+                                 .dim = 64,
+                                 .kv_type = types[type],
+                                 .with_sinks = type == 1,
+                                 .n_past = 700,
+                                 .n_rows = 40,
+                                 .caps = GQA_ATTN_CAP_SPARSE,
+                                 .view = {n_sinks[k / 4], 130, k & 1 ? 256 : 0, (k & 2) != 0}};
+}
+
 static int check_views(const struct conform *c, struct gqa_reason *reason)
 {
     struct results_family f = family(c, "views: sinks, recent, dropped, turned", false);
     int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
-        for (uint32_t k = 0; rc == 0 && k < 8; k++) {
-            const struct problem_spec s = {
-                .name = f.name,
-                .n_heads = 8,
-                .n_kv_heads = 2,
-                .dim = 64,
-                .kv_type = types[t],
-                .with_sinks = t == 1,
-                .n_past = 700,
-                .n_rows = 40,
-                .caps = GQA_ATTN_CAP_SPARSE,
-                .view = {k & 4 ? 64 : 5, 130, k & 1 ? 256 : 0, (k & 2) != 0}};
+        for (uint32_t k = 0; rc == 0 && k < N_VIEWS; k++) {
+            const struct problem_spec s = view_spec(f.name, t, k);
             rc = check_case(c, &f, &s, reason);
+        }
+    }
+    results_family(c->results, &f, rc == 0);
+    return rc;
+}
+
+/* A row sees its view alike when it is cut off, and among others that see all. */
+static int check_view_bits(const struct conform *c, struct gqa_reason *reason)
+{
+    static const struct problem_way ways[] = {
+        {.chunk = 1}, {.chunk = 13}, {.n_copies = 2}, {.n_copies = 2, .shared = true}};
+    struct results_family f = family(c, "views, same bits in chunks and in company", true);
+    int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
+    for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
+        for (uint32_t k = 0; rc == 0 && k < N_VIEWS; k += 3) {
+            struct problem_spec s = view_spec(f.name, t, k);
+            s.n_past = s.view.n_dropped > 0 ? 700 : s.view.n_sinks + 110; /* some see all of it */
+            struct problem_way way = ways[k / 3];
+            way.shared = way.shared && (c->attention->caps & GQA_ATTN_CAP_SHARED);
+            rc = check_way(c, &f, &s, &way, c->context, reason);
         }
     }
     results_family(c->results, &f, rc == 0);
@@ -235,6 +284,9 @@ static int check_votes(const struct conform *c, struct gqa_reason *reason)
 {
     struct results_family f = family(c, "votes", false);
     int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 4; k++) {
             const struct problem_spec s = {.name = f.name,
@@ -260,6 +312,9 @@ static int check_bits(const struct conform *c, const char *name, const struct pr
 {
     struct results_family f = family(c, name, true);
     int rc = 0;
+    if (!is_wanted(c, &f)) {
+        return 0;
+    }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
         for (uint32_t k = 0; rc == 0 && k < 4; k++) {
             const struct problem_spec s = {
@@ -292,6 +347,7 @@ int conform_run(const struct conform *c, struct gqa_reason *reason)
     rc = rc < 0 ? rc : check_types(c, reason);
     rc = rc < 0 ? rc : check_masks(c, reason);
     rc = rc < 0 ? rc : check_views(c, reason);
+    rc = rc < 0 ? rc : check_view_bits(c, reason);
     rc = rc < 0 ? rc : check_votes(c, reason);
     for (size_t i = 0; rc == 0 && i < COUNT(ways); i++) {
         if ((ways[i].caps & ~c->attention->caps) == 0) {
@@ -299,7 +355,9 @@ int conform_run(const struct conform *c, struct gqa_reason *reason)
         } else {
             struct results_family f = family(c, ways[i].name, true);
             f.n_skipped = 1;
-            results_family(c->results, &f, true);
+            if (is_wanted(c, &f)) {
+                results_family(c->results, &f, true);
+            }
         }
     }
     return rc < 0 ? rc

@@ -13,6 +13,7 @@ struct conform {
     void *context, *reference_context, *reference_program_context;
     void *crowd_context;     /* the plugin again, on a host that hands out work in another order */
     float tolerance;         /* of attention */
+    const char *only;        /* families of attention whose names begin so, or NULL: all */
     struct results *results; /* a line per family */
 };
 

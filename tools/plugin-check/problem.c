@@ -268,14 +268,17 @@ static uint32_t share(uint32_t n, uint32_t n_past, struct gqa_attn_shared ret[2]
     return 2;
 }
 
-/* Attends rows that were appended once more, as the second of several sequences that are alike. */
+/* Attends rows that were appended once more, as the second of several sequences that are alike; but
+ * for a view, which only the second has. */
 static int attend_in_company(struct problem *p, const struct problem_way *way,
                              const struct gqa_attention *attention, void *context, float *out)
 {
     const struct problem_spec *s = p->spec;
     const size_t q_stride = (size_t)s->n_heads * s->dim, kv_stride = (size_t)s->n_kv_heads * s->dim;
     const struct gqa_page_table table = {.n_pages = p->n_pages, .pages = p->seen};
+    const struct gqa_page_table view = view_of(p);
     const uint32_t n = way->n_copies;
+    const bool is_view = s->caps & GQA_ATTN_CAP_SPARSE;
     struct gqa_attn_shared hints[2];
     struct gqa_attn_seq seqs[COPIES_MAX];
     uint8_t *row_class = calloc((size_t)n * s->n_rows, 1);
@@ -286,8 +289,10 @@ static int attend_in_company(struct problem *p, const struct problem_way *way,
     int rc = row_class == NULL || q == NULL || k == NULL || v == NULL || all == NULL ? -ENOMEM : 0;
     hide_pages(p, s->n_past);
     for (uint32_t i = 0; i < n; i++) {
-        seqs[i] = (struct gqa_attn_seq){
-            .first_row = i * s->n_rows, .n_rows = s->n_rows, .n_past = s->n_past, .tables = &table};
+        seqs[i] = (struct gqa_attn_seq){.first_row = i * s->n_rows,
+                                        .n_rows = s->n_rows,
+                                        .n_past = s->n_past,
+                                        .tables = i == 1 && is_view ? &view : &table};
     }
     if (rc == 0) {
         const struct gqa_attn_batch batch = {

@@ -1,4 +1,4 @@
-/* gqa/plugin.h - the ABI between gqad and its backends, version 0.5.
+/* gqa/plugin.h - the ABI between gqad and its backends, version 0.6.
  *
  * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
  * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
@@ -23,7 +23,7 @@ extern "C" {
 
 #define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
 #define GQA_PLUGIN_ABI_MAJOR 0u
-#define GQA_PLUGIN_ABI_MINOR 5u
+#define GQA_PLUGIN_ABI_MINOR 6u
 #define GQA_PLUGIN_SYMBOL    "gqa_plugin"
 #define GQA_NOTE_NAME        "gqa"
 #define GQA_NOTE_TYPE        1u
@@ -477,6 +477,12 @@ struct gqa_program {
      * are. Any thread, also while steps run; of a step in progress some ops are counted. NULL: the
      * plugin keeps no times. (Since 0.3.) */
     uint32_t (*op_times)(void *context, void *program, struct gqa_op_time *ret, uint32_t max);
+    /* gqa_attention.observe for programs whose registers the host cannot see
+     * (GQA_ATTN_CAP_OBSERVE); NULL: it hands over the registers that data() gives. After run() of
+     * ATTENTION op and before the next run() or end(), of that op's rows; votes is host memory, and
+     * complete when this returns. (Since 0.6.) */
+    int (*observe)(void *context, void *program, uint32_t op, uint32_t seq, uint32_t n_observed,
+                   uint32_t n_votes, float *votes);
 };
 
 #ifdef __cplusplus

@@ -154,7 +154,7 @@ Test(backend, another_magic)
 
 Test(backend, another_minor_version)
 {
-    refused("wrong_minor", LONG_MS, "built for ABI 0.6, this daemon has 0.5");
+    refused("wrong_minor", LONG_MS, "built for ABI 0.7, this daemon has 0.6");
     cr_expect(not(witness_exists()));
 }
 
@@ -329,7 +329,7 @@ Test(backend, notes_of_absurd_sizes)
 
 Test(backend, no_symbol)
 {
-    refused("no_symbol", LONG_MS, "no symbol gqa_plugin of this ABI (0.5)");
+    refused("no_symbol", LONG_MS, "no symbol gqa_plugin of this ABI (0.6)");
 }
 
 Test(backend, a_constructor_that_crashes)
