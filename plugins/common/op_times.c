@@ -20,15 +20,21 @@ static void add(_Atomic uint64_t *counter, uint64_t n)
     atomic_store_explicit(counter, old + n, memory_order_relaxed);
 }
 
+void plugin_op_times_count(struct plugin_op_times *t, uint32_t kind, uint32_t n_ops, uint64_t rows,
+                           uint64_t ns, uint64_t bytes)
+{
+    add(&t->kinds[kind].calls, n_ops);
+    add(&t->kinds[kind].rows, rows);
+    add(&t->kinds[kind].ns, ns);
+    add(&t->kinds[kind].bytes, bytes);
+}
+
 void plugin_op_times_add(struct plugin_op_times *t, uint32_t kind, uint32_t n_ops, uint64_t rows,
                          uint64_t bytes, uint64_t *at)
 {
     uint64_t now = plugin_now_ns();
 
-    add(&t->kinds[kind].calls, n_ops);
-    add(&t->kinds[kind].rows, rows);
-    add(&t->kinds[kind].ns, now - *at);
-    add(&t->kinds[kind].bytes, bytes);
+    plugin_op_times_count(t, kind, n_ops, rows, now - *at, bytes);
     *at = now;
 }
 

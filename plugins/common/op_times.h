@@ -19,6 +19,10 @@ struct plugin_op_times {
 
 uint64_t plugin_now_ns(void);
 
+/* n_ops ops of a kind took so long. */
+void plugin_op_times_count(struct plugin_op_times *t, uint32_t kind, uint32_t n_ops, uint64_t rows,
+                           uint64_t ns, uint64_t bytes);
+
 /* n_ops ops of a kind ran since *at, which moves on to now. */
 void plugin_op_times_add(struct plugin_op_times *t, uint32_t kind, uint32_t n_ops, uint64_t rows,
                          uint64_t bytes, uint64_t *at);

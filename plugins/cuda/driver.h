@@ -48,6 +48,7 @@
     X(cuEventCreate)               \
     X(cuEventDestroy)              \
     X(cuEventRecord)               \
+    X(cuEventRecordWithFlags)      \
     X(cuEventElapsedTime)
 
 struct cuda_driver {

@@ -136,6 +136,12 @@ static float *program_data(void *context, void *program, uint32_t reg)
     return cuda_program_data(program, reg);
 }
 
+static uint32_t program_op_times(void *context, void *program, struct gqa_op_time *ret,
+                                 uint32_t max)
+{
+    return cuda_times_read(program, ret, max);
+}
+
 static int program_observe(void *context, void *program, uint32_t op, uint32_t seq,
                            uint32_t n_observed, uint32_t n_votes, float *votes)
 {
@@ -155,7 +161,7 @@ static const struct gqa_program program_table = {
     .run = program_run,
     .end = program_end,
     .data = program_data,
-    .op_times = NULL,
+    .op_times = program_op_times,
     .observe = program_observe,
 };
 

@@ -197,9 +197,10 @@ static int run_ops(struct cuda_program *p, uint32_t first, uint32_t last)
     int r = 0;
 
     for (uint32_t i = first, n = 1; r == 0 && i < last; i += n) {
-        r = run_op(p, &p->ops[i], last - i, &n);
+        r = cuda_times_mark(p, first, i);
+        r = r < 0 ? r : run_op(p, &p->ops[i], last - i, &n);
     }
-    return r;
+    return r < 0 ? r : cuda_times_close(p, last);
 }
 
 int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last)
@@ -212,6 +213,9 @@ int cuda_program_run(struct cuda_program *p, uint32_t first, uint32_t last)
     }
     r = cuda_graphs_run(p, first, last, run_ops);
     cuda_leave(p->context);
+    if (r == 0) {
+        cuda_times_note(p, first, last);
+    }
     p->step.failed = p->step.failed || r < 0;
     return r;
 }

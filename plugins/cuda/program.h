@@ -2,8 +2,9 @@
  *
  * program_prepare.c refuses what cannot run and puts weights and registers on the device;
  * program_begin.c takes a batch there (tokens' embeddings, angles, pages); program.c runs ops as
- * kernels on one stream, program_graph.c replays them; program_end.c brings K and V of the new
- * tokens back to the host's blocks. The host waits for the device once a step, at its end.
+ * kernels on one stream, program_graph.c replays them, program_times.c times them; program_end.c
+ * brings K and V of the new tokens back to the host's blocks. The host waits for the device once a
+ * step, at its end.
  *
  * Row classes P and D have the same arithmetic here. */
 #ifndef PLUGINS_CUDA_PROGRAM_H
@@ -15,6 +16,7 @@
 #include "plugins/cuda/pages.h"
 #include "plugins/cuda/products.h"
 #include "plugins/cuda/program_graph.h"
+#include "plugins/cuda/program_times.h"
 #include "plugins/cuda/weights.h"
 
 #define CUDA_PROGRAM_NUMERICS 1u
@@ -91,6 +93,7 @@ struct cuda_program {
     struct cuda_pinned *downloads; /* (n_regs) copies of output registers */
     struct cuda_step step;
     struct cuda_graphs graphs;
+    struct cuda_times times;
 };
 
 int cuda_program_prepare(struct cuda_context *c, const struct gqa_program_desc *desc,

@@ -254,6 +254,7 @@ int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch)
     if (r < 0) {
         cuda_synchronise(p->context);
     }
+    cuda_times_begin(p);
     cuda_leave(p->context);
     p->step.batch = r == 0 ? batch : NULL;
     p->step.failed = false;

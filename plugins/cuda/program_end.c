@@ -156,6 +156,9 @@ int cuda_program_end(struct cuda_program *p)
     if (r == 0) {
         bool appended = p->n_layers > 0 && b->commit && !p->step.failed;
         r = appended ? bring_back(p, b) : cuda_synchronise(p->context);
+        if (r == 0) {
+            cuda_times_end(p);
+        }
         cuda_leave(p->context);
     }
     p->step.batch = NULL;

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Numbers of a key: the range and the rows, then those of each kind's plan. */
-#define KEY_HEAD 7u
+#define KEY_HEAD 8u
 #define KEY_PLAN 11u
 
 static void fill_key(const struct cuda_program *p, uint32_t first, uint32_t last, uint64_t *key)
@@ -19,6 +19,7 @@ static void fill_key(const struct cuda_program *p, uint32_t first, uint32_t last
     *key++ = b->n_out;
     *key++ = b->attention != NULL && b->attention->commit;
     *key++ = p->step.adapted;
+    *key++ = p->times.on;
     *key++ = p->n_kinds;
     for (uint32_t i = 0; i < p->n_kinds; i++) {
         const struct cuda_plan *plan = &p->plans[i];
@@ -78,7 +79,9 @@ static int capture(struct cuda_program *p, struct cuda_graph *g, uint32_t first,
         CUDA_SUCCESS) {
         return run(p, first, last);
     }
+    p->graphs.capturing = true;
     int r = run(p, first, last);
+    p->graphs.capturing = false;
     CUresult result = CUDA(d, cuStreamEndCapture)(stream, &graph);
     if (r == 0 && result == CUDA_SUCCESS) {
         result = CUDA(d, cuGraphInstantiateWithFlags)(&g->exec, graph, 0);

@@ -32,6 +32,7 @@ struct cuda_graph {
 struct cuda_graphs {
     struct cuda_graph all[CUDA_GRAPHS_MAX];
     uint64_t clock;
+    bool capturing; /* what is started now goes into a graph */
 };
 
 /* Runs ops [first, last) by run(), or by the graph of what it did. */

@@ -372,6 +372,7 @@ static void release_device(struct cuda_program *p)
     cuda_inputs_finish(c, &p->inputs);
     cuda_adapters_finish(p);
     cuda_mixture_room_finish(c, &p->mixture_room);
+    cuda_times_finish(p);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         cuda_buffer_finish(c, all[i]);
     }

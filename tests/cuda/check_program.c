@@ -5,7 +5,8 @@
  *
  * For each type of weights and of the cache: a prompt of 70 tokens beside one of 5, then tokens,
  * then a chunk, so that products of 1 to 75 rows, split and whole attention, pages that fill and
- * pages that are copied are all taken. Exit status: 0 right, 1 wrong, 77 no GPU (and it says so).
+ * pages that are copied are all taken. Last, the times of ops. Exit status: 0 right, 1 wrong, 77 no
+ * GPU (and it says so).
  */
 #include "format/types.h"
 #include "tests/cuda/check_util.h"
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define N_EMBD    256u
 #define N_FF      512u
@@ -466,6 +468,68 @@ static int check_model(const struct side *cpu, const struct side *cuda, const st
     return wrong;
 }
 
+/* ---- times of ops ------------------------------------------------------------------------ */
+
+/* Steps that are launched, captured and replayed. */
+static const struct schedule timed = {"timed", 5, {{70, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}};
+#define TIMED_ROWS (71u + 4u * 2u)
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* Whether the times of a kind are those of all its ops in all steps; adds up what they took. */
+static bool is_right_time(const struct model *m, const struct gqa_op_time *t, double *ns)
+{
+    uint64_t calls = 0, rows = 0;
+
+    for (uint32_t i = 0; i < m->n_ops; i++) {
+        bool is_out = m->regs[m->ops[i].dst.reg].flags & GQA_REG_OUT;
+        calls += m->ops[i].kind == t->kind ? timed.n_steps : 0;
+        rows += m->ops[i].kind != t->kind ? 0 : is_out ? 2 * timed.n_steps : TIMED_ROWS;
+    }
+    bool reads = t->kind == GQA_OP_LINEAR || t->kind == GQA_OP_ATTENTION;
+    *ns += (double)t->ns;
+    return t->calls == calls && t->rows == rows && t->ns > 0 && (t->bytes > 0) == reads;
+}
+
+/* Runs the schedule without a reading, then with one before and one behind it. */
+static int check_times(const struct side *cuda)
+{
+    static const struct trial trial = {GQA_TYPE_Q4_0, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE};
+    static struct run plain, read;
+    struct gqa_op_time times[16];
+    struct model m;
+    double ns = 0;
+
+    model_build(&m, &trial);
+    int r = run_all(cuda, &m, &timed, true, &plain);
+    r = r < 0 ? r : run_start(cuda, &m, true, &read);
+    bool right = r == 0 && cuda->program->op_times(cuda->context, read.program, times, 16) == 0;
+    double start = now();
+    for (uint32_t i = 0; right && i < timed.n_steps; i++) {
+        right = run_step(cuda, &m, &read, timed.rows[i]) == 0;
+    }
+    double wall = now() - start;
+    uint32_t n = right ? cuda->program->op_times(cuda->context, read.program, times, 16) : 0;
+    for (uint32_t i = 0; i < n; i++) {
+        right = is_right_time(&m, &times[i], &ns) && right;
+    }
+    right = right && n == 8 && ns <= wall * 1e9 &&
+            memcmp(plain.logits, read.logits, sizeof(plain.logits)) == 0 &&
+            cuda->program->op_times(cuda->context, plain.program, times, 16) == 0;
+    printf("times of ops: %s, %u kinds, %.3g s of %.3g s\n", right ? "ok" : "WRONG", n, ns / 1e9,
+           wall);
+    run_finish(cuda, &plain);
+    run_finish(cuda, &read);
+    model_finish(&m);
+    return !right;
+}
+
 int main(int argc, char **argv)
 {
     /* Quantised caches meet F16 weights, for which activations have no codes of their own. */
@@ -495,6 +559,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < ARRAY_LENGTH(trials); i++) {
         wrong += check_model(&cpu, &cuda, &trials[i]);
     }
+    wrong += check_times(&cuda);
     cuda.plugin->close(cuda.context);
     cpu.plugin->close(cpu.context);
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);

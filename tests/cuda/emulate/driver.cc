@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <vector>
 
 #define API extern "C" __attribute__((visibility("default"))) CUresult
@@ -207,10 +208,23 @@ API cuStreamSynchronize(CUstream)
     return CUDA_SUCCESS;
 }
 
-/* A captured launch, and a graph of them. What is captured does not run. */
+/* An event, which is recorded when the call that says so returns; 0: never. */
+struct emulated_event {
+    double ms;
+};
+
+static double now_ms()
+{
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+/* A captured launch, or event, and a graph of them. What is captured does not run. */
 struct captured {
     emulated_launch launch;
     std::vector<uint64_t> args;
+    emulated_event *event;
 };
 using graph_of = std::vector<captured>;
 static graph_of *capturing;
@@ -237,6 +251,10 @@ API cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long 
 API cuGraphLaunch(CUgraphExec exec, CUstream)
 {
     for (captured &c : *(graph_of *)exec) {
+        if (c.event != nullptr) {
+            c.event->ms = now_ms();
+            continue;
+        }
         emulated_launch launch = c.launch;
         launch.args = c.args.data();
         emulated_run(launch);
@@ -266,29 +284,50 @@ API cuLaunchKernel(CUfunction f, unsigned int grid_x, unsigned int grid_y, unsig
         emulated_run(launch);
         return CUDA_SUCCESS;
     }
-    capturing->push_back({launch, std::vector<uint64_t>((kernel->args_bytes + 7) / 8)});
+    capturing->push_back({launch, std::vector<uint64_t>((kernel->args_bytes + 7) / 8), nullptr});
     memcpy(capturing->back().args.data(), params[0], kernel->args_bytes);
     return CUDA_SUCCESS;
 }
 
 API cuEventCreate(CUevent *event, unsigned int)
 {
-    *event = (CUevent)&something;
+    *event = (CUevent) new emulated_event{0};
     return CUDA_SUCCESS;
 }
 
-API cuEventDestroy(CUevent)
+API cuEventDestroy(CUevent event)
 {
+    delete (emulated_event *)event;
     return CUDA_SUCCESS;
 }
 
-API cuEventRecord(CUevent, CUstream)
+/* As the driver has it: an external one only while a stream is captured, where any other is a
+ * dependency within the graph and never recorded. */
+API cuEventRecordWithFlags(CUevent event, CUstream, unsigned int flags)
 {
+    bool external = flags == CU_EVENT_RECORD_EXTERNAL;
+    if (external != (capturing != nullptr)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (external) {
+        capturing->push_back({{}, {}, (emulated_event *)event});
+    } else {
+        ((emulated_event *)event)->ms = now_ms();
+    }
     return CUDA_SUCCESS;
 }
 
-API cuEventElapsedTime(float *ms, CUevent, CUevent)
+API cuEventRecord(CUevent event, CUstream stream)
 {
-    *ms = 0.0f; /* it has no speed worth telling */
+    return cuEventRecordWithFlags(event, stream, CU_EVENT_RECORD_DEFAULT);
+}
+
+API cuEventElapsedTime(float *ms, CUevent first, CUevent last)
+{
+    double from = ((emulated_event *)first)->ms, to = ((emulated_event *)last)->ms;
+    if (from == 0 || to == 0) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    *ms = (float)(to - from);
     return CUDA_SUCCESS;
 }
