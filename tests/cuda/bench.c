@@ -13,6 +13,7 @@
 #include "plugins/cuda/attention.h"
 #include "plugins/cuda/weights.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -142,11 +143,93 @@ static void bench_product(struct bench *b, enum cuda_weight_type type, const cha
 
 /* ---- attention --------------------------------------------------------------------------- */
 
+#define N_HEADS  32u
+#define N_GROUPS 8u
+#define HEAD_DIM 128u
+#define WIDTH    ((uint64_t)N_HEADS * HEAD_DIM)
+
+/* Sequences that are alike: so many of them, tokens before their rows, and rows. */
+struct shape {
+    uint32_t n_seqs, n_past, n_rows;
+    uint32_t n_sinks, recent; /* of a view whose queries turn; recent 0: all is seen */
+};
+
 struct attention {
     struct cuda_plan plan;
+    struct gqa_attn_layer host_layer;
     struct cuda_attn_layer layer;
     struct gqa_attn_io io;
+    struct gqa_attn_seq *seqs;
+    uint64_t **pages; /* of each sequence, in the pool */
+    struct gqa_page_table table;
+    struct gqa_attn_batch batch;
+    uint32_t n_votes;
+    float *votes; /* on the host */
 };
+
+static double freqs[HEAD_DIM / 2];
+static const struct gqa_rope_table rope = {HEAD_DIM / 2, freqs, 1};
+
+static void attention_init(struct bench *b, const struct shape *shape, struct attention *a)
+{
+    uint64_t head_bytes = gqa_kv_head_bytes(GQA_TYPE_F16, HEAD_DIM), used = 0;
+    uint64_t page_bytes = 2 * N_GROUPS * head_bytes;
+    CUdeviceptr io = b->pool + POOL / 2 + POOL / 4;
+
+    *a = (struct attention){
+        .host_layer = {.n_heads = N_HEADS,
+                       .n_kv_heads = N_GROUPS,
+                       .k_dim = HEAD_DIM,
+                       .v_dim = HEAD_DIM,
+                       .k_type = GQA_TYPE_F16,
+                       .v_type = GQA_TYPE_F16,
+                       .scale = 0.088f,
+                       .v_offset = N_GROUPS * head_bytes,
+                       .k_head_bytes = head_bytes,
+                       .v_head_bytes = head_bytes,
+                       .rope = &rope,
+                       .rope_kind = GQA_ROPE_HALF},
+        .io = {.q = cuda_pointer(io),
+               .out = cuda_pointer(io + (128ull << 20)),
+               .q_stride = WIDTH,
+               .out_stride = WIDTH},
+        .table = {.n_sinks = shape->n_sinks, .recent = shape->recent, .turned = shape->recent > 0},
+        .seqs = calloc(shape->n_seqs, sizeof(*a->seqs)),
+        .pages = calloc(shape->n_seqs, sizeof(*a->pages))};
+    a->layer = cuda_layer_of(&a->host_layer, 0);
+    for (uint32_t i = 0; i < shape->n_seqs; i++) {
+        struct gqa_attn_seq *s = &a->seqs[i];
+        *s = (struct gqa_attn_seq){.first_row = i * shape->n_rows,
+                                   .n_rows = shape->n_rows,
+                                   .n_past = shape->n_past,
+                                   .tables = &a->table};
+        a->pages[i] = calloc(cuda_seq_pages(&a->host_layer, s), sizeof(**a->pages));
+        for (uint32_t k = 0; k < cuda_seq_pages(&a->host_layer, s); k++, used++) {
+            a->pages[i][k] =
+                b->pool + used * page_bytes % (POOL / 2 + POOL / 4 - page_bytes) / 256 * 256;
+        }
+    }
+    a->batch = (struct gqa_attn_batch){.struct_size = sizeof(a->batch),
+                                       .n_rows = shape->n_seqs * shape->n_rows,
+                                       .n_seqs = shape->n_seqs,
+                                       .commit = 1,
+                                       .seqs = a->seqs};
+    if (cuda_plan_make(b->c, &a->plan, &a->host_layer, &a->batch,
+                       (const uint64_t *const *)a->pages) < 0) {
+        exit(1);
+    }
+}
+
+static void attention_finish(struct bench *b, struct attention *a)
+{
+    cuda_plan_finish(b->c, &a->plan);
+    for (uint32_t i = 0; i < a->batch.n_seqs; i++) {
+        free(a->pages[i]);
+    }
+    free(a->pages);
+    free(a->seqs);
+    free(a->votes);
+}
 
 static int attend(struct bench *b, void *arg, int i)
 {
@@ -154,63 +237,50 @@ static int attend(struct bench *b, void *arg, int i)
     return cuda_plan_attend(b->c, &a->plan, &a->layer, &a->io);
 }
 
-/* n_seqs sequences with n_past tokens and n_rows new ones each; pages of their own in the pool. */
-static void bench_attention(struct bench *b, uint32_t n_seqs, uint32_t n_past, uint32_t n_rows)
+static void bench_attention(struct bench *b, const struct shape *shape)
 {
-    const uint32_t heads = 32, groups = 8, dim = 128;
-    uint64_t head_bytes = gqa_kv_head_bytes(GQA_TYPE_F16, dim),
-             page_bytes = 2 * groups * head_bytes;
-    const struct gqa_attn_layer layer = {.n_heads = heads,
-                                         .n_kv_heads = groups,
-                                         .k_dim = dim,
-                                         .v_dim = dim,
-                                         .k_type = GQA_TYPE_F16,
-                                         .v_type = GQA_TYPE_F16,
-                                         .scale = 0.088f,
-                                         .v_offset = groups * head_bytes,
-                                         .k_head_bytes = head_bytes,
-                                         .v_head_bytes = head_bytes};
-    struct gqa_attn_seq *seqs = calloc(n_seqs, sizeof(*seqs));
-    uint64_t **pages = calloc(n_seqs, sizeof(*pages)), used = 0;
-    struct attention a = {.layer = cuda_layer_of(&layer, 0)};
-    CUdeviceptr io = b->pool + POOL / 2 + POOL / 4;
+    struct attention a;
+    char line[96], view[40] = "";
+    uint32_t n_past = shape->n_past, n_rows = shape->n_rows;
+
+    attention_init(b, shape, &a);
+    double tokens = (double)n_past * n_rows + 0.5 * n_rows * n_rows; /* seen, of all rows */
+    double held = n_past + n_rows;
+    if (shape->recent > 0) {
+        held = (double)shape->n_sinks + shape->recent + n_rows - 1;
+        tokens = ((double)shape->n_sinks + shape->recent) * n_rows;
+        snprintf(view, sizeof(view), ", sees %u + %u", shape->n_sinks, shape->recent);
+    }
+    double bytes = shape->n_seqs * (2.0 * held * N_GROUPS * 2 * HEAD_DIM + 8.0 * n_rows * WIDTH);
+    double flops = 4.0 * shape->n_seqs * tokens * WIDTH;
+    snprintf(line, sizeof(line), "attention 32/8 heads, %u x %u rows at %u%s", shape->n_seqs,
+             n_rows, n_past, view);
+    bench_report(b, line, bench_seconds(b, attend, &a), bytes, flops, b->half_flops_per_s);
+    attention_finish(b, &a);
+}
+
+static int vote(struct bench *b, void *arg, int i)
+{
+    struct attention *a = arg;
+    return cuda_plan_observe(b->c, &a->plan, &a->host_layer, &a->layer, &a->batch, &a->io, 0,
+                             a->batch.n_rows, a->n_votes, a->votes);
+}
+
+/* Votes come from the host and go back to it: that is part of what is measured. */
+static void bench_votes(struct bench *b, uint32_t n_past, uint32_t n_rows)
+{
+    const struct shape shape = {1, n_past, n_rows, 0, 0};
+    struct attention a;
     char line[96];
 
-    for (uint32_t i = 0; i < n_seqs; i++) {
-        seqs[i] =
-            (struct gqa_attn_seq){.first_row = i * n_rows, .n_rows = n_rows, .n_past = n_past};
-        pages[i] = calloc(cuda_seq_pages(&layer, &seqs[i]), sizeof(**pages));
-        for (uint32_t k = 0; k < cuda_seq_pages(&layer, &seqs[i]); k++, used++) {
-            pages[i][k] =
-                b->pool + used * page_bytes % (POOL / 2 + POOL / 4 - page_bytes) / 256 * 256;
-        }
-    }
-    const struct gqa_attn_batch batch = {.struct_size = sizeof(batch),
-                                         .n_rows = n_seqs * n_rows,
-                                         .n_seqs = n_seqs,
-                                         .commit = 1,
-                                         .seqs = seqs};
-    uint64_t width = (uint64_t)heads * dim;
-    a.io = (struct gqa_attn_io){.q = cuda_pointer(io),
-                                .out = cuda_pointer(io + (128ull << 20)),
-                                .q_stride = width,
-                                .out_stride = width};
-    if (cuda_plan_make(b->c, &a.plan, &layer, &batch, (const uint64_t *const *)pages) < 0) {
-        exit(1);
-    }
-    double tokens = (double)n_past * n_rows + 0.5 * n_rows * n_rows; /* seen, of all rows */
-    double bytes =
-        (double)n_seqs * (2.0 * (n_past + n_rows) * groups * 2 * dim + 8.0 * n_rows * width);
-    double flops = 4.0 * n_seqs * tokens * width;
-    snprintf(line, sizeof(line), "attention 32/8 heads, %u x %u rows at %u", n_seqs, n_rows,
-             n_past);
-    bench_report(b, line, bench_seconds(b, attend, &a), bytes, flops, b->half_flops_per_s);
-    cuda_plan_finish(b->c, &a.plan);
-    for (uint32_t i = 0; i < n_seqs; i++) {
-        free(pages[i]);
-    }
-    free(pages);
-    free(seqs);
+    attention_init(b, &shape, &a);
+    a.n_votes = n_past;
+    a.votes = calloc((size_t)N_GROUPS * n_past, sizeof(*a.votes));
+    double bytes = 2.0 * (n_past + n_rows) * N_GROUPS * HEAD_DIM + 4.0 * n_rows * WIDTH;
+    snprintf(line, sizeof(line), "votes 32/8 heads, %u rows over %u", n_rows, n_past);
+    bench_report(b, line, bench_seconds(b, vote, &a), bytes, 2.0 * n_past * n_rows * WIDTH,
+                 b->half_flops_per_s);
+    attention_finish(b, &a);
 }
 
 /* ---- all of it --------------------------------------------------------------------------- */
@@ -223,6 +293,12 @@ static void bench_all(struct bench *b)
     } types[] = {{CUDA_W_Q4_0, "Q4_0"}, {CUDA_W_Q8_0, "Q8_0"}, {CUDA_W_Q4_K, "Q4_K"},
                  {CUDA_W_Q6_K, "Q6_K"}, {CUDA_W_F16, "F16"},   {CUDA_W_BF16, "BF16"}};
     static const uint32_t rows[] = {1, 4, 8, 32, 64, 512, 2048};
+    static const struct shape shapes[] = {
+        {1, 4095, 1, 0, 0},       {1, 16383, 1, 0, 0},      {1, 131071, 1, 0, 0},
+        {16, 8191, 1, 0, 0},      {64, 2047, 1, 0, 0},      {1, 0, 2048, 0, 0},
+        {1, 14336, 2048, 0, 0},   {16, 65535, 1, 64, 4032}, {64, 65535, 1, 4, 2044},
+        {1, 30720, 512, 4, 4092},
+    };
 
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         for (size_t k = 0; k < sizeof(rows) / sizeof(rows[0]); k++) {
@@ -232,13 +308,11 @@ static void bench_all(struct bench *b)
         bench_product(b, types[i].type, types[i].name, 4096, 14336, 1);
     }
     bench_experts(b);
-    bench_attention(b, 1, 4095, 1);
-    bench_attention(b, 1, 16383, 1);
-    bench_attention(b, 1, 131071, 1);
-    bench_attention(b, 16, 8191, 1);
-    bench_attention(b, 64, 2047, 1);
-    bench_attention(b, 1, 0, 2048);
-    bench_attention(b, 1, 14336, 2048);
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        bench_attention(b, &shapes[i]);
+    }
+    bench_votes(b, 8192, 32);
+    bench_votes(b, 65536, 32);
 }
 
 /* Dense operations a clock of one multiprocessor: A100 312 Tflop/s, H100 989 Tflop/s of f16. */
@@ -272,6 +346,9 @@ int main(int argc, char **argv)
         return 1;
     }
     b.pool = pool.at;
+    for (uint32_t i = 0; i < HEAD_DIM / 2; i++) {
+        freqs[i] = pow(10000, -2.0 * i / HEAD_DIM);
+    }
     find_peaks(&b);
     b.copy_bytes_per_s = (double)POOL / bench_seconds(&b, copy, NULL); /* read and written */
     printf("%s, sm_%d%d, %d multiprocessors; copies %.0f GB/s; peak f16 %.0f, int8 %.0f Tflop/s\n",
