@@ -102,7 +102,7 @@ static void reduce_chain(struct sampler *s)
     const struct sampler_params *p = &s->params;
     bool greedy = p->temperature <= 0 && (p->dynatemp_range <= 0 || p->mirostat > 0);
     if (p->mirostat > 0) {
-        s->takes_best = greedy && s->n_bias == 0;
+        s->takes_best = greedy;
         return;
     }
     uint32_t n = 0;
@@ -119,7 +119,7 @@ static void reduce_chain(struct sampler *s)
         s->chain[n++] = (uint8_t)kind;
     }
     s->n_chain = n;
-    s->takes_best = ends && n == 1 && s->n_bias == 0;
+    s->takes_best = ends && n == 1;
 }
 
 static int copy_bias(struct sampler *s, const struct sampler_params *p)
@@ -153,6 +153,7 @@ void sampler_destroy(struct sampler *s)
     free(s->history.token);
     free(s->counts);
     free(s->kept_logits);
+    free(s->moved);
     constraint_destroy(s->constraint);
     free(s->masked);
     free(s);
@@ -171,6 +172,12 @@ static int allocate(struct sampler *s)
     s->cand.item = malloc(s->n_vocab * sizeof(*s->cand.item));
     if (!s->cand.item) {
         return -ENOMEM;
+    }
+    if (s->n_bias > 0) {
+        s->moved = malloc(s->n_vocab * sizeof(*s->moved));
+        if (!s->moved) {
+            return -ENOMEM;
+        }
     }
     if (is_on(p, SAMPLER_PENALTIES)) {
         s->history.max = window(p->repeat_last_n);
@@ -302,7 +309,7 @@ static void fill_probs(const struct sampler *s, const float *logits, float log_s
     out->n_probs = (uint32_t)n;
 }
 
-/* -EDOM when a bias or penalty overflowed, or forbade every token. */
+/* -EDOM when a penalty overflowed, or forbade every token. */
 static int check_moved(const struct candidates *c)
 {
     bool bad = false;
@@ -312,8 +319,8 @@ static int check_moved(const struct candidates *c)
     return !bad && candidates_max(c) > -INFINITY ? 0 : -EDOM;
 }
 
-/* Candidate i is token i; true when a bias moved some. */
-static bool fill_candidates(struct sampler *s, const float *logits)
+/* Candidate i is token i. */
+static void fill_candidates(struct sampler *s, const float *logits)
 {
     struct candidates *c = &s->cand;
     c->n = s->n_vocab;
@@ -321,19 +328,29 @@ static bool fill_candidates(struct sampler *s, const float *logits)
     for (uint32_t i = 0; i < s->n_vocab; i++) {
         c->item[i] = (struct candidate){logits[i], (int32_t)i};
     }
-    for (size_t i = 0; i < s->n_bias; i++) {
-        c->item[s->bias[i].token].logit += s->bias[i].bias;
+}
+
+/* The candidates, and how many samplers of the chain have chosen among them already: of a large
+ * vocabulary most tokens never become one where top_k comes first. */
+static uint32_t begin_chain(struct sampler *s, const float *logits)
+{
+    bool cuts = s->n_chain > 0 && s->chain[0] == SAMPLER_TOP_K;
+    size_t k = cuts ? top_k_keeps(s, s->n_vocab) : s->n_vocab;
+    if (k < s->n_vocab) {
+        candidates_take_best(&s->cand, logits, s->n_vocab, k);
+        return 1;
     }
-    return s->n_bias > 0;
+    fill_candidates(s, logits);
+    return 0;
 }
 
 /* Runs the samplers over fresh candidates, then draws. */
 static int run_chain(struct sampler *s, const float *logits, int32_t *ret)
 {
     struct candidates *c = &s->cand;
-    bool moved = fill_candidates(s, logits);
+    bool moved = false;
     int rc = 0;
-    for (uint32_t i = 0; i < s->n_chain && rc == 0; i++) {
+    for (uint32_t i = begin_chain(s, logits); i < s->n_chain && rc == 0; i++) {
         const struct sampler_row *row = &sampler_rows[s->chain[i]];
         if (moved && !row->moves_logits) { /* the others rely on it */
             rc = check_moved(c);
@@ -375,9 +392,27 @@ bool sampler_is_complete(const struct sampler *s)
     return s->constraint && constraint_is_complete(s->constraint);
 }
 
+/* Adds the bias; *ret_best becomes the best of what that gives. -EDOM when it overflowed, or
+ * forbade every token. */
+static int move_logits(struct sampler *s, const float *logits, size_t *ret_best)
+{
+    memcpy(s->moved, logits, s->n_vocab * sizeof(*logits));
+    for (size_t i = 0; i < s->n_bias; i++) {
+        s->moved[s->bias[i].token] += s->bias[i].bias;
+    }
+    return sampler_find_best(s->moved, s->n_vocab, ret_best);
+}
+
 /* best: of the logits. */
 static int choose(struct sampler *s, const float *logits, size_t best, int32_t *ret)
 {
+    if (s->n_bias > 0) {
+        int rc = move_logits(s, logits, &best);
+        if (rc < 0) {
+            return rc;
+        }
+        logits = s->moved;
+    }
     if (s->takes_best) {
         *ret = (int32_t)best;
         return 0;

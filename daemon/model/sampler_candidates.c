@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#define LANES 16u /* logits that are looked at together */
+
 static bool better(struct candidate a, struct candidate b)
 {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
@@ -29,15 +31,31 @@ static void sift_down(struct candidate *item, size_t k, size_t root)
     item[root] = moved;
 }
 
+static void make_heap(struct candidate *item, size_t k)
+{
+    for (size_t i = k / 2; i-- > 0;) {
+        sift_down(item, k, i);
+    }
+}
+
+/* From a heap to an order, best first. */
+static void unwind_heap(struct candidate *item, size_t k)
+{
+    for (size_t end = k; end-- > 1;) {
+        struct candidate worst = item[0];
+        item[0] = item[end];
+        item[end] = worst;
+        sift_down(item, end, 0);
+    }
+}
+
 void candidates_sort(struct candidates *c, size_t k)
 {
     if (k <= c->n_sorted) {
         return;
     }
     struct candidate *item = c->item;
-    for (size_t i = k / 2; i-- > 0;) {
-        sift_down(item, k, i);
-    }
+    make_heap(item, k);
     float least = item[0].logit; /* most of a large vocabulary fails this one comparison */
     for (size_t i = k; i < c->n; i++) {
         if (item[i].logit >= least && better(item[i], item[0])) {
@@ -48,13 +66,40 @@ void candidates_sort(struct candidates *c, size_t k)
             least = item[0].logit;
         }
     }
-    for (size_t end = k; end-- > 1;) {
-        struct candidate worst = item[0];
-        item[0] = item[end];
-        item[end] = worst;
-        sift_down(item, end, 0);
-    }
+    unwind_heap(item, k);
     c->n_sorted = k;
+}
+
+static bool any_above(const float *values, float bound)
+{
+    int any = 0;
+    for (size_t j = 0; j < LANES; j++) {
+        any |= values[j] > bound;
+    }
+    return any;
+}
+
+void candidates_take_best(struct candidates *c, const float *logits, size_t n, size_t k)
+{
+    struct candidate *item = c->item;
+    for (size_t i = 0; i < k; i++) {
+        item[i] = (struct candidate){logits[i], (int32_t)i};
+    }
+    make_heap(item, k);
+    for (size_t i = k; i < n;) {
+        if (n - i >= LANES && !any_above(logits + i, item[0].logit)) {
+            i += LANES; /* nearly always */
+            continue;
+        }
+        for (size_t end = n - i < LANES ? n : i + LANES; i < end; i++) {
+            if (logits[i] > item[0].logit) { /* of equal ones the earlier is better */
+                item[0] = (struct candidate){logits[i], (int32_t)i};
+                sift_down(item, k, 0);
+            }
+        }
+    }
+    unwind_heap(item, k);
+    candidates_keep_first(c, k);
 }
 
 float candidates_max(const struct candidates *c)

@@ -47,13 +47,14 @@ struct sampler {
     size_t n_bias;
     uint8_t chain[SAMPLER_CHAIN_MAX]; /* of params.chain what has an effect */
     uint32_t n_chain;
-    bool takes_best; /* whatever comes: the answer is the best of the raw logits */
+    bool takes_best; /* whatever comes: the answer is the best of the logits with their bias */
     struct pcg32 rng;
     struct candidates cand; /* cand.item: (n_vocab), written anew at every step */
 
     struct token_history history;
     uint32_t *counts;   /* (n_vocab): how often in the last repeat_last_n tokens; or NULL */
     float *kept_logits; /* (n_vocab): for typical_p, by token; or NULL */
+    float *moved;       /* (n_vocab): logits with their bias; or NULL */
     struct dry_state dry;
     float mirostat_mu; /* bits */
 
@@ -101,6 +102,8 @@ static inline float sampler_exp(float x)
 /* Checks and sums logits (n): -EDOM when any is NaN or +inf or all are -inf; *ret_best is the index
  * of the first maximum, *ret_log_sum the logarithm of the sum of their exponentials. */
 int sampler_log_sum_exp(const float *logits, size_t n, size_t *ret_best, float *ret_log_sum);
+/* The same without the sum. */
+int sampler_find_best(const float *logits, size_t n, size_t *ret);
 
 /* ln x, e^x and x^y by basic operations only, for the same reason; relative errors below 1e-14.
  * x >= 0 for the logarithm and the power; exponentials are kept within e^-700 to e^700. */
@@ -123,6 +126,9 @@ static inline int32_t history_back(const struct token_history *h, size_t i) /* 0
 
 /* Makes the first k candidates (k <= n) the best ones in order. O(n log k). */
 void candidates_sort(struct candidates *c, size_t k);
+/* Makes the k best (1 to n) of n logits the candidates, in order: what sorting all and keeping the
+ * first gives. Candidate i is token i before. */
+void candidates_take_best(struct candidates *c, const float *logits, size_t n, size_t k);
 /* Drops all but the first k candidates, which must be sorted. */
 void candidates_keep_first(struct candidates *c, size_t k);
 /* Drops those below least, but keeps at least the best `keep` (1 to n) ones. */
@@ -152,6 +158,7 @@ static inline size_t sampler_min_keep(const struct sampler *s, const struct cand
 void temperature_scale(struct candidates *c, float temperature);
 
 /* Truncating ones (sampler_truncate.c). */
+size_t top_k_keeps(const struct sampler *s, size_t n); /* of n candidates */
 void top_n_sigma_apply(struct sampler *s, struct candidates *c);
 void top_k_apply(struct sampler *s, struct candidates *c);
 void typical_p_apply(struct sampler *s, struct candidates *c);

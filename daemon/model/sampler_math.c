@@ -41,12 +41,40 @@ static bool find_max(const float *logits, size_t n, float *ret)
     return !any_bad;
 }
 
-int sampler_log_sum_exp(const float *logits, size_t n, size_t *ret_best, float *ret_log_sum)
+/* The first of n values that is the given one; it is among them. Most runs of lanes need one look.
+ */
+static size_t find_first(const float *values, size_t n, float value)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        int found = 0;
+        for (size_t j = 0; j < LANES; j++) {
+            found |= values[i + j] == value;
+        }
+        if (found) {
+            break;
+        }
+    }
+    while (values[i] != value) {
+        i++;
+    }
+    return i;
+}
+
+int sampler_find_best(const float *logits, size_t n, size_t *ret)
 {
     float max;
     if (!find_max(logits, n, &max) || max == -INFINITY) {
         return -EDOM;
     }
+    *ret = find_first(logits, n, max);
+    return 0;
+}
+
+/* Lanes are added alike whatever a vector holds, so that levels differ in nothing but speed. */
+static inline __attribute__((always_inline)) double sum_exp_lanes(const float *logits, size_t n,
+                                                                  float max)
+{
     double sum = 0;
     for (size_t start = 0; start < n; start += CHUNK) {
         size_t end = n - start < CHUNK ? n : start + CHUNK;
@@ -64,13 +92,34 @@ int sampler_log_sum_exp(const float *logits, size_t n, size_t *ret_best, float *
             sum += lane[j];
         }
     }
-    size_t best = 0;
-    while (logits[best] != max) {
-        best++;
+    return sum;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static double sum_exp_avx2(const float *logits, size_t n, float max)
+{
+    return sum_exp_lanes(logits, n, max);
+}
+#endif
+
+static double sum_exp(const float *logits, size_t n, float max)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        return sum_exp_avx2(logits, n, max);
     }
-    *ret_best = best;
-    *ret_log_sum = (float)((double)max + log(sum));
-    return 0;
+#endif
+    return sum_exp_lanes(logits, n, max);
+}
+
+int sampler_log_sum_exp(const float *logits, size_t n, size_t *ret_best, float *ret_log_sum)
+{
+    int rc = sampler_find_best(logits, n, ret_best);
+    if (rc == 0) {
+        float max = logits[*ret_best];
+        *ret_log_sum = (float)((double)max + log(sum_exp(logits, n, max)));
+    }
+    return rc;
 }
 
 /* ln((1 + z) / (1 - z)) = 2 (z + z^3 / 3 + z^5 / 5 + ...) with z^2 <= 0.0295. */

@@ -40,11 +40,16 @@ void top_n_sigma_apply(struct sampler *s, struct candidates *c)
     candidates_keep_above(c, (float)least, sampler_min_keep(s, c));
 }
 
-void top_k_apply(struct sampler *s, struct candidates *c)
+size_t top_k_keeps(const struct sampler *s, size_t n)
 {
     size_t k = (size_t)s->params.top_k;
-    size_t keep = sampler_min_keep(s, c);
-    k = k > keep ? k : keep;
+    k = k > s->params.min_keep ? k : s->params.min_keep;
+    return k < n ? k : n;
+}
+
+void top_k_apply(struct sampler *s, struct candidates *c)
+{
+    size_t k = top_k_keeps(s, c->n);
     if (k < c->n) {
         candidates_sort(c, k);
         candidates_keep_first(c, k);

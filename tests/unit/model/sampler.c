@@ -1,5 +1,6 @@
 /* The sampler against brute force on fixed logits, and its draws against their distribution. */
 #include "daemon/model/sampler.h"
+#include "daemon/model/sampler_internal.h"
 
 #include <criterion/criterion.h>
 
@@ -418,6 +419,44 @@ Test(sampler, bad_logits_are_refused)
         cr_expect_eq(out.token, -7, "the output is untouched on failure");
         sampler_destroy(s);
     }
+}
+
+/* As sampler_math.c has it: sixteen sums of up to 512 values, one after the other; by scalars. */
+static float plain_log_sum(const float *values, size_t n, float max)
+{
+    double sum = 0;
+    for (size_t start = 0; start < n; start += 512) {
+        volatile float lane[16] = {0}; /* no vectors here */
+        for (size_t i = start; i < n && i < start + 512; i++) {
+            lane[(i - start) % 16] += sampler_exp(values[i] - max);
+        }
+        for (size_t j = 0; j < 16; j++) {
+            sum += (double)lane[j];
+        }
+    }
+    return (float)((double)max + log(sum));
+}
+
+Test(sampler, the_sum_of_exponentials_is_the_same_with_any_vectors)
+{
+    static const size_t sizes[] = {1, 15, 16, 17, 511, 512, 513, 3000, 32003};
+    float *values = malloc(32003 * sizeof(*values));
+    fill_logits();
+    for (size_t k = 0; k < sizeof(sizes) / sizeof(sizes[0]); k++) {
+        size_t n = sizes[k], best, want = 0;
+        float sum;
+        for (size_t i = 0; i < n; i++) {
+            values[i] = logits[i * 7 % N_VOCAB] * 20;
+            values[i] = i % 11 == 5 ? -INFINITY : values[i];
+            want = values[i] > values[want] ? i : want;
+        }
+        cr_assert_eq(sampler_log_sum_exp(values, n, &best, &sum), 0);
+        cr_expect_eq(best, want, "%zu: %zu, not %zu", n, best, want);
+        float plain = plain_log_sum(values, n, values[want]);
+        cr_expect_eq(memcmp(&sum, &plain, sizeof(sum)), 0, "%zu: %a, not %a", n, (double)sum,
+                     (double)plain);
+    }
+    free(values);
 }
 
 Test(sampler, nothing_left_after_the_biases_is_an_error)

@@ -213,6 +213,63 @@ Test(sampler_chain, each_sampler_alone_leaves_what_its_plain_form_leaves)
     }
 }
 
+Test(sampler_chain, the_best_of_many_are_those_of_a_full_sort)
+{
+    static const size_t ks[] = {1, 2, 17, 40, 399, N_MAX};
+    struct candidate some[N_MAX], all[N_MAX];
+    float logits[N_MAX];
+    for (unsigned round = 0; round < 600; round++) {
+        size_t k = ks[any(6)], n = k + any((uint32_t)(N_MAX - k) + 1);
+        struct candidates taken = {some, 0, 0}, sorted = {all, n, 0};
+        fill(logits, n, round);
+        for (size_t i = 0; i < n; i++) {
+            all[i] = (struct candidate){logits[i], (int32_t)i};
+        }
+        candidates_take_best(&taken, logits, n, k);
+        candidates_sort(&sorted, k);
+        cr_assert(taken.n == k && taken.n_sorted == k);
+        for (size_t i = 0; i < k; i++) {
+            cr_assert_eq(some[i].token, all[i].token, "%zu of %zu: place %zu", k, n, i);
+            cr_assert(some[i].logit == all[i].logit);
+        }
+    }
+}
+
+/* Of logits with their bias added, what the chain gives for them without one: the draws too. */
+Test(sampler_chain, a_bias_is_as_good_as_other_logits)
+{
+    float logits[N_MAX], moved[N_MAX];
+    struct logit_bias bias[5];
+    for (unsigned round = 0; round < 600; round++) {
+        struct sampler_params p = round % 2 ? random_params() : sampler_params_default();
+        p.temperature = round % 3 ? p.temperature : 0;
+        p.mirostat = (int32_t)(round % 7 == 6) * 2;
+        fill(logits, N_MAX, round);
+        memcpy(moved, logits, sizeof(moved));
+        struct sampler *without = create(&p, N_MAX);
+        for (size_t i = 0; i < 5; i++) {
+            size_t best = 0; /* what would be chosen is what is forbidden, or another made to be */
+            for (size_t k = 1; k < N_MAX; k++) {
+                best = moved[k] > moved[best] ? k : best;
+            }
+            bias[i] = (struct logit_bias){i % 2 ? (int32_t)any(N_MAX) : (int32_t)best,
+                                          i % 2 ? between(-9, 9) : -INFINITY};
+            moved[bias[i].token] += bias[i].bias;
+        }
+        p.logit_bias = bias;
+        p.n_logit_bias = 5;
+        struct sampler *with = create(&p, N_MAX);
+        for (int i = 0; i < 4; i++) {
+            int32_t want = sample(without, moved);
+            cr_assert_eq(sample(with, logits), want, "round %u", round);
+            cr_assert_eq(sampler_accept(with, want), 0);
+            cr_assert_eq(sampler_accept(without, want), 0);
+        }
+        sampler_destroy(with);
+        sampler_destroy(without);
+    }
+}
+
 Test(sampler_chain, the_order_matters)
 {
     /* top_p 0.6 of all: tokens 0 and 1 of (0.4, 0.3, 0.2, 0.1); of the best two: the same two, but
