@@ -37,8 +37,7 @@ static void host_log(void *data, int level, const char *message)
 
 static void host_parallel(void *data, gqa_task_fn fn, void *arg, uint32_t n_tasks)
 {
-    const struct backend *b = data;
-    pool_parallel(b->pool, fn, arg, n_tasks);
+    backend_parallel(data, fn, arg, n_tasks);
 }
 
 static size_t allocation_bytes(size_t bytes)
@@ -236,6 +235,11 @@ void backend_unref(struct backend *b)
     }
     free(b->spec);
     free(b);
+}
+
+void backend_parallel(const struct backend *b, gqa_task_fn fn, void *arg, uint32_t n_tasks)
+{
+    pool_parallel(b->pool, fn, arg, n_tasks);
 }
 
 const char *backend_name(const struct backend *b)

@@ -75,6 +75,9 @@ void backend_note_fault(struct backend *b, const char *what);
 struct backend *backend_ref(struct backend *b);
 void backend_unref(struct backend *b); /* the last one closes the context; NULL is legal */
 
+/* Lends work to the pool's threads: pool_parallel(). Engine thread. */
+void backend_parallel(const struct backend *b, gqa_task_fn fn, void *arg, uint32_t n_tasks);
+
 const char *backend_name(const struct backend *b); /* "cpu" */
 const char *backend_spec(const struct backend *b); /* "cpu:isa=avx2" as opened */
 const char *backend_isa(const struct backend *b);  /* level in use, from options or probe */

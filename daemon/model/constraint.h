@@ -2,7 +2,7 @@
  *
  * A token is allowed when the text may go on with its bytes; an end-of-generation token when the
  * text may end; other tokens without a text (control tokens) never are. Belongs to one sequence,
- * engine thread only. */
+ * and is used by whoever uses its sampler. */
 #ifndef DAEMON_MODEL_CONSTRAINT_H
 #define DAEMON_MODEL_CONSTRAINT_H
 

@@ -5,6 +5,7 @@
 #include "daemon/model/model_internal.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 
 /* An op of attention, as backends take it: the program's registers in host memory. */
@@ -208,6 +209,29 @@ static bool all_finite(const float *values, size_t n)
     return (seen & 0x80000000u) == 0;
 }
 
+struct finite_job {
+    const float *rows;
+    size_t width;
+    atomic_bool fails;
+};
+
+/* Any worker. */
+static void check_row(void *arg, uint32_t index, uint32_t worker)
+{
+    struct finite_job *job = arg;
+    if (!all_finite(job->rows + index * job->width, job->width)) {
+        atomic_store_explicit(&job->fails, true, memory_order_relaxed);
+    }
+}
+
+/* Rows that are as wide as a vocabulary are megabytes, which all workers look through. */
+static bool wide_rows_finite(const struct plan *p, const float *rows, uint32_t n, size_t width)
+{
+    struct finite_job job = {.rows = rows, .width = width};
+    backend_parallel(p->backend, check_row, &job, n);
+    return !atomic_load(&job.fails);
+}
+
 /* What attention gave in its last layer: a row sees its own K and V and those of every layer before
  * through the residual stream, so that one that is no number shows there. */
 static bool rows_are_sound(const struct plan *p, uint32_t n_rows)
@@ -225,7 +249,7 @@ bool plan_step_is_sound(const struct plan *p, const struct model_batch *batch,
 {
     const struct model_shape *s = &p->model->shape;
     size_t n = batch->n_out;
-    return (out->logits == NULL || all_finite(out->logits, n * s->n_vocab)) &&
+    return (out->logits == NULL || wide_rows_finite(p, out->logits, batch->n_out, s->n_vocab)) &&
            (out->embeddings == NULL || all_finite(out->embeddings, n * s->n_embd)) &&
            (out->scores == NULL || all_finite(out->scores, n * p->program.n_scores)) &&
            rows_are_sound(p, batch->n_rows);

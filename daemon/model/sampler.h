@@ -10,7 +10,8 @@
  * equal maxima of what the samplers before it left. Tokens that a sampler drops are gone for the
  * ones after it.
  *
- * One sampler belongs to one sequence and is used by the engine thread only. The same seed, logits
+ * One sampler belongs to one sequence, and whoever uses it uses it alone: the engine thread, or the
+ * worker that it has draw for that sequence (sched/draw.h). The same seed, logits
  * and history give the same tokens on every machine (own PCG generator, exponentials and
  * logarithms, no libc rand). */
 #ifndef DAEMON_MODEL_SAMPLER_H

@@ -1,5 +1,6 @@
 #include "daemon/sched/batch.h"
 
+#include "daemon/sched/draw.h"
 #include "daemon/sched/embed.h"
 #include "daemon/sched/order.h"
 #include "daemon/sched/shared.h"
@@ -23,9 +24,10 @@ int batch_init(struct batch *b, uint32_t max_rows, uint32_t max_seqs)
     b->observers = calloc(max_seqs, sizeof(*b->observers));
     b->claims = calloc(max_seqs, sizeof(*b->claims));
     b->claimants = calloc(max_seqs, sizeof(*b->claimants));
+    b->draws = calloc(max_seqs, sizeof(*b->draws));
     if (b->members == NULL || b->tokens == NULL || b->positions == NULL || b->row_class == NULL ||
         b->out_rows == NULL || b->seqs == NULL || b->shared == NULL || b->observers == NULL ||
-        b->claims == NULL || b->claimants == NULL) {
+        b->claims == NULL || b->claimants == NULL || b->draws == NULL) {
         batch_finish(b);
         return -ENOMEM;
     }
@@ -44,6 +46,7 @@ void batch_finish(struct batch *b)
     free(b->observers);
     free(b->claims);
     free(b->claimants);
+    free(b->draws);
     memset(b, 0, sizeof(*b));
 }
 

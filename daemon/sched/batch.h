@@ -11,6 +11,8 @@
 #include "daemon/sched/fair.h"
 #include "daemon/sched/sequence.h"
 
+struct draw;
+
 struct batch {
     uint32_t max_rows, max_seqs;
     struct model *model; /* of this step; borrowed from its sequences */
@@ -31,6 +33,7 @@ struct batch {
     /* While the batch is formed: whose prompts ask for rows. */
     struct fair_claim *claims; /* (max_seqs) */
     struct sequence **claimants;
+    struct draw *draws; /* (max_seqs) of the members that generate: draw.h */
 };
 
 /* What prompts may have of a step. */

@@ -20,7 +20,9 @@ static int begin_sample(struct engine *e, const struct sequence *first, uint32_t
         return rc;
     }
     engine_add_sequence(e, s);
-    rc = publish_token(&e->publisher, s, logits, now);
+    struct draw draw;
+    draw_token(s, logits, &draw);
+    rc = publish_token(&e->publisher, s, &draw, now);
     atomic_fetch_add(&e->n_generated_tokens, rc == 0);
     return rc;
 }

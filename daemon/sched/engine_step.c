@@ -104,13 +104,13 @@ static void fail_damaged(struct engine *e, const struct model *model)
     }
 }
 
-/* The next token of a generation, from its logits (n_vocab). */
-static int publish_generated(struct engine *e, struct sequence *s, const float *logits,
+/* The next token of a generation. */
+static int publish_generated(struct engine *e, struct sequence *s, const struct draw *draw,
                              uint64_t now)
 {
     const struct request *r = s->request;
     uint64_t token_before_ns = s->last_token_ns;
-    int rc = publish_token(&e->publisher, s, logits, now);
+    int rc = publish_token(&e->publisher, s, draw, now);
     atomic_fetch_add(&e->n_generated_tokens, rc == 0);
     engine_note_latency(e, token_before_ns == 0 ? &e->latency.first_token : &e->latency.inter_token,
                         token_before_ns == 0 ? r->submitted_ns : token_before_ns, now);
@@ -135,9 +135,10 @@ static int tell_kept(struct sequence *s)
 }
 
 /* What one member makes of its part of the step's outputs. */
-static void publish_member(struct engine *e, struct sequence *s, const struct model_outputs *out,
+static void publish_member(struct engine *e, uint32_t member, const struct model_outputs *out,
                            uint64_t now)
 {
+    struct sequence *s = e->batch.members[member];
     struct request *r = s->request;
     uint32_t n_vocab = model_shape(r->model)->n_vocab;
     bool prompt_ended = s->prompt_done_ns == 0 && s->kv.n_tokens >= s->n_prompt;
@@ -167,7 +168,7 @@ static void publish_member(struct engine *e, struct sequence *s, const struct mo
     } else if (s->step_outs > 0 && r->n_predict == 0) {
         r->finish = FINISH_LENGTH;
     } else if (s->step_outs > 0) {
-        rc = publish_generated(e, s, rows, now);
+        rc = publish_generated(e, s, &e->batch.draws[member], now);
         rc = rc == 0 && prompt_ended ? engine_begin_samples(e, s, rows, now) : rc;
     }
     r->n_kept = kv_view_n_kept(&s->kv);
@@ -220,6 +221,7 @@ bool engine_step(struct engine *e)
         batch_commit(b);
         engine_learn_cost(e, end - start);
         engine_note_step(e, end - start);
+        draw_members(e->options.pool, b, &out);
     }
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->members[i];
@@ -232,7 +234,7 @@ bool engine_step(struct engine *e)
         if (s->prompt_done_ns == 0) {
             atomic_fetch_add(&e->n_prompt_tokens, s->step_rows);
         }
-        publish_member(e, s, &out, end);
+        publish_member(e, i, &out, end);
     }
     return true;
 }

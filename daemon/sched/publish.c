@@ -60,16 +60,13 @@ static uint64_t clock_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-int publish_token(const struct publisher *p, struct sequence *s, const float *logits,
+int publish_token(const struct publisher *p, struct sequence *s, const struct draw *draw,
                   uint64_t now_ns)
 {
     struct request *r = s->request;
-    struct sampled_token token;
-    uint64_t start_ns = clock_ns();
-    int rc = sampler_sample(s->sampler, logits, &token);
-    rc = rc < 0 ? rc : sampler_accept(s->sampler, token.token);
-    r->timings.sampling_ms += (double)(clock_ns() - start_ns) / 1e6;
-    rc = rc < 0 ? rc : sequence_append(s, token.token);
+    int32_t token = draw->token.token;
+    r->timings.sampling_ms += (double)draw->ns / 1e6;
+    int rc = draw->rc < 0 ? draw->rc : sequence_append(s, token);
     if (rc < 0) {
         return rc;
     }
@@ -79,13 +76,13 @@ int publish_token(const struct publisher *p, struct sequence *s, const float *lo
     const char *text = "";
     size_t text_bytes = 0;
     const struct tokenizer *tokenizer = model_tokenizer(r->model);
-    if (tokenizer_is_eog(tokenizer, token.token)) {
+    if (tokenizer_is_eog(tokenizer, token)) {
         sequence_end_sample(s, FINISH_EOS);
     } else {
         struct gguf_string piece = {"", 0};
         int stop = -1;
         /* Embeddings may outnumber the vocabulary: such a token has no text. */
-        tokenizer_piece(tokenizer, token.token, false, &piece);
+        tokenizer_piece(tokenizer, token, false, &piece);
         rc = text_stream_push(s->text, piece.data, piece.bytes, &text, &text_bytes, &stop);
         if (rc < 0) {
             return rc;
@@ -100,7 +97,7 @@ int publish_token(const struct publisher *p, struct sequence *s, const float *lo
         }
     }
     check_limits(s, now_ns);
-    return emit_tokens(p, s, &token, text, text_bytes);
+    return emit_tokens(p, s, &draw->token, text, text_bytes);
 }
 
 int publish_rest(const struct publisher *p, struct sequence *s)

@@ -4,6 +4,7 @@
 #ifndef DAEMON_SCHED_PUBLISH_H
 #define DAEMON_SCHED_PUBLISH_H
 
+#include "daemon/sched/draw.h"
 #include "daemon/sched/sequence.h"
 
 /* Where events go; set up by the engine. */
@@ -12,9 +13,9 @@ struct publisher {
     void *arg;
 };
 
-/* Samples the next token from its logits (n_vocab), and emits what may be shown. The sequence goes
- * on until it is finished. -EDOM: the logits are not numbers; -ENOMEM. */
-int publish_token(const struct publisher *p, struct sequence *s, const float *logits,
+/* Appends the token that was drawn for it, and emits what may be shown. The sequence goes on until
+ * it is finished. -ENOMEM, or the draw's. */
+int publish_token(const struct publisher *p, struct sequence *s, const struct draw *draw,
                   uint64_t now_ns);
 
 /* Emits the rows that a step gave for a REQUEST_LOGITS. logits: (step_outs, n_vocab). */

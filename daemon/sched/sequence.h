@@ -121,6 +121,12 @@ static inline bool sequence_is_prefilling(const struct sequence *s)
     return s->kv.n_tokens < s->n_prompt || sequence_pending(s) > 1;
 }
 
+/* Whether the step that it takes part in gives logits for its next token. */
+static inline bool sequence_generates(const struct sequence *s)
+{
+    return s->request->kind == REQUEST_GENERATE && s->step_outs > 0 && s->request->n_predict > 0;
+}
+
 /* Appends a generated token. -ENOMEM. */
 int sequence_append(struct sequence *s, int32_t token);
 
