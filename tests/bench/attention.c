@@ -3,7 +3,7 @@
  * prefill computes. The limit of decode is the lower of both: f16 costs as many flop per byte as a
  * group has queries, more than some processors multiply while they read one.
  *
- *     bench_attention [seconds per line [kind]]        kind: decode, shared or prefill
+ *     bench_attention [seconds per line [kind]]        kind: decode, grid, shared or prefill
  *
  * Decode runs over the layers of a model one after the other, so that K and V come from memory and
  * not from the last-level cache, as in a real step. */
@@ -25,7 +25,9 @@
 #endif
 
 #define THREADS_MAX 64u
-#define LAYERS_MAX  64u
+#define LAYERS_MAX  2048u
+/* Tokens that are made for a problem at most, but for its rows; deeper contexts repeat them. */
+#define PROBLEM_TOKENS 512u
 /* Enough to leave every cache. */
 #define KV_BYTES_LEAST (192u << 20)
 
@@ -123,11 +125,13 @@ static void crew_finish(struct crew *c)
 
 /* ---- a model's worth of KV --------------------------------------------------------------- */
 
-/* The problem's pages, and copies of them as the other layers'. */
+/* Copies of the problem's pages as the layers', which lie in their blocks as the daemon's do: a
+ * layer's parts are as far apart as blocks of all layers. */
 struct model {
     struct attn_problem problem;
     struct gqa_page_table layers[LAYERS_MAX];
     uint32_t n_layers;
+    char *memory; /* of all layers */
     struct gqa_attn_seq seq;
     struct gqa_attn_batch batch;
     struct gqa_attn_io io;
@@ -145,18 +149,45 @@ static int attend(void *context, const struct gqa_attn_layer *layer,
     return cpu_attention_attend(context, layer, batch, io);
 }
 
-static void model_init(struct model *m, uint32_t group_size, uint32_t n_past, uint32_t n_rows,
-                       uint32_t type, size_t bytes_least)
+/* The problem's pages over and over, n_pages of them for each layer. */
+static void copy_layers(struct model *m, uint32_t n_pages, size_t bytes_least)
 {
-    struct attn_spec spec = {.n_heads = 4 * group_size,
-                             .n_kv_heads = 4,
+    const struct attn_problem_seq *s = &m->problem.seqs[0];
+    const size_t page_bytes = m->problem.page_bytes, layer_bytes = n_pages * page_bytes;
+
+    m->n_layers = (uint32_t)((bytes_least + layer_bytes - 1) / layer_bytes);
+    m->n_layers = m->n_layers < 1 ? 1 : m->n_layers > LAYERS_MAX ? LAYERS_MAX : m->n_layers;
+    size_t bytes = (m->n_layers * layer_bytes | ((1u << 21) - 1)) + 1;
+    m->memory = aligned_alloc(1u << 21, bytes); /* huge pages, as the daemon's arena has */
+    if (m->memory == NULL || madvise(m->memory, bytes, MADV_HUGEPAGE) != 0) {
+        fprintf(stderr, "no huge pages\n");
+        exit(1);
+    }
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        void **pages = calloc(n_pages, sizeof(*pages));
+        for (uint32_t i = 0; i < n_pages; i++) {
+            pages[i] = memcpy(m->memory + ((size_t)i * m->n_layers + l) * page_bytes,
+                              s->pages[i % s->n_pages], page_bytes);
+        }
+        m->layers[l] = (struct gqa_page_table){.n_pages = n_pages, .pages = pages};
+    }
+}
+
+static void model_init(struct model *m, uint32_t n_groups, uint32_t group_size, uint32_t n_past,
+                       uint32_t n_rows, uint32_t type, size_t bytes_least)
+{
+    const uint32_t n_pages = (n_past + n_rows + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS;
+    const uint32_t n_least = n_rows > PROBLEM_TOKENS ? n_rows : PROBLEM_TOKENS;
+    const uint32_t n_made = (n_least + GQA_KV_BLOCK_TOKENS - 1) / GQA_KV_BLOCK_TOKENS;
+    struct attn_spec spec = {.n_heads = n_groups * group_size,
+                             .n_kv_heads = n_groups,
                              .k_dim = 64,
                              .v_dim = 64,
                              .k_type = type,
                              .v_type = type,
                              .magnitude = 1.0f,
                              .n_seqs = 1,
-                             .seqs = {{n_past, n_rows}},
+                             .seqs = {{n_made * GQA_KV_BLOCK_TOKENS - n_rows, n_rows}},
                              .seed = 1};
     struct attn_problem_seq *s = &m->problem.seqs[0];
     struct gqa_host host;
@@ -164,7 +195,7 @@ static void model_init(struct model *m, uint32_t group_size, uint32_t n_past, ui
 
     memset(m, 0, sizeof(*m));
     attn_problem_init(&m->problem, &spec);
-    size_t page_bytes = m->problem.page_bytes, n = (size_t)n_rows * spec.n_heads * 64;
+    size_t n = (size_t)n_rows * spec.n_heads * 64;
     float *out = calloc(n, sizeof(float));
     attn_host_init(&host, ATTN_HOST_BACKWARDS, 1);
     if (out == NULL || cpu_attention_create(&host, cpu_isa_best(), &a) != 0 ||
@@ -174,40 +205,29 @@ static void model_init(struct model *m, uint32_t group_size, uint32_t n_past, ui
         exit(1);
     }
     cpu_attention_destroy(a);
-    do {
-        size_t bytes = ((s->n_pages * page_bytes) | ((1u << 21) - 1)) + 1;
-        char *copy = aligned_alloc(1u << 21, bytes); /* huge pages, as the daemon's arena has */
-        if (copy == NULL || madvise(copy, bytes, MADV_HUGEPAGE) != 0) {
-            fprintf(stderr, "no huge pages\n");
-        }
-        void **pages = calloc(s->n_pages, sizeof(*pages));
-        for (uint32_t i = 0; i < s->n_pages; i++) {
-            pages[i] = memcpy(copy + i * page_bytes, s->pages[i], page_bytes);
-        }
-        m->layers[m->n_layers++] = (struct gqa_page_table){.n_pages = s->n_pages, .pages = pages};
-    } while (m->n_layers < LAYERS_MAX && m->n_layers * s->n_pages * page_bytes < bytes_least);
+    copy_layers(m, n_pages, bytes_least);
     m->seq = (struct gqa_attn_seq){.n_rows = n_rows, .n_past = n_past};
     m->batch = (struct gqa_attn_batch){.struct_size = sizeof(m->batch),
                                        .n_rows = n_rows,
                                        .n_seqs = 1,
                                        .commit = 1,
                                        .seqs = &m->seq};
-    m->io = (struct gqa_attn_io){.q = s->q + (size_t)n_past * spec.n_heads * 64,
+    m->io = (struct gqa_attn_io){.q = s->q,
                                  .k = s->k,
                                  .v = s->v,
                                  .out = out,
                                  .q_stride = spec.n_heads * 64u,
-                                 .k_stride = 256,
-                                 .v_stride = 256,
+                                 .k_stride = n_groups * 64u,
+                                 .v_stride = n_groups * 64u,
                                  .out_stride = spec.n_heads * 64u};
 }
 
 static void model_finish(struct model *m)
 {
     for (uint32_t l = 0; l < m->n_layers; l++) {
-        free(m->layers[l].pages[0]); /* where the copy of all of them begins */
         free((void *)m->layers[l].pages);
     }
+    free(m->memory);
     free(m->io.out);
     attn_problem_finish(&m->problem);
 }
@@ -248,7 +268,7 @@ static void read_layer(struct crew *crew, struct model *m, uint32_t layer, void 
 {
     struct reading *r = arg;
 
-    r->from = m->layers[layer].pages[0];
+    r->from = m->memory + layer * layer_bytes(m);
     r->task_bytes = layer_bytes(m) / READ_TASKS / 64 * 64;
     crew_parallel(crew, read_task, r, READ_TASKS);
 }
@@ -407,12 +427,13 @@ static const char *type_name(uint32_t type)
                                    : "q4_0";
 }
 
-static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, double seconds)
+static void bench_decode(uint32_t n_groups, uint32_t group_size, uint32_t depth, uint32_t type,
+                         int all_levels, double seconds)
 {
     double element_bytes = (double)gqa_kv_token_bytes(type, 64) / 64;
     struct model m;
 
-    model_init(&m, group_size, depth - 1, 1, type, KV_BYTES_LEAST);
+    model_init(&m, n_groups, group_size, depth - 1, 1, type, KV_BYTES_LEAST);
     for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
         struct crew crew;
 
@@ -420,19 +441,19 @@ static void bench_decode(uint32_t group_size, uint32_t depth, uint32_t type, dou
         double memory = bandwidth(&crew, &m, seconds);
         for (int i = CPU_ISA_COUNT - 1; i >= CPU_ISA_C; i--) {
             enum cpu_isa isa = (enum cpu_isa)i;
-            if (!cpu_isa_usable(isa)) {
+            if (!cpu_isa_usable(isa) || (!all_levels && isa != cpu_isa_best())) {
                 continue;
             }
-            double bytes = (double)depth * 4 * 128 * element_bytes * m.n_layers;
+            double bytes = (double)depth * n_groups * 128 * element_bytes * m.n_layers;
             double rate = bytes / attend_seconds(&crew, &m, isa, seconds);
             double multiply =
                 n_threads * multiply_rate(isa, seconds / 4) * element_bytes / 2 / group_size;
             double limit = memory < multiply ? memory : multiply;
 
-            printf(
-                "| decode r=%u %s @%u | %s | %u | %.2f GB/s | %.2f GB/s | %.2f GB/s | %.1f %% |\n",
-                group_size, type_name(type), depth, cpu_isa_name(isa), n_threads, rate * 1e-9,
-                memory * 1e-9, multiply * 1e-9, 100 * rate / limit);
+            printf("| decode %u x r=%u %s @%u | %s | %u | %.2f GB/s | %.2f GB/s | %.2f GB/s | %.1f "
+                   "%% |\n",
+                   n_groups, group_size, type_name(type), depth, cpu_isa_name(isa), n_threads,
+                   rate * 1e-9, memory * 1e-9, multiply * 1e-9, 100 * rate / limit);
             fflush(stdout);
         }
         crew_finish(&crew);
@@ -446,7 +467,7 @@ static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows,
     struct model m;
     double pairs = (double)n_rows * n_past + (double)n_rows * (n_rows + 1) / 2;
 
-    model_init(&m, group_size, n_past, n_rows, type, 0);
+    model_init(&m, 4, group_size, n_past, n_rows, type, 0);
     for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
         struct crew crew;
 
@@ -473,6 +494,7 @@ static void bench_prefill(uint32_t group_size, uint32_t n_past, uint32_t n_rows,
 }
 
 #define SHARED_SEQS 16u
+#define GRID_HEADS  128u
 
 /* Sequences whose past is the same pages, one row of each: what it spares to say so. */
 static void bench_shared(uint32_t group_size, uint32_t depth, double seconds)
@@ -481,7 +503,7 @@ static void bench_shared(uint32_t group_size, uint32_t depth, double seconds)
     struct gqa_attn_shared all = {depth, 0, SHARED_SEQS - 1};
     struct model m;
 
-    model_init(&m, group_size, depth, 1, GQA_TYPE_F16, KV_BYTES_LEAST);
+    model_init(&m, 4, group_size, depth, 1, GQA_TYPE_F16, KV_BYTES_LEAST);
     free(m.io.out);
     m.io.out = calloc((size_t)SHARED_SEQS * m.io.out_stride, sizeof(float));
     m.io.q = m.problem.seqs[0].q; /* any rows will do */
@@ -516,24 +538,41 @@ static void bench_shared(uint32_t group_size, uint32_t depth, double seconds)
     model_finish(&m);
 }
 
+/* Decode at the best level: every shape up to GRID_HEADS heads, depth and type. */
+static void bench_grid(double seconds)
+{
+    static const uint32_t sizes[] = {1, 4, 8, 32}, groups[] = {1, 4, 8, 32};
+    static const uint32_t depths[] = {512, 4096, 16384}, types[] = {GQA_TYPE_F16, GQA_TYPE_Q8_0};
+
+    for (uint32_t i = 0; i < 4 * 4 * 3 * 2; i++) {
+        uint32_t size = sizes[i / 24], n_groups = groups[i / 6 % 4];
+
+        if (size * n_groups <= GRID_HEADS) {
+            bench_decode(n_groups, size, depths[i / 2 % 3], types[i % 2], 0, seconds);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *kind = argc > 2 ? argv[2] : "";
     double seconds = argc > 1 ? atof(argv[1]) : 0.5;
 
-    printf(
-        "| d=64, 4 groups | isa | threads | rate | memory | multiply-adds | share of the lower |\n"
-        "|---|---|---|---|---|---|---|\n");
+    printf("| d=64 | isa | threads | rate | memory | multiply-adds | share of the lower |\n"
+           "|---|---|---|---|---|---|---|\n");
     if (strstr("decode", kind) != NULL) {
-        bench_decode(8, 4096, GQA_TYPE_F16, seconds);
-        bench_decode(8, 16384, GQA_TYPE_F16, seconds);
-        bench_decode(4, 16384, GQA_TYPE_F16, seconds);
-        bench_decode(1, 4096, GQA_TYPE_F16, seconds);
-        bench_decode(32, 4096, GQA_TYPE_F16, seconds);
-        bench_decode(8, 16384, GQA_TYPE_Q8_0, seconds);
-        bench_decode(1, 16384, GQA_TYPE_Q8_0, seconds);
-        bench_decode(8, 16384, GQA_TYPE_Q4_0, seconds);
-        bench_decode(1, 16384, GQA_TYPE_Q4_0, seconds);
+        bench_decode(4, 8, 4096, GQA_TYPE_F16, 1, seconds);
+        bench_decode(4, 8, 16384, GQA_TYPE_F16, 1, seconds);
+        bench_decode(4, 4, 16384, GQA_TYPE_F16, 1, seconds);
+        bench_decode(4, 1, 4096, GQA_TYPE_F16, 1, seconds);
+        bench_decode(4, 32, 4096, GQA_TYPE_F16, 1, seconds);
+        bench_decode(4, 8, 16384, GQA_TYPE_Q8_0, 1, seconds);
+        bench_decode(4, 1, 16384, GQA_TYPE_Q8_0, 1, seconds);
+        bench_decode(4, 8, 16384, GQA_TYPE_Q4_0, 1, seconds);
+        bench_decode(4, 1, 16384, GQA_TYPE_Q4_0, 1, seconds);
+    }
+    if (strcmp("grid", kind) == 0) {
+        bench_grid(seconds);
     }
     if (strstr("shared", kind) != NULL) {
         bench_shared(8, 2048, seconds);
