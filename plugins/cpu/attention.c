@@ -189,6 +189,8 @@ static size_t round_floats(size_t n)
     return (n + GQA_KV_QUANT_DIMS - 1) & ~(size_t)(GQA_KV_QUANT_DIMS - 1);
 }
 
+#define LINE_FLOATS 16u /* of the cache */
+
 struct cpu_attn_worker cpu_attn_worker_of(const struct cpu_attn_job *job, uint32_t index)
 {
     float *base = (float *)job->a->scratch + index * job->worker_floats;
@@ -196,9 +198,10 @@ struct cpu_attn_worker cpu_attn_worker_of(const struct cpu_attn_job *job, uint32
     size_t n_queries = cpu_attn_piece_queries_max(job->group_size);
     struct cpu_attn_worker w;
 
-    w.scores = base;
-    w.parts = w.scores + CPU_ATTN_PACK_MAX * GQA_ATTN_SEGMENT_TOKENS;
-    w.states = w.parts + CPU_ATTN_PACK_MAX * part;
+    w.packed = (uint32_t *)(void *)base;
+    w.scores = base + LINE_FLOATS;
+    w.parts = w.scores + CPU_ATTN_PIECE_QUERIES * GQA_ATTN_SEGMENT_TOKENS;
+    w.states = w.parts + CPU_ATTN_PIECE_QUERIES * part;
     w.weights = w.states + n_queries * part;
     w.row = w.weights + CPU_ATTN_PACK_MAX * GQA_KV_BLOCK_TOKENS;
     w.stored = w.row + job->width;
@@ -214,11 +217,15 @@ static int grow_scratch(struct cpu_attn_job *job)
     size_t n_queries = cpu_attn_piece_queries_max(job->group_size);
 
     job->width = round_floats(layer->k_dim > layer->v_dim ? layer->k_dim : layer->v_dim);
-    job->worker_floats =
-        CPU_ATTN_PACK_MAX * (GQA_ATTN_SEGMENT_TOKENS + GQA_KV_BLOCK_TOKENS + part) +
-        n_queries * part + 2 * job->width + round_floats(n_queries * layer->k_dim);
-    return cpu_attn_grow(job->a->host, &job->a->scratch, &job->a->scratch_bytes,
-                         job->worker_floats * sizeof(float) * job->a->host->n_threads);
+    job->worker_floats = LINE_FLOATS + CPU_ATTN_PIECE_QUERIES * (GQA_ATTN_SEGMENT_TOKENS + part) +
+                         CPU_ATTN_PACK_MAX * GQA_KV_BLOCK_TOKENS + n_queries * part +
+                         2 * job->width + round_floats(n_queries * layer->k_dim);
+    int rc = cpu_attn_grow(job->a->host, &job->a->scratch, &job->a->scratch_bytes,
+                           job->worker_floats * sizeof(float) * job->a->host->n_threads);
+    for (uint32_t i = 0; rc == 0 && i < job->a->host->n_threads; i++) {
+        *cpu_attn_worker_of(job, i).packed = CPU_ATTN_NOT_PACKED;
+    }
+    return rc;
 }
 
 int cpu_attn_job_init(struct cpu_attn_job *job, struct cpu_attention *a,

@@ -1,8 +1,8 @@
 /* plugins/cpu/attention.h - grouped attention over paged KV on the processor.
  *
  * attention.c plans the work and lends it to the host's workers; the levels provide the kernels
- * (attention_c.c is the truth). A piece of work is one group of one sequence over a few rows: all
- * queries of the group, packed as rows, read each K and V once.
+ * (attention_c.c is the truth). A piece of work is some groups of one sequence over a few rows: all
+ * queries of a group, packed as rows, read each K and V once.
  *
  * Source of the split into segments and their merge: log-sum-exp merging as in FlashDecoding. */
 #ifndef PLUGINS_CPU_ATTENTION_H

@@ -8,11 +8,12 @@
 #include <math.h>
 #include <string.h>
 
-/* A piece with what its packs need; query i is row i / group_size, head i % group_size. */
+/* A piece with what its packs need. Its queries are those of its first group, then the next one's:
+ * in a group query i is row i / group_size, head i % group_size. */
 struct span {
     const struct cpu_attn_job *job;
     const struct cpu_attn_piece *piece;
-    uint32_t n_queries;
+    uint32_t n_queries, group_queries;
     size_t part_floats;
     struct cpu_attn_worker w;
 };
@@ -23,15 +24,34 @@ static struct span span_of(const struct cpu_attn_job *job, const struct cpu_attn
     return (struct span){
         .job = job,
         .piece = piece,
-        .n_queries = piece->n_rows * job->group_size,
+        .n_queries = piece->n_groups * piece->n_rows * job->group_size,
+        .group_queries = piece->n_rows * job->group_size,
         .part_floats = cpu_attn_part_floats(job->layer->v_dim),
         .w = cpu_attn_worker_of(job, worker),
     };
 }
 
-static uint32_t pack_size(uint32_t n_left)
+/* Of the pack that begins with this query. */
+static uint32_t pack_size(const struct span *span, uint32_t first)
 {
+    uint32_t n_left = span->group_queries - first % span->group_queries;
+
     return n_left < CPU_ATTN_PACK_MAX ? n_left : CPU_ATTN_PACK_MAX;
+}
+
+static uint32_t group_of(const struct span *span, uint32_t query)
+{
+    return span->piece->group + query / span->group_queries;
+}
+
+static size_t row_of(const struct span *span, uint32_t query)
+{
+    return (size_t)span->piece->first_row + query % span->group_queries / span->job->group_size;
+}
+
+static uint32_t head_of(const struct span *span, uint32_t query)
+{
+    return group_of(span, query) * span->job->group_size + query % span->job->group_size;
 }
 
 /* One query as the segments want it: io's, or a changed copy in the worker's memory. */
@@ -39,9 +59,9 @@ static const float *query_of(const struct span *span, uint32_t query)
 {
     const struct cpu_attn_job *job = span->job;
     const struct gqa_attn_layer *layer = job->layer;
-    size_t row = (size_t)span->piece->first_row + query / job->group_size;
-    uint32_t head = span->piece->group * job->group_size + query % job->group_size;
-    const float *q = job->io->q + row * job->io->q_stride + (size_t)head * layer->k_dim;
+    size_t row = row_of(span, query);
+    const float *q =
+        job->io->q + row * job->io->q_stride + (size_t)head_of(span, query) * layer->k_dim;
     const struct gqa_attn_seq *seq = &job->batch->seqs[span->piece->seq];
     int turns = span->piece->sinks && plugin_turns(layer, seq);
 
@@ -61,14 +81,19 @@ static const float *query_of(const struct span *span, uint32_t query)
 }
 
 /* Lays the queries out pack by pack, each (k_dim, n): one dimension's values side by side. */
-static void pack_queries(const struct span *span)
+static void pack_queries(const struct span *span, uint32_t piece)
 {
     uint32_t k_dim = span->job->layer->k_dim;
+
+    if (*span->w.packed == piece) {
+        return;
+    }
+    *span->w.packed = piece;
 
     for (uint32_t first = 0, n; first < span->n_queries; first += n) {
         float *pack = span->w.q + (size_t)first * k_dim;
 
-        n = pack_size(span->n_queries - first);
+        n = pack_size(span, first);
         for (uint32_t i = 0; i < n; i++) {
             const float *q = query_of(span, first + i);
 
@@ -79,22 +104,23 @@ static void pack_queries(const struct span *span)
     }
 }
 
-/* What a pack's queries see of a segment, as kernels want it. */
+/* What a pack's queries see of a segment, as kernels want it; in every group the same. */
 struct sights {
+    int any, masked; /* whether anything is seen; whether seen counts */
     uint16_t begin[CPU_ATTN_PACK_MAX], end[CPU_ATTN_PACK_MAX];
     uint64_t seen[CPU_ATTN_PACK_MAX * CPU_ATTN_SEGMENT_BLOCKS];
 };
 
-/* Fills in what queries [first, first + pack->n_queries) see. Whether any of them sees anything. */
-static int look(const struct span *span, uint32_t segment, uint32_t first, struct sights *sights,
-                struct cpu_attn_pack *pack)
+/* Fills in what queries [first, first + n) of each group see. */
+static void look(const struct span *span, uint32_t segment, uint32_t first, uint32_t n,
+                 struct sights *sights)
 {
     const struct cpu_attn_job *job = span->job;
     const struct gqa_attn_seq *seq = &job->batch->seqs[span->piece->seq];
     struct cpu_attn_sight sight = {0};
-    int any = 0;
 
-    for (uint32_t i = 0; i < pack->n_queries; i++) {
+    sights->any = 0;
+    for (uint32_t i = 0; i < n; i++) {
         if (i == 0 || (first + i) % job->group_size == 0) { /* a row's heads see the same */
             uint32_t row = span->piece->first_row + (first + i) / job->group_size;
             while (row >= seq->first_row + seq->n_rows) {
@@ -110,14 +136,14 @@ static int look(const struct span *span, uint32_t segment, uint32_t first, struc
         sights->begin[i] = sight.begin;
         sights->end[i] = sight.end;
         memcpy(sights->seen + i * CPU_ATTN_SEGMENT_BLOCKS, sight.seen, sizeof(sight.seen));
-        any |= sight.begin < sight.end;
+        sights->any |= sight.begin < sight.end;
     }
-    pack->begin = sights->begin;
-    pack->end = sights->end;
     /* Rows of one sequence are masked in a segment all or none, those of several none. */
-    pack->seen = sight.masked ? sights->seen : NULL;
-    return any;
+    sights->masked = sight.masked;
 }
+
+/* Packs of one group that go through a segment together. */
+#define SIGHTS_MAX (CPU_ATTN_PIECE_QUERIES / CPU_ATTN_PACK_MAX)
 
 static void set_empty(float *parts, uint32_t n, uint32_t v_dim)
 {
@@ -129,41 +155,93 @@ static void set_empty(float *parts, uint32_t n, uint32_t v_dim)
     }
 }
 
-/* All packs of the span over one segment. parts (n_queries): where each one's part goes; NULL: into
- * the worker's memory, and at once into its states. */
-static void run_segment(const struct span *span, uint32_t segment, int is_last, float *parts)
+/* K and V of a pack's group in a segment. */
+static void find_homes(const struct span *span, uint32_t segment, uint32_t group,
+                       struct cpu_attn_pack *pack)
 {
-    const struct cpu_attn_job *job = span->job;
-    const struct gqa_attn_layer *layer = job->layer;
-    uint32_t group = span->piece->group, block = segment * CPU_ATTN_SEGMENT_BLOCKS;
-    struct cpu_attn_pack pack = {
-        .layer = layer, .scores = span->w.scores, .weights = span->w.weights};
-    struct sights sights;
-
     for (uint32_t b = 0; b < CPU_ATTN_SEGMENT_BLOCKS; b++) {
-        struct cpu_attn_home home = cpu_attn_home_of(job, span->piece->seq, block + b, group);
-        pack.k[b] = home.k;
-        pack.v[b] = home.v;
+        struct cpu_attn_home home = cpu_attn_home_of(span->job, span->piece->seq,
+                                                     segment * CPU_ATTN_SEGMENT_BLOCKS + b, group);
+        pack->k[b] = home.k;
+        pack->v[b] = home.v;
     }
-    if (!is_last) {
-        block += CPU_ATTN_SEGMENT_BLOCKS;
-        pack.next_k = cpu_attn_home_of(job, span->piece->seq, block, group).k;
+}
+
+/* Where the segment after this one begins. */
+static const char *find_next(const struct span *span, uint32_t segment)
+{
+    const struct cpu_attn_piece *piece = span->piece;
+    struct cpu_attn_home home = {NULL, NULL};
+
+    if (segment + 1 < piece->first_segment + piece->n_segments) {
+        home = cpu_attn_home_of(span->job, piece->seq, (segment + 1) * CPU_ATTN_SEGMENT_BLOCKS,
+                                piece->group);
     }
-    if (pack.next_k == NULL) {
-        pack.next_k = (const char *)span->w.scores;
+    return home.k != NULL ? home.k : (const char *)span->w.scores;
+}
+
+/* Of the span's queries from first on as many as go through a segment together: their packs into
+ * packs, but for those that see nothing, whose parts (of the first one on) are made here. Returns
+ * the number of queries. */
+static uint32_t gather(const struct span *span, uint32_t segment, uint32_t first, float *parts,
+                       struct cpu_attn_pack *packs, struct sights *sights, uint32_t *ret_packs)
+{
+    const struct gqa_attn_layer *layer = span->job->layer;
+    const char *next_k = find_next(span, segment);
+    uint32_t n = 0, n_packs = 0, size;
+
+    for (; first + n < span->n_queries && n_packs < CPU_ATTN_PACKS_MAX; n += size) {
+        uint32_t query = first + n, in_group = query % span->group_queries;
+        struct sights *sight = &sights[in_group / CPU_ATTN_PACK_MAX % SIGHTS_MAX];
+
+        size = pack_size(span, query);
+        if (n + size > CPU_ATTN_PIECE_QUERIES) {
+            break;
+        }
+        if (query == in_group || n == 0) {
+            look(span, segment, in_group, size, sight);
+        }
+        if (!sight->any) {
+            set_empty(parts + n * span->part_floats, size, layer->v_dim);
+            continue;
+        }
+        struct cpu_attn_pack *pack = &packs[n_packs++];
+        *pack = (struct cpu_attn_pack){
+            .layer = layer,
+            .next_k = next_k,
+            .n_queries = size,
+            .q = span->w.q + (size_t)query * layer->k_dim,
+            .begin = sight->begin,
+            .end = sight->end,
+            .seen = sight->masked ? sight->seen : NULL,
+            .scores = span->w.scores + (size_t)n * GQA_ATTN_SEGMENT_TOKENS,
+            .weights = span->w.weights,
+            .parts = parts + n * span->part_floats,
+        };
+        find_homes(span, segment, group_of(span, query), pack);
     }
-    for (uint32_t first = 0; first < span->n_queries; first += pack.n_queries) {
-        pack.n_queries = pack_size(span->n_queries - first);
-        pack.q = span->w.q + (size_t)first * layer->k_dim;
-        pack.parts = parts != NULL ? parts + first * span->part_floats : span->w.parts;
-        if (look(span, segment, first, &sights, &pack)) {
-            job->a->kernels->segment(&pack);
-        } else {
-            set_empty(pack.parts, pack.n_queries, layer->v_dim);
+    *ret_packs = n_packs;
+    return n;
+}
+
+/* All queries of the span over one segment. parts (n_queries): where each one's part goes; NULL:
+ * into the worker's memory, and at once into its states. */
+static void run_segment(const struct span *span, uint32_t segment, float *parts)
+{
+    const struct cpu_attn_kernels *kernels = span->job->a->kernels;
+    struct cpu_attn_pack packs[CPU_ATTN_PACKS_MAX];
+    struct sights sights[SIGHTS_MAX];
+
+    for (uint32_t first = 0, n, n_packs; first < span->n_queries; first += n) {
+        float *to = parts != NULL ? parts + first * span->part_floats : span->w.parts;
+
+        n = gather(span, segment, first, to, packs, sights, &n_packs);
+        if (n_packs > 0) {
+            kernels->segment(packs, n_packs);
         }
         if (parts == NULL) {
-            job->a->kernels->merge(span->w.states + first * span->part_floats, pack.parts,
-                                   pack.n_queries, layer->v_dim);
+            kernels->merge(span->w.states + first * span->part_floats, to, n,
+                           span->job->layer->v_dim);
         }
     }
 }
@@ -172,10 +250,9 @@ static void run_segment(const struct span *span, uint32_t segment, int is_last, 
 static float *kept_state(const struct span *span, uint32_t query)
 {
     const struct cpu_attn_job *job = span->job;
-    size_t row = (size_t)span->piece->first_row + query / job->group_size;
-    uint32_t head = span->piece->group * job->group_size + query % job->group_size;
 
-    return job->a->plan.states + (row * job->layer->n_heads + head) * span->part_floats;
+    return job->a->plan.states +
+           (row_of(span, query) * job->layer->n_heads + head_of(span, query)) * span->part_floats;
 }
 
 static void start_states(const struct span *span)
@@ -204,10 +281,9 @@ static void write_out(const struct span *span)
     const struct gqa_attn_layer *layer = job->layer;
 
     for (uint32_t i = 0; i < span->n_queries; i++) {
-        size_t row = (size_t)span->piece->first_row + i / job->group_size;
-        uint32_t head = span->piece->group * job->group_size + i % job->group_size;
-
-        float *out = job->io->out + row * job->io->out_stride + (size_t)head * layer->v_dim;
+        uint32_t head = head_of(span, i);
+        float *out =
+            job->io->out + row_of(span, i) * job->io->out_stride + (size_t)head * layer->v_dim;
 
         job->a->kernels->finish(span->w.states + i * span->part_floats,
                                 layer->sinks != NULL ? &layer->sinks[head] : NULL, layer->v_dim,
@@ -218,48 +294,60 @@ static void write_out(const struct span *span)
     }
 }
 
-/* Merges what the items of a cut piece have left, in ascending order of segments. */
-static void merge_piece(const struct span *span)
+static void leave(const struct span *span)
 {
-    const struct cpu_attn_job *job = span->job;
-    const float *part = job->a->plan.parts + span->piece->parts;
-
-    for (uint32_t s = 0; s < span->piece->n_segments; s++) {
-        job->a->kernels->merge(span->w.states, part, span->n_queries, job->layer->v_dim);
-        part += span->n_queries * span->part_floats;
+    if (span->piece->shared) {
+        keep_states(span);
+    } else {
+        write_out(span);
     }
+}
+
+/* Merges what the items of a cut piece have left for one group, in ascending order of segments. */
+static void merge_task(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct cpu_attn_job *job = arg;
+    const struct cpu_attn_merger *merger = &job->a->plan.mergers[index];
+    const struct cpu_attn_piece *whole = &job->a->plan.pieces[merger->piece];
+    struct cpu_attn_piece piece = *whole;
+
+    piece.group = merger->group;
+    piece.n_groups = 1;
+    struct span span = span_of(job, &piece, worker);
+    const size_t group_floats = span.n_queries * span.part_floats;
+    const float *part =
+        job->a->plan.parts + whole->parts + (piece.group - whole->group) * group_floats;
+
+    start_states(&span);
+    for (uint32_t s = 0; s < piece.n_segments; s++) {
+        job->a->kernels->merge(span.w.states, part, span.n_queries, job->layer->v_dim);
+        part += whole->n_groups * group_floats;
+    }
+    leave(&span);
 }
 
 static void attend_task(void *arg, uint32_t index, uint32_t worker)
 {
     const struct cpu_attn_job *job = arg;
     const struct cpu_attn_item *item = &job->a->plan.items[index];
-    struct cpu_attn_piece *piece = &job->a->plan.pieces[item->piece];
+    const struct cpu_attn_piece *piece = &job->a->plan.pieces[item->piece];
     struct span span = span_of(job, piece, worker);
     size_t segment_floats = span.n_queries * span.part_floats;
     float *parts = NULL;
 
-    pack_queries(&span);
-    start_states(&span);
-    if (piece->n_items > 1) {
+    pack_queries(&span, item->piece);
+    if (piece->n_items == 1) {
+        start_states(&span);
+    } else {
         parts = job->a->plan.parts + piece->parts +
                 (item->first_segment - piece->first_segment) * segment_floats;
     }
     for (uint32_t s = 0; s < item->n_segments; s++) {
-        run_segment(&span, item->first_segment + s, s + 1 == item->n_segments, parts);
+        run_segment(&span, item->first_segment + s, parts);
         parts = parts != NULL ? parts + segment_floats : NULL;
     }
-    if (piece->n_items > 1) {
-        /* Releases this item's parts; the last one to come acquires all of the others'. */
-        if (atomic_fetch_sub_explicit(&piece->items_left, 1, memory_order_acq_rel) != 1) {
-            return;
-        }
-        merge_piece(&span);
-    }
-    if (piece->shared) {
-        keep_states(&span);
-    } else {
-        write_out(&span);
+    if (piece->n_items == 1) {
+        leave(&span);
     }
 }
 
@@ -268,6 +356,23 @@ static void attend_own_task(void *arg, uint32_t index, uint32_t worker)
     const struct cpu_attn_job *job = arg;
 
     attend_task(arg, job->a->plan.n_shared_items + index, worker);
+}
+
+static void merge_own_task(void *arg, uint32_t index, uint32_t worker)
+{
+    const struct cpu_attn_job *job = arg;
+
+    merge_task(arg, job->a->plan.n_shared_mergers + index, worker);
+}
+
+/* Lends out n tasks; a lone one is done here. */
+static void run(struct cpu_attn_job *job, gqa_task_fn task, uint32_t n)
+{
+    if (n == 1) {
+        task(job, 0, 0);
+    } else if (n > 1) {
+        job->a->host->parallel(job->a->host->data, task, job, n);
+    }
 }
 
 /* The depths of all rows of sequences with masks. 0 or -ENOMEM. */
@@ -312,14 +417,9 @@ int cpu_attention_attend(struct cpu_attention *a, const struct gqa_attn_layer *l
     if (rc < 0) {
         return rc;
     }
-    uint32_t n_own_items = a->plan.n_items - a->plan.n_shared_items;
-    if (a->plan.n_shared_items > 0) {
-        a->host->parallel(a->host->data, attend_task, &job, a->plan.n_shared_items);
-    }
-    if (n_own_items == 1) {
-        attend_own_task(&job, 0, 0);
-    } else {
-        a->host->parallel(a->host->data, attend_own_task, &job, n_own_items);
-    }
+    run(&job, attend_task, a->plan.n_shared_items);
+    run(&job, merge_task, a->plan.n_shared_mergers);
+    run(&job, attend_own_task, a->plan.n_items - a->plan.n_shared_items);
+    run(&job, merge_own_task, a->plan.n_mergers - a->plan.n_shared_mergers);
     return 0;
 }

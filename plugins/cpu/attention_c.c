@@ -58,11 +58,13 @@ static void segment_of_query(const struct cpu_attn_pack *pack, uint32_t query, f
     part[cpu_attn_v_pad(layer->v_dim) + 1] = sum;
 }
 
-static void segment_c(const struct cpu_attn_pack *pack)
+static void segment_c(const struct cpu_attn_pack *packs, uint32_t n_packs)
 {
-    for (uint32_t i = 0; i < pack->n_queries; i++) {
-        segment_of_query(pack, i,
-                         pack->parts + (size_t)i * cpu_attn_part_floats(pack->layer->v_dim));
+    for (const struct cpu_attn_pack *pack = packs; pack < packs + n_packs; pack++) {
+        for (uint32_t i = 0; i < pack->n_queries; i++) {
+            segment_of_query(pack, i,
+                             pack->parts + (size_t)i * cpu_attn_part_floats(pack->layer->v_dim));
+        }
     }
 }
 

@@ -39,11 +39,16 @@ struct cpu_attn_job {
     const uint32_t *depths; /* NULL: no sequence of the batch has a mask */
 };
 
+#define CPU_ATTN_NOT_PACKED UINT32_MAX
+
 /* One worker's memory, one after the other in a 64-byte aligned allocation. */
 struct cpu_attn_worker {
-    float *scores;  /* (CPU_ATTN_PACK_MAX, GQA_ATTN_SEGMENT_TOKENS) */
+    /* The piece whose queries are in q, so that its next item need not pack them again.
+     * CPU_ATTN_NOT_PACKED: no piece's. */
+    uint32_t *packed;
+    float *scores;  /* (CPU_ATTN_PIECE_QUERIES, GQA_ATTN_SEGMENT_TOKENS) */
     float *weights; /* (CPU_ATTN_PACK_MAX, GQA_KV_BLOCK_TOKENS) */
-    float *parts;   /* (CPU_ATTN_PACK_MAX, part) */
+    float *parts;   /* (CPU_ATTN_PIECE_QUERIES, part) */
     float *q;       /* (queries of a piece, k_dim), pack by pack */
     float *row;     /* (width) one token's K or V, or one query; */
     float *stored;  /* (width) the same as its type has it */

@@ -1,10 +1,11 @@
 /* plugins/cpu/attention_kernels.h - what a level's attention kernels promise to the planner.
  *
- * A *pack* is up to n_queries_max queries of one group: the group's heads, times some rows of one
- * sequence. A *segment* is GQA_ATTN_SEGMENT_TOKENS positions, aligned to position 0. segment()
- * reduces a pack over a segment to one partial result per query; merge() folds a row's partials in
+ * A *pack* is up to CPU_ATTN_PACK_MAX queries of one group: the group's heads, times some rows of
+ * one sequence. A *segment* is GQA_ATTN_SEGMENT_TOKENS positions, aligned to position 0. segment()
+ * reduces packs over a segment to one partial result per query; merge() folds a row's partials in
  * ascending order; finish() adds the sink and divides. A query's bits depend on nothing but its
- * own values, what it sees and the K and V of that: not on the pack it came in.
+ * own values, what it sees and the K and V of that: not on the pack it came in, nor on the packs
+ * beside it.
  *
  * One partial result ("part"), 64-byte aligned:
  *
@@ -22,6 +23,7 @@
 #define CPU_ATTN_SEGMENT_BLOCKS (GQA_ATTN_SEGMENT_TOKENS / GQA_KV_BLOCK_TOKENS)
 #define CPU_ATTN_DIM_MAX        1024u /* of K or V */
 #define CPU_ATTN_PACK_MAX       12u   /* queries; what fits 32 vector registers twice over */
+#define CPU_ATTN_PACKS_MAX      32u   /* that go through a segment together */
 
 /* Floats before a part's maximum, and of the whole part. */
 static inline uint32_t cpu_attn_v_pad(uint32_t v_dim)
@@ -45,8 +47,8 @@ struct cpu_attn_pack {
     /* The group's K and V in the segment's blocks: entry i has its tokens [64 i, 64 i + 64). An
      * entry is read only if some query of the pack sees a token of it. */
     const char *k[CPU_ATTN_SEGMENT_BLOCKS], *v[CPU_ATTN_SEGMENT_BLOCKS];
-    /* K of the block that the planner goes to after this segment: kernels may fetch it ahead. Never
-     * NULL; where nothing comes next it is some memory that is at hand. */
+    /* What the planner goes to after this segment, of the last pack: K of its first block, which
+     * kernels may fetch ahead. Never NULL; where nothing comes next it is some memory at hand. */
     const char *next_k;
     uint32_t n_queries;
     const float *q; /* (k_dim, n_queries) */
@@ -67,7 +69,9 @@ struct cpu_attn_pack {
 
 struct cpu_attn_kernels {
     enum cpu_isa isa;
-    void (*segment)(const struct cpu_attn_pack *pack);
+    /* Of 1 to CPU_ATTN_PACKS_MAX packs over the same segment, whose groups ascend: a block's K and
+     * V of all of them are read in the order in which they lie. */
+    void (*segment)(const struct cpu_attn_pack *packs, uint32_t n_packs);
     /* state = state + part for n of them, one after the other; a state starts as the part of a
      * query that sees nothing. */
     void (*merge)(float *states, const float *parts, uint32_t n, uint32_t v_dim);

@@ -91,7 +91,7 @@ static void run_segment(const struct watch *o, uint32_t group, uint32_t segment,
         begin[i] = sight.begin;
         end[i] = sight.end;
     }
-    job->a->kernels->segment(&pack);
+    job->a->kernels->segment(&pack, 1);
 }
 
 /* Maximum and sum of a query's weights: all that a part without V has. */

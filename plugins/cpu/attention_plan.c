@@ -21,6 +21,9 @@ void cpu_attn_plan_finish(struct cpu_attn_plan *plan)
     if (plan->items != NULL) {
         host->release(host->data, plan->items, plan->items_bytes);
     }
+    if (plan->mergers != NULL) {
+        host->release(host->data, plan->mergers, plan->mergers_bytes);
+    }
     if (plan->parts != NULL) {
         host->release(host->data, plan->parts, plan->parts_bytes);
     }
@@ -56,7 +59,15 @@ static uint64_t piece_cost(const struct cpu_attn_piece *piece, uint32_t group_si
 {
     uint64_t n_queries = (uint64_t)piece->n_rows * group_size;
 
-    return piece->n_segments * (n_queries < 4 ? 4 : n_queries);
+    return (uint64_t)piece->n_segments * piece->n_groups * (n_queries < 4 ? 4 : n_queries);
+}
+
+/* So many that nobody waits long for the last. One worker shares with nobody: nothing is cut. */
+static uint32_t items_wanted(const struct cpu_attn_plan *plan)
+{
+    uint32_t n_workers = plan->host->n_threads;
+
+    return n_workers > 1 ? n_workers * CPU_ATTN_ITEMS_PER_WORKER : 1;
 }
 
 struct rows {
@@ -66,7 +77,8 @@ struct rows {
     uint32_t n_shared; /* segments that shared pieces have done for them */
 };
 
-/* Pieces of one sequence, the longest (last rows) first, so that no long one starts late. */
+/* Pieces of one sequence and all groups, the longest (last rows) first, so that no long one starts
+ * late. */
 static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa_attn_seq *seq,
                             uint32_t seq_index, const struct rows *rows,
                             struct cpu_attn_piece *pieces)
@@ -79,20 +91,15 @@ static uint32_t list_pieces(const struct gqa_attn_layer *layer, const struct gqa
         uint32_t first = plugin_first_seen(layer, seq, first_row) / GQA_ATTN_SEGMENT_TOKENS;
         uint32_t last = plugin_last_seen(layer, seq, end - 1) / GQA_ATTN_SEGMENT_TOKENS;
 
-        for (uint32_t group = 0; group < layer->n_kv_heads; group++) {
-            struct cpu_attn_piece *piece = &pieces[n++];
-
-            piece->seq = seq_index;
-            piece->group = group;
-            piece->first_row = seq->first_row + first_row;
-            piece->n_rows = n_rows;
-            piece->first_segment = rows->n_shared > 0 ? rows->n_shared : first;
-            piece->n_segments = last - piece->first_segment + 1;
-            piece->shared = 0;
-            piece->sinks = 0;
-            piece->resumes = rows->resumes;
-            piece->parts = 0;
-        }
+        first = rows->n_shared > 0 ? rows->n_shared : first;
+        pieces[n++] = (struct cpu_attn_piece){
+            .seq = seq_index,
+            .first_row = seq->first_row + first_row,
+            .n_rows = n_rows,
+            .first_segment = first,
+            .n_segments = last - first + 1,
+            .resumes = rows->resumes,
+        };
         end = first_row;
     }
     return n;
@@ -124,23 +131,18 @@ static uint32_t list_sinks(const struct gqa_attn_layer *layer, const struct gqa_
         uint32_t n_sinks = plugin_table(layer, seq)->n_sinks;
         uint32_t first = n_sinks > 0 ? plugin_first_apart(layer, seq) : seq->n_rows;
 
-        for (uint32_t row = first, n_rows; row < seq->n_rows; row += n_rows) {
-            n_rows = seq->n_rows - row < rows_max ? seq->n_rows - row : rows_max;
-            for (uint32_t group = 0; group < layer->n_kv_heads; group++, n++) {
-                if (pieces == NULL) {
-                    continue;
-                }
-                pieces[n].seq = s;
-                pieces[n].group = group;
-                pieces[n].first_row = seq->first_row + row;
-                pieces[n].n_rows = n_rows;
-                pieces[n].first_segment = 0;
-                pieces[n].n_segments = (n_sinks - 1) / GQA_ATTN_SEGMENT_TOKENS + 1;
-                pieces[n].shared = 1;
-                pieces[n].sinks = 1;
-                pieces[n].resumes = 0;
-                pieces[n].parts = 0;
+        for (uint32_t row = first; row < seq->n_rows; row += rows_max, n++) {
+            if (pieces == NULL) {
+                continue;
             }
+            pieces[n] = (struct cpu_attn_piece){
+                .seq = s,
+                .first_row = seq->first_row + row,
+                .n_rows = seq->n_rows - row < rows_max ? seq->n_rows - row : rows_max,
+                .n_segments = (n_sinks - 1) / GQA_ATTN_SEGMENT_TOKENS + 1,
+                .shared = 1,
+                .sinks = 1,
+            };
         }
     }
     return n;
@@ -196,30 +198,24 @@ static uint32_t find_run(const struct gqa_attn_layer *layer, const struct gqa_at
 }
 
 /* Pieces of the rows of sequences [first, end); pieces NULL: only counts them. */
-static uint32_t list_shared_pieces(const struct gqa_attn_layer *layer,
-                                   const struct gqa_attn_batch *batch, uint32_t rows_max,
+static uint32_t list_shared_pieces(const struct gqa_attn_batch *batch, uint32_t rows_max,
                                    uint32_t first, uint32_t end, uint32_t n_segments,
                                    struct cpu_attn_piece *pieces)
 {
     const struct gqa_attn_seq *seqs = batch->seqs;
     uint32_t end_row = seqs[end - 1].first_row + seqs[end - 1].n_rows, n = 0;
 
-    for (uint32_t row = seqs[first].first_row; row < end_row; row += rows_max) {
-        for (uint32_t group = 0; group < layer->n_kv_heads; group++, n++) {
-            if (pieces == NULL) {
-                continue;
-            }
-            pieces[n].seq = first;
-            pieces[n].group = group;
-            pieces[n].first_row = row;
-            pieces[n].n_rows = end_row - row < rows_max ? end_row - row : rows_max;
-            pieces[n].first_segment = 0;
-            pieces[n].n_segments = n_segments;
-            pieces[n].shared = 1;
-            pieces[n].sinks = 0;
-            pieces[n].resumes = 0;
-            pieces[n].parts = 0;
+    for (uint32_t row = seqs[first].first_row; row < end_row; row += rows_max, n++) {
+        if (pieces == NULL) {
+            continue;
         }
+        pieces[n] = (struct cpu_attn_piece){
+            .seq = first,
+            .first_row = row,
+            .n_rows = end_row - row < rows_max ? end_row - row : rows_max,
+            .n_segments = n_segments,
+            .shared = 1,
+        };
     }
     return n;
 }
@@ -243,7 +239,7 @@ static uint32_t list_shared(struct cpu_attn_plan *plan, const struct gqa_attn_la
             if (run_end - first < 2) {
                 continue;
             }
-            n += list_shared_pieces(layer, batch, rows_max, first, run_end, n_segments,
+            n += list_shared_pieces(batch, rows_max, first, run_end, n_segments,
                                     pieces != NULL ? pieces + n : NULL);
             for (uint32_t s = first; pieces != NULL && s < run_end; s++) {
                 plan->n_shared[s] = n_segments;
@@ -253,6 +249,58 @@ static uint32_t list_shared(struct cpu_attn_plan *plan, const struct gqa_attn_la
     return n;
 }
 
+/* ---- groups ------------------------------------------------------------------------------ */
+
+/* Groups that a worker can take through a segment together, with this piece's rows. */
+static uint32_t groups_max(const struct cpu_attn_piece *piece, uint32_t group_size)
+{
+    uint32_t n_queries = piece->n_rows * group_size;
+    uint32_t n_packs = (n_queries + CPU_ATTN_PACK_MAX - 1) / CPU_ATTN_PACK_MAX;
+    uint32_t by_queries = CPU_ATTN_PIECE_QUERIES / n_queries;
+    uint32_t by_packs = CPU_ATTN_PACKS_MAX / n_packs;
+    uint32_t n = by_queries < by_packs ? by_queries : by_packs;
+
+    return n > 0 ? n : 1;
+}
+
+/* Sets n_groups of pieces [first, end), which are to have all groups between them. Returns how many
+ * pieces that makes. */
+static uint32_t size_groups(struct cpu_attn_plan *plan, const struct gqa_attn_layer *layer,
+                            uint32_t first, uint32_t end)
+{
+    uint32_t n_groups = layer->n_kv_heads, group_size = layer->n_heads / n_groups, n = 0;
+    uint64_t wanted = items_wanted(plan), n_segments = 0;
+
+    for (uint32_t i = first; i < end; i++) {
+        n_segments += plan->pieces[i].n_segments;
+    }
+    /* No item is less than a segment: where these are few, groups make up for it. */
+    uint64_t spared = n_segments < wanted ? n_groups * n_segments / wanted : n_groups;
+    for (uint32_t i = first; i < end; i++) {
+        uint32_t most = groups_max(&plan->pieces[i], group_size);
+        most = most < spared ? most : spared > 0 ? (uint32_t)spared : 1;
+        uint32_t n_parts = (n_groups + most - 1) / most;
+        plan->pieces[i].n_groups = (n_groups + n_parts - 1) / n_parts;
+        n += (n_groups + plan->pieces[i].n_groups - 1) / plan->pieces[i].n_groups;
+    }
+    return n;
+}
+
+/* Makes n_after pieces of n, so that all groups have theirs. */
+static void part_groups(struct cpu_attn_plan *plan, uint32_t n_kv_heads, uint32_t n,
+                        uint32_t n_after)
+{
+    for (uint32_t i = n; i > 0; i--) {
+        struct cpu_attn_piece piece = plan->pieces[i - 1];
+
+        for (uint32_t end = n_kv_heads; end > 0; end = piece.group) {
+            piece.group = (end - 1) / piece.n_groups * piece.n_groups;
+            plan->pieces[--n_after] = piece;
+            plan->pieces[n_after].n_groups = end - piece.group;
+        }
+    }
+}
+
 /* ---- items ------------------------------------------------------------------------------- */
 
 /* Sets n_items of pieces [first, end), some of which are to be cut, and counts. */
@@ -260,16 +308,15 @@ static void size_items(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
                        uint32_t first, uint32_t end)
 {
     uint32_t group_size = layer->n_heads / layer->n_kv_heads;
-    uint32_t n_workers = plan->host->n_threads;
+    uint32_t n_wanted = items_wanted(plan);
     size_t part_floats = cpu_attn_part_floats(layer->v_dim);
     uint64_t cost = 0;
 
     for (uint32_t i = first; i < end; i++) {
         cost += piece_cost(&plan->pieces[i], group_size);
     }
-    /* The most that one item should cost. One worker shares with nobody: nothing is cut. */
-    uint64_t target =
-        n_workers > 1 ? cost / (n_workers * CPU_ATTN_ITEMS_PER_WORKER) + 1 : UINT64_MAX / 2;
+    /* The most that one item should cost. */
+    uint64_t target = n_wanted > 1 ? (cost + n_wanted - 1) / n_wanted : UINT64_MAX / 2;
     for (uint32_t i = first; i < end; i++) {
         struct cpu_attn_piece *piece = &plan->pieces[i];
         uint64_t wanted = (piece_cost(piece, group_size) + target - 1) / target;
@@ -277,16 +324,17 @@ static void size_items(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
         piece->n_items = wanted < piece->n_segments ? (uint32_t)wanted : piece->n_segments;
         if (piece->n_items > 1) {
             piece->parts = plan->n_part_floats;
-            plan->n_part_floats += part_floats * piece->n_segments * piece->n_rows * group_size;
+            plan->n_mergers += piece->n_groups;
+            plan->n_part_floats +=
+                part_floats * piece->n_segments * piece->n_groups * piece->n_rows * group_size;
         }
         plan->n_items += piece->n_items;
-        atomic_init(&piece->items_left, piece->n_items);
     }
 }
 
 static void list_items(struct cpu_attn_plan *plan)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, n_mergers = 0;
 
     for (uint32_t i = 0; i < plan->n_pieces; i++) {
         const struct cpu_attn_piece *piece = &plan->pieces[i];
@@ -302,10 +350,14 @@ static void list_items(struct cpu_attn_plan *plan)
                 .n_segments = end - first,
             };
         }
+        for (uint32_t g = 0; piece->n_items > 1 && g < piece->n_groups; g++) {
+            plan->mergers[n_mergers++] = (struct cpu_attn_merger){i, piece->group + g};
+        }
     }
 }
 
-/* Memory for a batch's pieces, of which there are n_shared_pieces shared ones. 0 or -ENOMEM. */
+/* Memory for a batch's pieces, of which there are n_shared_pieces shared ones in each group. 0 or
+ * -ENOMEM. */
 static int grow_pieces(struct cpu_attn_plan *plan, const struct gqa_attn_layer *layer,
                        const struct gqa_attn_batch *batch, uint32_t rows_max)
 {
@@ -314,8 +366,7 @@ static int grow_pieces(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
 
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
         /* One more where a view sets some of the rows apart. */
-        n_pieces +=
-            (1 + ((size_t)batch->seqs[s].n_rows + rows_max - 1) / rows_max) * layer->n_kv_heads;
+        n_pieces += 1 + ((size_t)batch->seqs[s].n_rows + rows_max - 1) / rows_max;
     }
     if (plan->n_shared_pieces > 0) {
         rc = cpu_attn_grow(plan->host, (void **)&plan->states, &plan->states_bytes,
@@ -328,7 +379,7 @@ static int grow_pieces(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
     }
     if (rc == 0) {
         rc = cpu_attn_grow(plan->host, (void **)&plan->pieces, &plan->pieces_bytes,
-                           n_pieces * sizeof(*plan->pieces));
+                           n_pieces * layer->n_kv_heads * sizeof(*plan->pieces));
     }
     return rc;
 }
@@ -354,13 +405,23 @@ int cpu_attn_plan_make(struct cpu_attn_plan *plan, const struct gqa_attn_layer *
         plan->n_pieces += list_own_pieces(plan, layer, &batch->seqs[s], s, rows_max,
                                           plan->pieces + plan->n_pieces);
     }
-    plan->n_items = 0;
+    uint32_t n_shared = size_groups(plan, layer, 0, plan->n_shared_pieces);
+    uint32_t n_own = size_groups(plan, layer, plan->n_shared_pieces, plan->n_pieces);
+    part_groups(plan, layer->n_kv_heads, plan->n_pieces, n_shared + n_own);
+    plan->n_shared_pieces = n_shared;
+    plan->n_pieces = n_shared + n_own;
+    plan->n_items = plan->n_mergers = 0;
     plan->n_part_floats = 0;
     size_items(plan, layer, 0, plan->n_shared_pieces);
     plan->n_shared_items = plan->n_items;
+    plan->n_shared_mergers = plan->n_mergers;
     size_items(plan, layer, plan->n_shared_pieces, plan->n_pieces);
     rc = cpu_attn_grow(plan->host, (void **)&plan->items, &plan->items_bytes,
                        plan->n_items * sizeof(*plan->items));
+    if (rc == 0) {
+        rc = cpu_attn_grow(plan->host, (void **)&plan->mergers, &plan->mergers_bytes,
+                           plan->n_mergers * sizeof(*plan->mergers));
+    }
     if (rc == 0) {
         rc = cpu_attn_grow(plan->host, (void **)&plan->parts, &plan->parts_bytes,
                            plan->n_part_floats * sizeof(*plan->parts));

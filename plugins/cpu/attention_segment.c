@@ -130,27 +130,92 @@ static void softmax(const struct cpu_attn_steps *steps, const struct cpu_attn_pa
     }
 }
 
-void cpu_attn_segment_by_blocks(const struct cpu_attn_steps *steps,
-                                const struct cpu_attn_pack *pack)
-{
-    struct hull h = hull_of(pack);
-    uint32_t first = h.first / GQA_KV_BLOCK_TOKENS;
-    uint32_t n_blocks = h.end > 0 ? (h.end - 1) / GQA_KV_BLOCK_TOKENS - first + 1 : 0;
-    /* Memory in the order in which it will be read: K, V, what comes next. */
-    const char *ways[2 * CPU_ATTN_SEGMENT_BLOCKS + 1];
+/* Packs on their way through a segment's blocks [first, end). */
+struct way {
+    const struct cpu_attn_pack *packs;
+    uint32_t n_packs, first, end;
+    struct hull hulls[CPU_ATTN_PACKS_MAX];
+};
 
-    memset(pack->parts, 0,
-           (size_t)pack->n_queries * cpu_attn_part_floats(pack->layer->v_dim) * sizeof(float));
-    for (uint32_t i = 0; i < n_blocks; i++) {
-        ways[i] = pack->k[first + i];
-        ways[n_blocks + i] = pack->v[first + i];
+static int meets(const struct hull *h, uint32_t block)
+{
+    return h->first < (block + 1) * GQA_KV_BLOCK_TOKENS && h->end > block * GQA_KV_BLOCK_TOKENS;
+}
+
+/* K or V that is read next, from pack i of a block on, and does not lie here. NULL: nothing. */
+static const char *next_on(const struct way *way, uint32_t block, uint32_t i, int of_v,
+                           const char *here)
+{
+    for (; block < way->end; block++, i = 0) {
+        for (; i < way->n_packs; i++) {
+            const struct cpu_attn_pack *pack = &way->packs[i];
+            const char *there = of_v ? pack->v[block] : pack->k[block];
+
+            if (there != here && meets(&way->hulls[i], block)) {
+                return there;
+            }
+        }
     }
-    ways[2 * n_blocks] = pack->next_k;
-    for (uint32_t i = 0; i < n_blocks; i++) {
-        steps->score(pack, first + i, ways[i + 1]);
+    return NULL;
+}
+
+static const char *after_k(const struct way *way, uint32_t block, uint32_t i)
+{
+    const char *next = next_on(way, block, i + 1, 0, way->packs[i].k[block]);
+
+    return next != NULL ? next : next_on(way, way->first, 0, 1, NULL);
+}
+
+static const char *after_v(const struct way *way, uint32_t block, uint32_t i)
+{
+    const char *next = next_on(way, block, i + 1, 1, way->packs[i].v[block]);
+
+    return next != NULL ? next : way->packs[way->n_packs - 1].next_k;
+}
+
+static void set_out(struct way *way, const struct cpu_attn_pack *packs, uint32_t n_packs)
+{
+    way->packs = packs;
+    way->n_packs = n_packs;
+    way->first = CPU_ATTN_SEGMENT_BLOCKS;
+    way->end = 0;
+    for (uint32_t i = 0; i < n_packs; i++) {
+        const struct cpu_attn_pack *pack = &packs[i];
+        struct hull h = hull_of(pack);
+
+        memset(pack->parts, 0,
+               (size_t)pack->n_queries * cpu_attn_part_floats(pack->layer->v_dim) * sizeof(float));
+        way->hulls[i] = h;
+        if (h.first < h.end) {
+            way->first = min_u32(way->first, h.first / GQA_KV_BLOCK_TOKENS);
+            way->end = max_u32(way->end, (h.end - 1) / GQA_KV_BLOCK_TOKENS + 1);
+        }
     }
-    softmax(steps, pack);
-    for (uint32_t i = 0; i < n_blocks; i++) {
-        weigh_block(steps, pack, &h, first + i, ways[n_blocks + i + 1]);
+}
+
+/* K of all packs in a block, then in the next one; then V: as they lie in memory, where the packs
+ * are of neighbouring groups. */
+void cpu_attn_segment_by_blocks(const struct cpu_attn_steps *steps,
+                                const struct cpu_attn_pack *packs, uint32_t n_packs)
+{
+    struct way way;
+
+    set_out(&way, packs, n_packs);
+    for (uint32_t block = way.first; block < way.end; block++) {
+        for (uint32_t i = 0; i < n_packs; i++) {
+            if (meets(&way.hulls[i], block)) {
+                steps->score(&packs[i], block, after_k(&way, block, i));
+            }
+        }
+    }
+    for (uint32_t i = 0; i < n_packs; i++) {
+        softmax(steps, &packs[i]);
+    }
+    for (uint32_t block = way.first; block < way.end; block++) {
+        for (uint32_t i = 0; i < n_packs; i++) {
+            if (meets(&way.hulls[i], block)) {
+                weigh_block(steps, &packs[i], &way.hulls[i], block, after_v(&way, block, i));
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-/* plugins/cpu/attention_segment.h - one pack over one segment, in the steps of a vector level.
+/* plugins/cpu/attention_segment.h - packs over one segment, in the steps of a vector level.
  *
  * The walk over blocks, and who sees what, is the same for every vector level; the arithmetic is
  * the level's. */
@@ -23,7 +23,8 @@ struct cpu_attn_steps {
                   uint32_t from, uint32_t to, const char *ahead);
 };
 
+/* The body of a level's segment(). */
 void cpu_attn_segment_by_blocks(const struct cpu_attn_steps *steps,
-                                const struct cpu_attn_pack *pack);
+                                const struct cpu_attn_pack *packs, uint32_t n_packs);
 
 #endif

@@ -484,11 +484,11 @@ static void weigh(const struct cpu_attn_pack *pack, uint32_t query, uint32_t n_q
 
 /* ---- the table --------------------------------------------------------------------------- */
 
-static void segment(const struct cpu_attn_pack *pack)
+static void segment(const struct cpu_attn_pack *packs, uint32_t n_packs)
 {
     static const struct cpu_attn_steps steps = {score, softmax, weigh};
 
-    cpu_attn_segment_by_blocks(&steps, pack);
+    cpu_attn_segment_by_blocks(&steps, packs, n_packs);
 }
 
 static float exp_one(float x)
@@ -496,20 +496,44 @@ static float exp_one(float x)
     return max_of_lanes(exp_negative(vec_all(x))); /* which are all alike */
 }
 
+/* What up to LANES states and their parts weigh when they meet. */
+struct weights {
+    _Alignas(64) float max[LANES];
+    _Alignas(64) float state[LANES];
+    _Alignas(64) float part[LANES];
+};
+
+/* ends, part_ends (n, stride): maxima, that is. */
+static void find_weights(const float *ends, const float *part_ends, uint32_t n, size_t stride,
+                         struct weights *ret)
+{
+    for (uint32_t i = 0; i < n && i < LANES; i++) {
+        ret->state[i] = ends[i * stride];
+        ret->part[i] = part_ends[i * stride];
+    }
+    vec a = vec_load(ret->state), b = vec_load(ret->part), max = vec_max(a, b);
+    vec_store(ret->max, max);
+    vec_store(ret->state, exp_negative(vec_sub(a, max)));
+    vec_store(ret->part, exp_negative(vec_sub(b, max)));
+}
+
 static void merge(float *states, const float *parts, uint32_t n, uint32_t v_dim)
 {
     const uint32_t v_pad = cpu_attn_v_pad(v_dim);
     const size_t stride = cpu_attn_part_floats(v_dim);
+    struct weights w = {0};
 
     for (uint32_t i = 0; i < n; i++, states += stride, parts += stride) {
         float *end = states + v_pad;
         const float *part_end = parts + v_pad;
 
-        if (part_end[0] == -INFINITY && part_end[1] == 0.0f) {
-            continue; /* an empty part; two of them would make NaN of -inf minus -inf */
+        if (i % LANES == 0) {
+            find_weights(end, part_end, n - i, stride, &w);
         }
-        float max = end[0] > part_end[0] ? end[0] : part_end[0];
-        vec a = exp_negative(vec_all(end[0] - max)), b = exp_negative(vec_all(part_end[0] - max));
+        if (part_end[0] == -INFINITY && part_end[1] == 0.0f) {
+            continue; /* an empty part; two of them make NaN of -inf minus -inf */
+        }
+        vec a = vec_all(w.state[i % LANES]), b = vec_all(w.part[i % LANES]);
         for (uint32_t d = 0; d < v_pad; d += LANES) {
             vec x = vec_mul(vec_load(parts + d), b);
             vec_store(states + d, vec_fma(vec_load(states + d), a, x));
@@ -517,7 +541,7 @@ static void merge(float *states, const float *parts, uint32_t n, uint32_t v_dim)
         /* The sums go the same way, beside the maximum and the padding. */
         vec x = vec_mul(vec_load(part_end), b);
         vec_store(end, vec_fma(vec_load(end), a, x));
-        end[0] = max;
+        end[0] = w.max[i % LANES];
     }
 }
 

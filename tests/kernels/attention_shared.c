@@ -172,19 +172,24 @@ Test(attention_shared, no_hint_changes_a_bit)
     }
 }
 
+/* n_groups: of the shared pieces, which have each group once for all rows. */
 static void expect_shared(const struct company *c, const struct gqa_attn_shared *shared,
-                          uint32_t n_pieces, const uint32_t *n_segments)
+                          uint32_t n_groups, const uint32_t *n_segments)
 {
     struct gqa_attn_batch batch = c->batch;
     struct cpu_attn_plan plan;
     struct gqa_host host;
+    uint32_t n = 0;
 
     batch.n_shared = 1;
     batch.shared = shared;
     attn_host_init(&host, ATTN_HOST_BACKWARDS, 1);
     cpu_attn_plan_init(&plan, &host);
     cr_assert_eq(cpu_attn_plan_make(&plan, &c->problem.layer, &batch), 0);
-    cr_expect_eq(plan.n_shared_pieces, n_pieces, "%u pieces", plan.n_shared_pieces);
+    for (uint32_t i = 0; i < plan.n_shared_pieces; i++) {
+        n += plan.pieces[i].n_groups;
+    }
+    cr_expect_eq(n, n_groups, "%u groups", n);
     for (uint32_t s = 0; s < N_SEQS; s++) {
         cr_expect_eq(plan.n_shared[s], n_segments[s], "sequence %u: %u", s, plan.n_shared[s]);
     }
