@@ -72,13 +72,30 @@ int cuda_times_close(struct cuda_program *p, uint32_t end)
     return p->times.on ? record(p, *event_behind(&p->times, end)) : 0;
 }
 
+static uint64_t matrix_bytes(const struct cuda_matrix *m)
+{
+    return (uint64_t)((m->n_outputs + CUDA_STRIP - 1) / CUDA_STRIP) *
+           ((m->n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK) * cuda_block_bytes(m->type);
+}
+
+/* Which experts rows have chosen stays on the device: each has chosen so many, all the same ones
+ * at the least. */
+static uint64_t mixture_bytes(const struct cuda_mixture *m, uint32_t n_used)
+{
+    uint64_t gate = m->gate.weight != 0 ? matrix_bytes(&m->gate) : 0;
+
+    return matrix_bytes(&m->router) +
+           n_used * (gate + matrix_bytes(&m->up) + matrix_bytes(&m->down));
+}
+
 /* What an op has to read at least. */
 static uint64_t bytes_of(const struct cuda_program *p, const struct cuda_op *op)
 {
     switch (op->op.kind) {
     case GQA_OP_LINEAR:
-        return (uint64_t)((op->n_outputs + CUDA_STRIP - 1) / CUDA_STRIP) *
-               ((op->n_inputs + CUDA_BLOCK - 1) / CUDA_BLOCK) * cuda_block_bytes(op->type);
+        return matrix_bytes(&op->matrix);
+    case GQA_OP_EXPERTS:
+        return mixture_bytes(op->mixture, op->op.u.experts.n_used);
     case GQA_OP_ATTENTION:
         return plugin_attention_bytes(&p->layers[op->op.layer].host, p->step.batch->attention);
     default:
