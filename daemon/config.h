@@ -80,6 +80,10 @@ struct config_list {
       "answers that programs of one uid have not read: no new calls above")                    \
     S(BYTES, max_ring_bytes_per_user, 0, LIVE, 0, 1099511627776, "512M",                       \
       "shared memory of one uid's connections: rings and data areas")                          \
+    S(U32, max_strikes_per_user, 0, LIVE, 0, 1000000, "1000",                                  \
+      "a uid that misbehaves more is slowed while others are there; 0: nobody is")             \
+    S(U32, slowed_share_permille, 0, LIVE, 1, 1000, "5",                                       \
+      "of the loop's time, for a uid that is slowed")                                          \
     S(U32, ring_poll_us, 0, LIVE, 0, 1000, "50",                                               \
       "after a request in a ring look for the next one so long before sleeping")               \
     S(U32, max_calls_per_connection, 0, LIVE, 1, 65536, "256", "open calls of one connection") \

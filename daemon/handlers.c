@@ -73,6 +73,7 @@ int service_create(const struct service_options *options, struct service **ret)
     s->registry = options->registry;
     s->catalogue = options->catalogue;
     s->quotas = options->quotas;
+    s->penalties = options->penalties;
     s->host = options->host;
     snprintf(s->realm, sizeof(s->realm), "%s", options->realm ? options->realm : "");
     s->started_ns = clock_now_ns();
@@ -309,6 +310,7 @@ static void cancel(struct caller *c, const struct ipc_value *params)
         return;
     }
     struct call *call = call_find(c, (uint32_t)id);
+    penalty_strike(c->service->penalties, c->penalty, PENALTY_CANCEL, clock_now_ns());
     if (call && !call->cancelled) {
         call->cancelled = true;
         call_stop(call);

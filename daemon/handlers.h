@@ -12,6 +12,7 @@
 
 #include "daemon/backend/backend.h"
 #include "daemon/model/registry.h"
+#include "daemon/penalty.h"
 #include "daemon/quota.h"
 #include "daemon/sched/engine.h"
 #include "ipc/codec.h"
@@ -70,7 +71,8 @@ struct service_options {
     struct engine *engine;
     struct registry *registry;
     struct backend_catalogue *catalogue;
-    struct quota_table *quotas; /* outlives the service */
+    struct quota_table *quotas; /* outlives the service, and so do penalties */
+    struct penalty_table *penalties;
     const char *realm; /* whose cached prompts all users share; "": each has its own. Copied. */
     struct service_host host;
     struct service_limits limits;
@@ -115,6 +117,7 @@ struct caller {
     const struct caller_sink *sink;
     struct ipc_buffer *out;
     uid_t uid;
+    struct penalty *penalty; /* its uid's, the transport's reference; NULL: strikes do not count */
     bool admin;
     bool parsing;   /* a long message is on the task pool: order demands to wait for it */
     bool congested; /* set by the transport: out is longer than it likes */

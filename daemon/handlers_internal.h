@@ -108,6 +108,7 @@ struct service {
     struct registry *registry;
     struct backend_catalogue *catalogue;
     struct quota_table *quotas;
+    struct penalty_table *penalties;
     char realm[KV_REALM_BYTES]; /* shared by all users, or "" */
     struct service_host host;
     struct service_limits limits; /* allow_models is an owned copy */

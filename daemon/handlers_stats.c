@@ -111,11 +111,23 @@ static void pack_models(struct ipc_buffer *b, struct service *s)
     free(entries);
 }
 
-/* What a user has had of the engine, and what it holds against its quotas. Either may be empty. */
-static void pack_user(struct ipc_buffer *b, uid_t uid, const struct fair_user *had,
-                      const struct quota_user *holds)
+/* ---- users ------------------------------------------------------------------------------- */
+
+/* Who is told of: counted first, then packed. */
+struct users {
+    const struct call *call;
+    struct fair_user had[FAIR_USERS_MAX]; /* (n) of the engine */
+    size_t n, count;
+    struct ipc_buffer *b; /* NULL: they are counted */
+};
+
+/* What a user has had of the engine, what it holds against its quotas, how it behaves. */
+static void pack_user(struct ipc_buffer *b, const struct service *s, uid_t uid,
+                      const struct fair_user *had)
 {
-    ipc_pack_map(b, 7 + QUOTA_COUNT);
+    const struct quota_user *holds = quota_user(s->quotas, uid);
+    const struct penalty *penalty = penalty_find(s->penalties, uid);
+    ipc_pack_map(b, 9 + QUOTA_COUNT);
     pack_kv_u64(b, "uid", uid);
     pack_kv_u64(b, "weight", had->weight);
     pack_kv_u64(b, "n_running", had->n_running);
@@ -126,49 +138,69 @@ static void pack_user(struct ipc_buffer *b, uid_t uid, const struct fair_user *h
         pack_kv_u64(b, quota_name(k), holds ? holds->used.of[k] : 0);
     }
     pack_kv_u64(b, "refused", holds ? holds->n_refused : 0);
+    pack_kv_u64(b, "strikes", penalty ? (uint64_t)penalty->strikes : 0);
+    pack_kv_bool(b, "slowed", penalty && penalty->slowed);
 }
 
-static const struct fair_user *find_user(const struct fair_user *users, size_t n, uid_t uid)
+static bool has_used_engine(const struct users *u, uid_t uid)
 {
-    for (size_t i = 0; i < n; i++) {
-        if (users[i].uid == uid) {
-            return &users[i];
+    for (size_t i = 0; i < u->n; i++) {
+        if (u->had[i].uid == uid) {
+            return true;
         }
     }
-    return NULL;
+    return false;
 }
 
-/* Those who have used the engine, then those who only hold something; users see themselves. */
-static void pack_users(struct ipc_buffer *b, const struct call *call)
+/* Users see themselves. */
+static void tell_user(struct users *u, uid_t uid, const struct fair_user *had)
+{
+    if (!u->call->caller->admin && uid != u->call->uid) {
+        return;
+    }
+    u->count++;
+    if (u->b) {
+        pack_user(u->b, u->call->service, uid, had);
+    }
+}
+
+/* Those who have used the engine, then those who only hold something, then those who are only
+ * remembered for what they did. */
+static void tell_users(struct users *u)
 {
     static const struct fair_user nothing = {.weight = 1};
-    struct fair_user users[FAIR_USERS_MAX];
-    struct quota_table *quotas = call->service->quotas;
-    size_t n = engine_users(call->service->engine, users, FAIR_USERS_MAX), count = 0;
-    n = n < FAIR_USERS_MAX ? n : FAIR_USERS_MAX;
+    const struct service *s = u->call->service;
     const struct quota_user *q;
-    for (int pack = 0; pack < 2; pack++) {
-        for (size_t i = 0; i < n; i++) {
-            bool told = call->caller->admin || users[i].uid == call->uid;
-            count += !pack && told;
-            if (pack && told) {
-                pack_user(b, users[i].uid, &users[i], quota_user(quotas, users[i].uid));
-            }
+    const struct penalty *p;
+    for (size_t i = 0; i < u->n; i++) {
+        tell_user(u, u->had[i].uid, &u->had[i]);
+    }
+    LIST_FOREACH(q, &s->quotas->users, entry)
+    {
+        if (!has_used_engine(u, q->uid)) {
+            tell_user(u, q->uid, &nothing);
         }
-        LIST_FOREACH(q, &quotas->users, entry)
-        {
-            bool told =
-                (call->caller->admin || q->uid == call->uid) && find_user(users, n, q->uid) == NULL;
-            count += !pack && told;
-            if (pack && told) {
-                pack_user(b, q->uid, &nothing, q);
-            }
-        }
-        if (!pack) {
-            pack_kv_array(b, "users", count);
+    }
+    LIST_FOREACH(p, &s->penalties->users, entry)
+    {
+        if (!has_used_engine(u, p->uid) && !quota_user(s->quotas, p->uid)) {
+            tell_user(u, p->uid, &nothing);
         }
     }
 }
+
+static void pack_users(struct ipc_buffer *b, const struct call *call)
+{
+    struct users u = {.call = call};
+    size_t n = engine_users(call->service->engine, u.had, FAIR_USERS_MAX);
+    u.n = n < FAIR_USERS_MAX ? n : FAIR_USERS_MAX;
+    tell_users(&u);
+    pack_kv_array(b, "users", u.count);
+    u.b = b;
+    tell_users(&u);
+}
+
+/* ---- server.stats ------------------------------------------------------------------------ */
 
 static void pack_quantiles(struct ipc_buffer *b, const char *key, const struct histogram *h)
 {

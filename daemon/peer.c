@@ -45,6 +45,26 @@ void peer_mark_dirty(struct peer *p)
     peer_ready(p);
 }
 
+void peer_broke(struct peer *p, const char *what)
+{
+    /* Of who goes on with it, one line tells (penalty.c). */
+    if (p->user->penalty->slowed) {
+        log_debug("uid %u: %s: disconnected", p->uid, what);
+    } else {
+        log_warning("uid %u: %s: disconnected", p->uid, what);
+    }
+    peer_strike(p, PENALTY_VIOLATION);
+    peer_close(p);
+}
+
+static void client_left(struct peer *p)
+{
+    if (p->caller.n_calls > 0 || p->input.frame) {
+        peer_strike(p, PENALTY_ABRUPT_END);
+    }
+    peer_close(p);
+}
+
 /* One recvmsg. There is no room for control data on purpose: descriptors that a client sends are
  * then closed by the kernel before they ever exist here, and MSG_CTRUNC tells of them. */
 static void receive(struct peer *p)
@@ -59,12 +79,11 @@ static void receive(struct peer *p)
         return;
     }
     if (n <= 0) {
-        peer_close(p);
+        client_left(p);
         return;
     }
     if (msg.msg_flags & MSG_CTRUNC) {
-        log_warning("uid %u sent file descriptors, which no client does: disconnected", p->uid);
-        peer_close(p);
+        peer_broke(p, "it sent file descriptors, which no client does");
         return;
     }
     p->input.frame_ns = uv_hrtime();
@@ -85,12 +104,14 @@ bool peer_has_work(const struct peer *p)
  * it would have to wait for something. */
 static void take_input(struct peer *p)
 {
-    if (p->input.rest && peer_may_take(p)) {
+    if (p->gone && peer_is_paced(p)) {
+        client_left(p); /* what it may have said before is not worth its uid's time */
+    } else if (p->input.rest && peer_may_take(p)) {
         peer_feed_rest(p, &p->input);
     } else if (p->readable && peer_may_read(p, &p->input)) {
         receive(p);
     } else if (p->hung_up) {
-        peer_close(p);
+        client_left(p);
     }
 }
 
@@ -122,6 +143,7 @@ static void sink_broken(struct caller *c)
 {
     struct peer *p = peer_of(c);
     p->ending = true;
+    peer_strike(p, PENALTY_VIOLATION);
     peer_mark_dirty(p);
 }
 
@@ -174,6 +196,7 @@ int peer_create(struct peer_host *host, int fd, uid_t uid, bool admin,
     ipc_buffer_init(&p->out);
     peer_input_init(&p->input);
     caller_init(&p->caller, host->service, &sink, &p->out, uid, admin);
+    p->caller.penalty = p->user->penalty;
     LIST_INSERT_HEAD(&host->all, p, entry);
     host->n_peers++;
     peer_note_deadline(p);

@@ -7,13 +7,16 @@
  * Nothing is done where an event is told: the peer is queued among its uid's, and peers_serve()
  * works for the uids in turns, a bounded step each, until the turn's time is up. What is left waits
  * for the next turn, which comes without sleeping, after a look at what is new. So nobody waits
- * for more than a step of each other uid, however much one of them has to do (peer_turn.c).
+ * for more than a step of each other uid, however much one of them has to do (peer_turn.c). A uid
+ * that misbehaves waits between its steps (penalty.h).
  *
  * Loop thread only. */
 #ifndef DAEMON_PEER_H
 #define DAEMON_PEER_H
 
 #include "daemon/handlers.h"
+#include "daemon/peer_alarm.h"
+#include "daemon/penalty.h"
 #include "daemon/quota.h"
 
 #include <uv.h>
@@ -39,6 +42,9 @@ struct peer_host {
     struct peer_user_list users;    /* those that are connected */
     struct peer_user_queue fresh;   /* those that are to be worked for: who had nothing to do, */
     struct peer_user_queue waiting; /* then who has had a step and has more */
+    struct peer_user_queue paced;   /* those that misbehaved: a step now and then (penalty.h) */
+    uint64_t paced_due_ns;          /* none of them is due before */
+    struct peer_alarm paced_alarm;  /* so that the loop does not sleep beyond that */
     struct peer *served;            /* just now */
     uint64_t step_ends_ns;          /* its step */
     uv_idle_t working;              /* active while there are some that wait: no sleep */
@@ -54,6 +60,7 @@ struct peer_host {
     uint64_t reader_timeout_ns; /* one that does not take its output, too */
     uint64_t paused_timeout_ns; /* its requests are ended when they wait so long for it */
     struct quota_table *quotas;
+    struct penalty_table *penalties;
     void (*on_closed)(struct peer_host *host);
 };
 

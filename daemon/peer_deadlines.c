@@ -44,6 +44,9 @@ static bool is_unfinished(const struct peer *p, const struct peer_input *in, uin
 static bool is_late(const struct peer *p, uint64_t now)
 {
     const struct peer_host *h = p->host;
+    if (p->queued) { /* for us to take it in */
+        return false;
+    }
     if (!p->greeted && now - p->opened_ns > h->handshake_ns) {
         log_info("uid %u: no message within the handshake's time: disconnected", p->uid);
         return true;
@@ -75,6 +78,7 @@ static void end_paused(struct peer *p, uint64_t now)
 static void check(struct peer *p, uint64_t now)
 {
     if (!p->late && is_late(p, now)) {
+        peer_strike(p, PENALTY_LATE);
         p->late = true; /* closing takes its time: a step each */
         peer_ready(p);
     }

@@ -66,6 +66,9 @@ static void refuse(struct peer *p, int rc)
     }
     caller_notify_error(&p->caller, &e);
     p->ending = true;
+    if (rc != -ENOMEM) {
+        peer_strike(p, PENALTY_VIOLATION);
+    }
 }
 
 static void deliver_frame(struct peer *p, struct peer_input *in)

@@ -21,10 +21,11 @@
 struct peer_user {
     LIST_ENTRY(peer_user) entry;
     TAILQ_ENTRY(peer_user) turn;   /* in queue, while some of its peers are ready */
-    struct peer_user_queue *queue; /* host->fresh, host->waiting or NULL */
+    struct peer_user_queue *queue; /* host->fresh, host->waiting, host->paced or NULL */
     TAILQ_HEAD(, peer) ready;      /* in the order in which they came */
     uid_t uid;
     uint32_t n_peers;
+    struct penalty *penalty; /* a reference */
 };
 
 /* A stream of messages that comes in pieces. A peer has one from its socket and one from its ring;
@@ -99,6 +100,7 @@ struct peer {
     /* What there is to do, see peer_has_work(). */
     bool readable; /* the socket may have bytes: told once, so kept until it has none */
     bool hung_up;  /* the client has closed its end */
+    bool gone;     /* and hears nothing any more */
     bool dirty;    /* output, or an end, may be delivered */
     bool late;     /* it is to be closed */
     bool queued, is_timed;
@@ -109,6 +111,8 @@ struct peer {
 /* Stays allocated until the turn ends. */
 void peer_close(struct peer *p);
 void peer_mark_dirty(struct peer *p);
+/* Closes the peer, whose client broke the protocol; "uid N: WHAT: disconnected" is logged. */
+void peer_broke(struct peer *p, const char *what);
 /* A bounded piece of what there is to do; may close the peer. */
 void peer_step(struct peer *p);
 bool peer_has_work(const struct peer *p);
@@ -122,6 +126,10 @@ void peer_leave(struct peer *p);
 void peer_ready(struct peer *p);
 /* Has the loop told of room in the socket as well, while output waits for it. -errno. */
 int peer_watch(struct peer *p);
+/* Its uid has done what only a faulty or hostile program does, or wasted something. */
+void peer_strike(struct peer *p, enum penalty_kind kind);
+/* Whether its uid waits between its steps. */
+bool peer_is_paced(const struct peer *p);
 /* Whether the step has taken its time: what can wait for the next one is to wait. */
 bool peer_step_is_over(const struct peer_host *host);
 

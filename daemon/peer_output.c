@@ -202,10 +202,12 @@ void peer_flush(struct peer *p)
 {
     int rc = p->out.error ? -ENOMEM : drain_output(p);
     if (rc < 0 && rc != -EAGAIN) {
+        if (rc == -EPROTO) {
+            peer_broke(p, "its completion ring's head is nonsense");
+            return;
+        }
         if (rc == -ENOMEM) {
             log_warning("uid %u: no memory for its answers: disconnected", p->uid);
-        } else if (rc == -EPROTO) {
-            log_warning("uid %u: its completion ring's head is nonsense: disconnected", p->uid);
         }
         peer_close(p);
         return;

@@ -75,7 +75,6 @@ static int listen_to(struct peer_ring *r)
 
 static void mute(struct peer_ring *r)
 {
-    log_debug("uid %u: its doorbell rings for nothing: not listened to for a moment", r->peer->uid);
     uv_poll_stop(&r->doorbell);
     r->is_muted = true;
 }
@@ -103,11 +102,19 @@ static void on_doorbell(uv_poll_t *poll, int status, int events)
     struct iovec iov = {.iov_base = &count, .iov_len = sizeof(count)};
     ssize_t n = preadv2(r->doorbell_fd, &iov, 1, -1, RWF_NOWAIT);
     if (status < 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
-        log_warning("uid %u: its doorbell cannot be read: disconnected", r->peer->uid);
-        peer_close(r->peer);
+        peer_broke(r->peer, "its doorbell cannot be read");
+        return;
+    }
+    if (peer_is_paced(r->peer)) {
+        mute(r); /* until its step */
+        r->pending = true;
+        peer_ready(r->peer);
         return;
     }
     if (++r->idle_bells > IDLE_BELLS_MAX) {
+        log_debug("uid %u: its doorbell rings for nothing: not listened to for a moment",
+                  r->peer->uid);
+        peer_strike(r->peer, PENALTY_IDLE_BELLS);
         mute(r);
     }
     peer_ring_wake(r);
@@ -152,10 +159,8 @@ ssize_t peer_ring_put(struct peer_ring *r, const uint8_t *data, size_t bytes)
 
 static void end_broken(struct peer_ring *r)
 {
-    log_warning("uid %u: its submission ring is nonsense (a tail that cannot be, or a record that "
-                "does not fit): disconnected",
-                r->peer->uid);
-    peer_close(r->peer);
+    peer_broke(r->peer, "its submission ring is nonsense (a tail that cannot be, or a record that "
+                        "does not fit)");
 }
 
 /* One helping, and whether there was any. The peer may be closed afterwards. */
@@ -214,7 +219,10 @@ static bool may_take(const struct peer_ring *r)
 void peer_ring_serve(struct peer_ring *r)
 {
     struct peer *p = r->peer;
-    r->pending = false;
+    if (r->pending) {
+        r->pending = false;
+        peer_ring_wake(r); /* one that is paced was let fall asleep */
+    }
     if (r->input.rest && peer_may_take(p)) {
         peer_feed_rest(p, &r->input);
         peer_ring_wake(r); /* it may have fallen asleep over what it could not take */
@@ -223,8 +231,13 @@ void peer_ring_serve(struct peer_ring *r)
     if (!p->closed && may_put(r)) {
         p->dirty = some = true;
     }
-    if (some && !p->closed) {
+    if (p->closed) {
+        return;
+    }
+    if (some) {
         heed(r);
+    } else if (r->is_muted && r->idle_bells <= IDLE_BELLS_MAX && listen_to(r) < 0) {
+        peer_close(p); /* it was muted until this step */
     }
 }
 
@@ -239,7 +252,7 @@ static bool serve_awake(struct peer_host *host)
         if (may_take(r) || may_put(r)) {
             r->pending = true;
             peer_ready(r->peer);
-            some = true;
+            some |= !peer_is_paced(r->peer);
         }
     }
     if (some) {
@@ -257,6 +270,19 @@ static void try_to_sleep(struct peer_ring *r)
     if (may_take(r) || (room && has_room(r))) {
         ring_wait_for(wait, RING_WAIT_NOTHING);
     } else {
+        fall_asleep(r);
+    }
+}
+
+/* Of a uid that is paced: what is in it waits for a step of its peer, and keeps nobody awake. */
+static void set_aside(struct peer_ring *r)
+{
+    if (!r->pending) {
+        try_to_sleep(r);
+    }
+    if (r->awake) {
+        r->pending = true;
+        peer_ready(r->peer);
         fall_asleep(r);
     }
 }
@@ -286,7 +312,9 @@ void peers_serve_rings(struct peer_host *host)
     }
     for (struct peer_ring *r = LIST_FIRST(&host->awake); r; r = next) {
         next = LIST_NEXT(r, awake_entry);
-        if (poll_ns == 0 || now >= host->ring_poll_until) {
+        if (peer_is_paced(r->peer)) {
+            set_aside(r);
+        } else if (poll_ns == 0 || now >= host->ring_poll_until) {
             try_to_sleep(r);
         }
     }

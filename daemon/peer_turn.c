@@ -13,6 +13,10 @@
  * waits all the same. A step looks at the clock between two messages and two sends
  * (peer_step_is_over), so it is as long as its longest message takes, beyond STEP_NS.
  *
+ * Who misbehaves and is not alone (penalty.h) leaves that circle for host->paced, where it gets a
+ * short step, pays for it by waiting, and gets another: none of its events makes the loop work
+ * for it in between, so that the loop sleeps, and is woken at once, as if it were not there.
+ *
  * Sockets are told of by an epoll of our own below the loop's, edge-triggered: each event is noted
  * once, at the cost of a few loads, and a socket that waits for its turn costs nothing until then.
  * uv_poll knows level triggers only, so that a thousand waiting sockets would be told of again in
@@ -26,6 +30,7 @@
 
 #define TURN_NS        50000u /* then a look at what is new */
 #define STEP_NS        50000u
+#define PACED_STEP_NS  20000u
 #define EVENTS_AT_ONCE 256
 
 /* ---- users ------------------------------------------------------------------------------- */
@@ -40,11 +45,15 @@ static struct peer_user *user_of(struct peer_host *h, uid_t uid)
         }
     }
     u = calloc(1, sizeof(*u));
-    if (u) {
-        u->uid = uid;
-        TAILQ_INIT(&u->ready);
-        LIST_INSERT_HEAD(&h->users, u, entry);
+    struct penalty *penalty = u ? penalty_ref(h->penalties, uid) : NULL;
+    if (!penalty) {
+        free(u);
+        return NULL;
     }
+    u->uid = uid;
+    u->penalty = penalty;
+    TAILQ_INIT(&u->ready);
+    LIST_INSERT_HEAD(&h->users, u, entry);
     return u;
 }
 
@@ -59,10 +68,26 @@ static void move_user(struct peer_user *u, struct peer_user_queue *to)
     }
 }
 
-static void forget_empty(struct peer_user *u)
+static bool is_paced(const struct peer_host *h, const struct peer_user *u, uint64_t now)
+{
+    return penalty_is_paced(h->penalties, u->penalty, now);
+}
+
+/* Where it waits for its next step, or for its first one in `otherwise`. */
+static void enqueue(struct peer_host *h, struct peer_user *u, struct peer_user_queue *otherwise)
+{
+    bool paced = u->penalty->slowed && is_paced(h, u, uv_hrtime());
+    move_user(u, paced ? &h->paced : otherwise);
+    if (paced && u->penalty->next_ns < h->paced_due_ns) {
+        h->paced_due_ns = u->penalty->next_ns;
+    }
+}
+
+static void forget_empty(struct peer_host *h, struct peer_user *u)
 {
     if (u->n_peers == 0) {
         LIST_REMOVE(u, entry);
+        penalty_unref(h->penalties, u->penalty);
         free(u);
     }
 }
@@ -75,12 +100,13 @@ int peer_enter(struct peer *p)
     }
     p->user = u;
     u->n_peers++;
+    peer_strike(p, PENALTY_CONNECTION);
     struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.ptr = p};
     p->events = e.events;
     if (epoll_ctl(p->host->sockets, EPOLL_CTL_ADD, p->fd, &e) < 0) {
         int rc = -errno;
         u->n_peers--;
-        forget_empty(u);
+        forget_empty(p->host, u);
         return rc;
     }
     return 0;
@@ -100,7 +126,17 @@ void peer_leave(struct peer *p)
     epoll_ctl(p->host->sockets, EPOLL_CTL_DEL, p->fd, NULL);
     p->user = NULL;
     u->n_peers--;
-    forget_empty(u);
+    forget_empty(p->host, u);
+}
+
+void peer_strike(struct peer *p, enum penalty_kind kind)
+{
+    penalty_strike(p->host->penalties, p->user->penalty, kind, uv_hrtime());
+}
+
+bool peer_is_paced(const struct peer *p)
+{
+    return p->user->penalty->slowed && is_paced(p->host, p->user, uv_hrtime());
 }
 
 /* ---- what is to be done ------------------------------------------------------------------ */
@@ -112,9 +148,13 @@ void peer_ready(struct peer *p)
         return;
     }
     if (!p->user->queue) {
-        move_user(p->user, &h->fresh);
+        enqueue(h, p->user, &h->fresh);
     }
-    TAILQ_INSERT_TAIL(&p->user->ready, p, turn);
+    if (p->gone && p->user->queue == &h->paced) {
+        TAILQ_INSERT_HEAD(&p->user->ready, p, turn); /* its requests are not to run any longer */
+    } else {
+        TAILQ_INSERT_TAIL(&p->user->ready, p, turn);
+    }
     p->queued = true;
 }
 
@@ -134,6 +174,7 @@ static void note(struct peer *p, uint32_t events)
 {
     p->readable |= (events & EPOLLIN) != 0;
     p->hung_up |= (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    p->gone |= (events & (EPOLLHUP | EPOLLERR)) != 0;
     p->dirty |= (events & EPOLLOUT) != 0;
     if (peer_has_work(p)) {
         peer_ready(p);
@@ -162,15 +203,11 @@ bool peer_step_is_over(const struct peer_host *host)
     return uv_hrtime() >= host->step_ends_ns;
 }
 
-/* One step for the first user of a queue. Returns the time after it. */
-static uint64_t serve_first(struct peer_host *h, struct peer_user_queue *queue, uint64_t now)
+static void serve_peer(struct peer_host *h, struct peer_user *u)
 {
-    struct peer_user *u = TAILQ_FIRST(queue);
     struct peer *p = TAILQ_FIRST(&u->ready);
     TAILQ_REMOVE(&u->ready, p, turn);
     p->queued = false;
-    move_user(u, &h->waiting);
-    h->step_ends_ns = now + STEP_NS;
     h->served = p;
     peer_step(p);
     h->served = NULL;
@@ -179,10 +216,62 @@ static uint64_t serve_first(struct peer_host *h, struct peer_user_queue *queue, 
     }
     if (peer_has_work(p)) {
         peer_ready(p);
-    } else if (!p->closed && TAILQ_EMPTY(&u->ready)) { /* a closed one has left its user */
-        move_user(u, NULL);
     }
-    return uv_hrtime();
+}
+
+/* One step for a user, of about so long: for one of its peers or, if it waits between its steps,
+ * for as many as there is time for. Returns the time after it. */
+static uint64_t serve(struct peer_host *h, struct peer_user *u, uint64_t step_ns, uint64_t now)
+{
+    bool paced = u->queue == &h->paced;
+    uint64_t end;
+    move_user(u, &h->waiting);
+    u->n_peers++; /* one that closes does not take its user along */
+    h->step_ends_ns = now + step_ns;
+    do {
+        serve_peer(h, u);
+        end = uv_hrtime();
+    } while (paced && !TAILQ_EMPTY(&u->ready) && end < h->step_ends_ns);
+    penalty_note_served(h->penalties, u->uid, end);
+    if (u->penalty->slowed) {
+        penalty_charge(h->penalties, u->penalty, end - now, end);
+    }
+    if (TAILQ_EMPTY(&u->ready)) {
+        move_user(u, NULL);
+    } else if (u->penalty->slowed) {
+        enqueue(h, u, &h->waiting);
+    }
+    u->n_peers--;
+    forget_empty(h, u);
+    return end;
+}
+
+static uint64_t serve_first(struct peer_host *h, struct peer_user_queue *queue, uint64_t now)
+{
+    return serve(h, TAILQ_FIRST(queue), STEP_NS, now);
+}
+
+/* One step for one of those that have waited long enough, or need not wait any more. */
+static void serve_paced(struct peer_host *h, uint64_t now)
+{
+    struct peer_user *u, *due = NULL;
+    uint64_t next_ns = UINT64_MAX;
+    if (now < h->paced_due_ns) {
+        return;
+    }
+    TAILQ_FOREACH(u, &h->paced, turn)
+    {
+        uint64_t at = is_paced(h, u, now) ? u->penalty->next_ns : now;
+        if (at <= now && !due) {
+            due = u;
+        } else if (at < next_ns) {
+            next_ns = at;
+        }
+    }
+    h->paced_due_ns = next_ns;
+    if (due) {
+        serve(h, due, PACED_STEP_NS, now);
+    }
 }
 
 static void free_gone(struct peer_host *h)
@@ -198,6 +287,24 @@ static void keep_working(uv_idle_t *idle)
 {
 }
 
+/* What is due is found before the loop sleeps again. */
+static void on_paced_due(struct peer_alarm *a)
+{
+}
+
+/* Whether the loop may sleep now, and until when. */
+static void prepare_sleep(struct peer_host *h, bool has_more)
+{
+    if (TAILQ_EMPTY(&h->waiting) && TAILQ_EMPTY(&h->fresh) && !has_more) {
+        uv_idle_stop(&h->working);
+    } else {
+        uv_idle_start(&h->working, keep_working); /* the loop's poll does not sleep then */
+    }
+    if (!TAILQ_EMPTY(&h->paced)) {
+        peer_alarm_set(&h->paced_alarm, h->paced_due_ns);
+    }
+}
+
 void peers_serve(struct peer_host *h)
 {
     uint64_t now = uv_hrtime(), end = now + TURN_NS;
@@ -210,12 +317,9 @@ void peers_serve(struct peer_host *h)
             now = serve_first(h, &h->waiting, now);
         } while (now < end && !TAILQ_EMPTY(&h->waiting));
     }
+    serve_paced(h, now);
     free_gone(h);
-    if (TAILQ_EMPTY(&h->waiting) && TAILQ_EMPTY(&h->fresh) && !to_check) {
-        uv_idle_stop(&h->working);
-    } else {
-        uv_idle_start(&h->working, keep_working); /* the loop's poll does not sleep then */
-    }
+    prepare_sleep(h, to_check);
 }
 
 /* ---- the host ---------------------------------------------------------------------------- */
@@ -229,12 +333,15 @@ int peers_init(struct peer_host *h, uv_loop_t *loop)
     LIST_INIT(&h->users);
     TAILQ_INIT(&h->fresh);
     TAILQ_INIT(&h->waiting);
+    TAILQ_INIT(&h->paced);
+    h->paced_due_ns = UINT64_MAX;
     LIST_INIT(&h->awake);
     uv_idle_init(loop, &h->working);
     uv_idle_init(loop, &h->spinning);
     h->scratch = malloc(PEER_SCRATCH_BYTES);
     h->sockets = epoll_create1(EPOLL_CLOEXEC);
     int rc = !h->scratch ? -ENOMEM : h->sockets < 0 ? -errno : 0;
+    rc = rc < 0 ? rc : peer_alarm_init(&h->paced_alarm, loop, on_paced_due);
     rc = rc < 0 ? rc : uv_poll_init(loop, &h->sockets_poll, h->sockets);
     h->sockets_poll.data = h;
     return rc < 0 ? rc : uv_poll_start(&h->sockets_poll, UV_READABLE, on_sockets);
@@ -244,6 +351,7 @@ void peers_finish(struct peer_host *h)
 {
     free_gone(h);
     free(h->scratch);
+    peer_alarm_finish(&h->paced_alarm);
     if (h->sockets >= 0) {
         close(h->sockets);
     }

@@ -174,6 +174,7 @@ static void on_tick(uv_timer_t *timer)
     struct server *s = timer->data;
     uint64_t now = uv_hrtime();
     peers_check_deadlines(&s->peers);
+    penalty_tick(&s->penalties, now);
     feed_watchdog(s, now);
     if (s->state == SERVER_STARTING) {
         notify_extend_timeout(30 * SERVER_TICK_MS * 1000);
@@ -234,6 +235,7 @@ static int start_loop(struct server *s)
     }
     uv_loop_configure(&s->loop, UV_METRICS_IDLE_TIME);
     rc = peers_init(&s->peers, &s->loop);
+    rc = rc < 0 ? rc : peer_alarm_init(&s->rested, &s->loop, listen_rested);
     if (rc < 0) {
         return rc;
     }
@@ -264,6 +266,7 @@ static int start_service(struct server *s)
                                             .registry = s->parts.registry,
                                             .catalogue = s->parts.catalogue,
                                             .quotas = &s->quotas,
+                                            .penalties = &s->penalties,
                                             .realm = s->config->kv_realm,
                                             .host = {.data = s,
                                                      .run = tasks_run,
@@ -277,6 +280,7 @@ static int start_service(struct server *s)
     }
     s->peers.service = s->service;
     s->peers.quotas = &s->quotas;
+    s->peers.penalties = &s->penalties;
     s->peers.on_closed = on_peer_closed;
     s->peers.has_idle_core = has_idle_core;
     return server_apply_live(s);
@@ -295,6 +299,7 @@ int server_create(const struct server_options *options, struct server **ret)
     s->posted_last = &s->posted_first;
     pthread_mutex_init(&s->posted_lock, NULL);
     quota_init(&s->quotas);
+    penalty_init(&s->penalties);
 
     int rc = start_loop(s);
     if (rc < 0) {
@@ -377,9 +382,11 @@ void server_destroy(struct server *s)
     tasks_deliver(s);
     uv_loop_close(&s->loop);
     peers_finish(&s->peers);
+    peer_alarm_finish(&s->rested);
     service_destroy(s->service);
     parts_destroy(&s->parts);
     quota_finish(&s->quotas);
+    penalty_finish(&s->penalties);
     if (s->reserve_fd >= 0) {
         close(s->reserve_fd);
     }

@@ -29,6 +29,7 @@ struct listener {
     struct server *server;
     uv_poll_t poll;
     int fd; /* -1: closed */
+    bool rests;
 };
 
 /* What computes: made before the service, destroyed after it. */
@@ -66,10 +67,12 @@ struct server {
     /* Sockets. */
     struct listener listeners[SERVER_LISTENERS_MAX];
     uint32_t n_listeners;
-    bool owns_socket; /* we made it: socket_stat tells whether the file is still ours */
+    struct peer_alarm rested; /* when those that rest are to be polled again */
+    bool owns_socket;         /* we made it: socket_stat tells whether the file is still ours */
     struct stat socket_stat;
     int reserve_fd; /* given up to refuse a connection when descriptors have run out */
     struct quota_table quotas;
+    struct penalty_table penalties;
     gid_t admin_gid;
     bool has_admin_gid;
     bool only_client; /* serves one passed connection: ends with it */
@@ -113,6 +116,7 @@ uint64_t places_weights_bytes(const struct config *c); /* of packed weights; 0: 
 /* server_listen.c */
 int listen_open(struct server *s, const struct server_options *options);
 void listen_close(struct server *s);        /* also removes our own socket's file */
+void listen_rested(struct peer_alarm *a);   /* of server->rested */
 int listen_adopt(struct server *s, int fd); /* a connection that is already open */
 
 /* server_tasks.c */

@@ -15,11 +15,18 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define ACCEPTS_PER_WAKE 4      /* those that are left wake the loop again */
-#define NOBODY_UID       65534u /* the kernel's name for "a uid that your namespace cannot name" */
-#define PEER_GROUPS_MAX  1024
+#define ACCEPTS_PER_WAKE  4      /* those that are left wake the loop again */
+#define REFUSALS_PER_WAKE 16     /* the same, once there was a connection of a uid that is slowed */
+#define NOBODY_UID        65534u /* the kernel's name for "a uid that your namespace cannot name" */
+#define PEER_GROUPS_MAX   1024
 
 #define REFUSED_RETRY_AFTER_MS 1000u
+
+/* A uid that is slowed may have so many connections. Refusing more lets the listener rest: a storm
+ * of them takes a percent of the loop's time, and lets others wait for 10 ms with their connect(),
+ * or, with the backlog full of it, for most of a second. */
+#define SLOWED_CONNECTIONS_MAX 64u
+#define LISTENER_REST_NS       10000000u
 
 /* ---- identity ---------------------------------------------------------------------------- */
 
@@ -85,23 +92,45 @@ static bool is_welcome(struct server *s, const struct ucred *who, struct ipc_err
     return true;
 }
 
-static void admit(struct server *s, int fd)
+/* Strikes it, too: who does not stop is not forgiven. */
+static bool is_slowed_down(struct server *s, uid_t uid, struct ipc_error *e)
+{
+    struct penalty *p = penalty_find(&s->penalties, uid);
+    const struct quota_user *held = p && p->slowed ? quota_user(&s->quotas, uid) : NULL;
+    uint64_t now = held ? uv_hrtime() : 0;
+    if (!held || held->used.of[QUOTA_CONNECTIONS] < SLOWED_CONNECTIONS_MAX ||
+        !penalty_is_paced(&s->penalties, p, now)) {
+        return false;
+    }
+    penalty_strike(&s->penalties, p, PENALTY_CONNECTION, now);
+    p->n_refused++;
+    ipc_error_set(e, PROTO_E_BUSY,
+                  "uid %u has misbehaved: while it is slowed it may have %u connections "
+                  "(max_strikes_per_user)",
+                  uid, SLOWED_CONNECTIONS_MAX);
+    e->retry_after_ms = REFUSED_RETRY_AFTER_MS;
+    return true;
+}
+
+/* Whether the next one may be taken at once. */
+static bool admit(struct server *s, int fd)
 {
     struct ucred who;
     socklen_t bytes = sizeof(who);
     struct ipc_error e;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &bytes) < 0) {
         close(fd);
-        return;
+        return true;
     }
-    if (!is_welcome(s, &who, &e)) {
+    bool slowed_down = is_slowed_down(s, who.uid, &e);
+    if (slowed_down || !is_welcome(s, &who, &e)) {
         refuse(fd, who.uid, &e);
-        return;
+        return !slowed_down;
     }
     struct quota_amounts held = {.of = {[QUOTA_CONNECTIONS] = 1, [QUOTA_FDS] = 1}};
     if (quota_take(&s->quotas, who.uid, &held, &e) < 0) {
         refuse(fd, who.uid, &e);
-        return;
+        return true;
     }
     bool admin = who.uid == 0 || who.uid == geteuid() ||
                  (s->has_admin_gid && is_in_group(fd, who.gid, s->admin_gid));
@@ -110,6 +139,7 @@ static void admit(struct server *s, int fd)
         log_error("uid %u: the connection cannot be served: %s", who.uid, strerror(-rc));
         quota_give(&s->quotas, who.uid, &held);
     }
+    return true;
 }
 
 /* ---- accepting --------------------------------------------------------------------------- */
@@ -132,18 +162,38 @@ static void refuse_without_fd(struct server *s, int listen_fd)
     log_warning("no descriptors left: a connection was refused");
 }
 
+static void on_connection(uv_poll_t *poll, int status, int events);
+
+void listen_rested(struct peer_alarm *a)
+{
+    struct server *s = (struct server *)((char *)a - offsetof(struct server, rested));
+    for (uint32_t i = 0; i < s->n_listeners; i++) {
+        struct listener *l = &s->listeners[i];
+        if (l->rests && l->fd >= 0) {
+            uv_poll_start(&l->poll, UV_READABLE, on_connection);
+        }
+        l->rests = false;
+    }
+}
+
 static void on_connection(uv_poll_t *poll, int status, int events)
 {
     struct listener *l = poll->data;
-    for (int i = 0; i < ACCEPTS_PER_WAKE; i++) {
+    bool go_on = true;
+    for (int i = 0; i < (go_on ? ACCEPTS_PER_WAKE : REFUSALS_PER_WAKE); i++) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
-            admit(l->server, fd);
+            go_on &= admit(l->server, fd);
         } else if (errno == EMFILE || errno == ENFILE) {
             refuse_without_fd(l->server, l->fd);
         } else if (errno != EINTR && errno != ECONNABORTED) {
-            return; /* EAGAIN: all are in; anything else will be seen again */
+            break; /* EAGAIN: all are in; anything else will be seen again */
         }
+    }
+    if (!go_on) {
+        uv_poll_stop(poll);
+        l->rests = true;
+        peer_alarm_set(&l->server->rested, uv_hrtime() + LISTENER_REST_NS);
     }
 }
 

@@ -37,6 +37,8 @@ int server_apply_live(struct server *s)
 #define Q(KIND, name, retry, what) s->quotas.limits.of[QUOTA_##KIND] = c->max_##name##_per_user;
     GQAD_QUOTAS(Q)
 #undef Q
+    s->penalties.limits = (struct penalty_limits){.strikes_max = c->max_strikes_per_user,
+                                                  .share_permille = c->slowed_share_permille};
     s->peers.handshake_ns = (uint64_t)c->handshake_timeout_ms * 1000000u;
     s->peers.paused_timeout_ns = (uint64_t)c->paused_timeout_ms * 1000000u;
     s->peers.ring_poll_ns = (uint64_t)c->ring_poll_us * 1000u;

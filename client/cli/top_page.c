@@ -162,11 +162,12 @@ static void add_users(struct top_page *p, const struct top_view *now, const stru
         double prompt =
             cli_num(u, "tokens_prompt_total", 0) - cli_num(old, "tokens_prompt_total", 0);
         char name[33];
-        add(p, TOP_PLAIN, "%-16.16s %6.0f %5.0f %5.0f %10.1f %10.1f %6.0f %8.0f",
+        add(p, TOP_PLAIN, "%-16.16s %6.0f %5.0f %5.0f %10.1f %10.1f %6.0f %8.0f%s",
             user_name(cli_num(u, "uid", 0), name), cli_num(u, "weight", 1),
             cli_num(u, "n_running", 0), cli_num(u, "n_waiting", 0),
             seconds > 0 ? generated / seconds : 0, seconds > 0 ? prompt / seconds : 0,
-            cli_num(u, "connections", 0), cli_num(u, "refused", 0));
+            cli_num(u, "connections", 0), cli_num(u, "refused", 0),
+            json_is_true(json_object_get(u, "slowed")) ? " slowed" : "");
     }
 }
 

@@ -36,6 +36,7 @@ static struct {
     struct peer_host host;
     struct service *service;
     struct quota_table quotas;
+    struct penalty_table penalties;
     struct task *tasks; /* the loop's own: long messages that are being parsed */
 
     pthread_mutex_t lock; /* of what follows */
@@ -141,10 +142,13 @@ static void on_tick(uv_timer_t *timer)
 static void start_daemon(void)
 {
     const struct service_options options = {.quotas = &s.quotas,
+                                            .penalties = &s.penalties,
                                             .host = {.run = run_task, .facts = no_facts},
                                             .limits = {.calls_per_connection = 64}};
     pthread_mutex_init(&s.lock, NULL);
     quota_init(&s.quotas);
+    penalty_init(&s.penalties);
+    s.penalties.limits = (struct penalty_limits){1000, 5};
     for (unsigned k = 0; k < QUOTA_COUNT; k++) {
         s.quotas.limits.of[k] = 1ull << 40;
     }
@@ -165,6 +169,7 @@ static void start_daemon(void)
     }
     s.host.service = s.service;
     s.host.quotas = &s.quotas;
+    s.host.penalties = &s.penalties;
     s.host.handshake_ns = s.host.reader_timeout_ns = s.host.paused_timeout_ns = 60000000000u;
     s.host.ring_poll_ns = 50000;
     s.host.has_idle_core = core_is_idle;
@@ -190,6 +195,7 @@ static void stop_daemon(void)
     }
     service_destroy(s.service);
     quota_finish(&s.quotas);
+    penalty_finish(&s.penalties);
     peers_finish(&s.host);
 }
 

@@ -51,8 +51,12 @@ static int receive_fds(struct ring_enemy *e)
                          .msg_iovlen = 1,
                          .msg_control = control.space,
                          .msg_controllen = sizeof(control.space)};
-    if (recvmsg(e->fd, &msg, MSG_CMSG_CLOEXEC) <= 0) {
+    ssize_t n = recvmsg(e->fd, &msg, MSG_CMSG_CLOEXEC);
+    if (n <= 0) {
         return -EPIPE;
+    }
+    if (memmem(data, (size_t)n, "BUSY", strlen("BUSY")) != NULL) {
+        return -EBUSY;
     }
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
     if (!c || c->cmsg_len != CMSG_LEN(sizeof(e->fds))) {

@@ -17,9 +17,13 @@ struct ring_enemy {
 uint32_t enemy_random(uint64_t *x); /* *x is not 0 */
 
 /* Opens rings on a connected socket, which it takes over in every case; to be closed in every case.
- * -EPIPE: the daemon has closed. -EPROTO, -errno. */
+ * -EBUSY: the daemon has refused the connection. -EPIPE: it has closed. -EPROTO, -errno. */
 int ring_enemy_open(struct ring_enemy *e, int fd, uint64_t seed);
 void ring_enemy_close(struct ring_enemy *e);
+static inline bool ring_enemy_is_open(const struct ring_enemy *e)
+{
+    return e->map.control != NULL;
+}
 
 void ring_enemy_ask(struct ring_enemy *e);   /* for more than its ring holds */
 void ring_enemy_flood(struct ring_enemy *e); /* the doorbell: to the brim, or drained */

@@ -465,8 +465,11 @@ struct service *fake_service(const struct service_limits *limits)
     const struct service_options options = {
         .host = {.run = run, .post = post, .drain = drain, .reload = reload, .facts = facts},
         .quotas = &fakes.quotas,
+        .penalties = &fakes.penalties,
         .limits = *limits};
     fakes = (struct fakes){.model_is_loaded = true};
+    penalty_init(&fakes.penalties);
+    fakes.penalties.limits = (struct penalty_limits){.strikes_max = 1000, .share_permille = 5};
     quota_init(&fakes.quotas);
     for (unsigned k = 0; k < QUOTA_COUNT; k++) {
         fakes.quotas.limits.of[k] = UINT64_MAX;

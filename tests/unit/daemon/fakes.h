@@ -22,6 +22,7 @@ struct fakes {
     unsigned n_loads, model_refs;
     struct task *tasks;        /* that the task pool has not run */
     struct quota_table quotas; /* without limits, until the test sets some */
+    struct penalty_table penalties;
 };
 extern struct fakes fakes;
 

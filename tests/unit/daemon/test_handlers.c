@@ -131,6 +131,21 @@ Test(handlers, a_long_message_is_parsed_elsewhere_and_holds_the_next)
     client_destroy(c);
 }
 
+Test(handlers, cancellations_count_against_the_uid_whatever_they_name)
+{
+    struct client *c = client_create(7);
+    c->caller.penalty = penalty_ref(&fakes.penalties, 7);
+    send_generate(c, 1, "fake", "abc", 3);
+    send_cancel(c, 99);
+    send_cancel(c, 1);
+    send_cancel(c, 1);
+    cr_assert_float_eq(c->caller.penalty->strikes, 3, 0.9); /* they drain as time passes */
+    fake_done(fakes.submitted[0], FINISH_CANCELLED);
+    service_pump(service);
+    client_destroy(c);
+    penalty_finish(&fakes.penalties);
+}
+
 Test(handlers, cancelling_answers_with_what_was_done)
 {
     struct client *c = client_create(0);
