@@ -153,8 +153,9 @@ static CUresult find_kernels(struct cuda_context *c)
 #undef CUDA_NAME
     };
     static const char *const types[CUDA_W_COUNT] = {
-        [CUDA_W_Q4_0] = "q4_0", [CUDA_W_Q8_0] = "q8_0", [CUDA_W_Q4_K] = "q4_k",
-        [CUDA_W_Q6_K] = "q6_k", [CUDA_W_F16] = "f16",   [CUDA_W_BF16] = "bf16",
+        [CUDA_W_Q4_0] = "q4_0", [CUDA_W_Q8_0] = "q8_0",   [CUDA_W_Q4_K] = "q4_k",
+        [CUDA_W_Q6_K] = "q6_k", [CUDA_W_MXFP4] = "mxfp4", [CUDA_W_F16] = "f16",
+        [CUDA_W_BF16] = "bf16",
     };
     const struct cuda_driver *d = &c->driver;
     CUresult result = CUDA_SUCCESS;

@@ -7,23 +7,31 @@
  * bits of consecutive memory for each lane of a warp and nothing passes through shared memory. In
  * the following g = lane / 4 and t = lane % 4, as in the PTX ISA's figures of fragments.
  *
- * WEIGHTS, pack id "cuda-1": strips of 32 outputs; a strip is blocks of 32 k, ascending. Outputs
+ * WEIGHTS, pack id "cuda-2": strips of 32 outputs; a strip is blocks of 32 k, ascending. Outputs
  * and k that the matrix does not have are zeros.
  *
- *   Q4_0         64 scales (f16, one an output), 512 nibbles
- *   Q8_0         64 scales, 1024 bytes
- *   Q4_K         64 scales, 64 minimums (f16), 32 integer scales, 32 integer minimums (u8), 512
- *   Q6_K         64 scales, 64 integer scales (s8: outputs' first halves, then second), 512
- * nibbles, 256 of two bits F16, BF16    2048 values
+ *   Q4_0         64 bytes of scales (f16, one an output), 512 of nibbles
+ *   Q8_0         64 of scales, 1024 of bytes
+ *   Q4_K         64 of scales, 64 of minimums (f16), 32 of integer scales, 32 of integer
+ *                minimums (u8), 512 of nibbles
+ *   Q6_K         64 of scales, 64 of integer scales (s8: outputs' first halves, then second),
+ *                512 of nibbles, 256 of two bits
+ *   MXFP4        32 of exponents (u8), 512 of levels
+ *   F16, BF16    2048 of values
  *
- *   scales   and whatever else is one an output: that of outputs g, g + 8, g + 16 and g + 24 side
- * by side, ascending g nibbles  lane's 16 bytes: words for outputs g, g + 8, g + 16, g + 24; byte j
- * of a word has k = 4 t + j in its low half and k = 16 + 4 t + j in its high half bytes    two
- * planes of 512, k 0..15 and 16..31: lane's 16 bytes: words for the same outputs, byte j is k = 4 t
- * + j of the plane two bits lane's 8 bytes: two words for k = 4 t + j and 16 + 4 t + j, in whose
- * byte j output g + 8 i has the bits 2 i and 2 i + 1: they stand above the nibble's values   four
- * planes of 512: (16 outputs) x (16 k): lane's 16 bytes are the registers a0..a3 of m16n8k16,
- * planes in order outputs 0..15 k 0..15, outputs 0..15 k 16..31, then outputs 16..31
+ *   scales       and whatever else is one an output: that of outputs g, g + 8, g + 16 and
+ *                g + 24 side by side, ascending g
+ *   nibbles      lane's 16 bytes: words for outputs g, g + 8, g + 16, g + 24; byte j of a word
+ *                has k = 4 t + j in its low half and k = 16 + 4 t + j in its high half
+ *   bytes        two planes of 512, k 0..15 and 16..31: lane's 16 bytes: words for the same
+ *                outputs, byte j is k = 4 t + j of the plane
+ *   two bits     lane's 8 bytes: two words for k = 4 t + j and 16 + 4 t + j, in whose byte j
+ *                output g + 8 i has the bits 2 i and 2 i + 1: they stand above the nibble's
+ *   levels       lane's 16 bytes: words for the same outputs; nibbles j of a word, from the
+ *                lowest, are k = 4 t + j, then k = 16 + 4 t + j
+ *   values       four planes of 512: (16 outputs) x (16 k): lane's 16 bytes are the registers
+ *                a0..a3 of m16n8k16, planes in order outputs 0..15 k 0..15, outputs 0..15
+ *                k 16..31, then outputs 16..31
  *
  * ACTIVATIONS: tiles of 8 rows; a tile is blocks of 32 k.
  *
@@ -55,6 +63,7 @@ enum cuda_weight_type {
     CUDA_W_Q8_0,
     CUDA_W_Q4_K,
     CUDA_W_Q6_K,
+    CUDA_W_MXFP4,
     CUDA_W_F16,
     CUDA_W_BF16,
     CUDA_W_COUNT

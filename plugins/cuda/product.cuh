@@ -26,6 +26,7 @@ struct weight_layout {
                                  : TYPE == CUDA_W_Q8_0 ? 64 + 1024
                                  : TYPE == CUDA_W_Q4_K ? 64 + 64 + 32 + 32 + 512
                                  : TYPE == CUDA_W_Q6_K ? 64 + 64 + 512 + 256
+                                 : TYPE == CUDA_W_MXFP4 ? 32 + 512
                                                        : 2048;
     static constexpr int offset = TYPE == CUDA_W_Q4_0 ? 8 : TYPE == CUDA_W_Q6_K ? 32 : 0;
 };
@@ -38,11 +39,39 @@ struct weight_block {
     int32_t half_scale[2][4];
 };
 
+/* 2^(exponent - 128): MXFP4's levels are doubled. */
+DEVICE float half_scale(uint32_t exponent)
+{
+    return __uint_as_float(exponent > 1 ? (exponent - 1) << 23 : 0x00200000u << exponent);
+}
+
+/* Four levels of MXFP4, as int8, from the nibbles of a half-word: 0 1 2 3 4 6 8 12 and their
+ * opposites. */
+DEVICE uint32_t four_levels(uint32_t nibbles)
+{
+    uint32_t pick = nibbles & 0x7777u;
+    uint32_t positive = __byte_perm(0x03020100u, 0x0c080604u, pick);
+    uint32_t negative = __byte_perm(0xfdfeff00u, 0xf4f8fafcu, pick);
+    uint32_t signs = __byte_perm(0x0000ff00u, 0, nibbles >> 3 & 0x1111u);
+    return (positive & ~signs) | (negative & signs);
+}
+
 template <int TYPE>
 DEVICE void load_block(const uint8_t *w, uint32_t lane, weight_block &b)
 {
     uint32_t g = lane / 4, scales[2], words[4], more[4];
 
+    if constexpr (TYPE == CUDA_W_MXFP4) {
+        uint32_t exponents = __ldg((const uint32_t *)w + g);
+        load_16(w + 32 + lane * 16, words);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            b.scale[i] = half_scale(exponents >> 8 * i & 0xffu);
+            b.a[i / 2][i % 2] = four_levels(words[i]);
+            b.a[i / 2][2 + i % 2] = four_levels(words[i] >> 16);
+        }
+        return;
+    }
     load_8(w + g * 8, scales);
 #pragma unroll
     for (int i = 0; i < 4; i++) {

@@ -19,7 +19,7 @@
 #include "plugins/cuda/program_times.h"
 #include "plugins/cuda/weights.h"
 
-#define CUDA_PROGRAM_NUMERICS 1u
+#define CUDA_PROGRAM_NUMERICS 2u
 #define CUDA_PROGRAM_ROWS_MAX 65535u /* a grid's second dimension */
 
 /* Host memory that the device reads and writes by itself. */

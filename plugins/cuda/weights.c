@@ -17,6 +17,8 @@ enum cuda_weight_type cuda_weight_type_of(uint32_t type)
         return CUDA_W_Q4_K;
     case GQA_TYPE_Q6_K:
         return CUDA_W_Q6_K;
+    case GQA_TYPE_MXFP4:
+        return CUDA_W_MXFP4;
     case GQA_TYPE_BF16:
         return CUDA_W_BF16;
     default:
@@ -31,6 +33,7 @@ uint32_t cuda_block_bytes(enum cuda_weight_type type)
         [CUDA_W_Q8_0] = 64 + 1024,
         [CUDA_W_Q4_K] = 64 + 64 + 32 + 32 + 512,
         [CUDA_W_Q6_K] = 64 + 64 + 512 + 256,
+        [CUDA_W_MXFP4] = 32 + 512,
         [CUDA_W_F16] = 2048,
         [CUDA_W_BF16] = 2048,
     };
@@ -74,7 +77,7 @@ uint64_t cuda_strip_bytes(const struct gqa_weight *w)
 struct block {
     uint8_t code[32];       /* Q8_0: two's complement */
     uint16_t scale, min;    /* F16 */
-    uint8_t scales, mins;   /* Q4_K: integers of 6 bits */
+    uint8_t scales, mins;   /* Q4_K: integers of 6 bits; MXFP4: the exponent */
     uint8_t half_scales[2]; /* Q6_K: two's complement */
 };
 
@@ -121,7 +124,8 @@ static void read_q6_k(const uint8_t *row, uint32_t index, struct block *ret)
 static void read_block(enum cuda_weight_type type, const uint8_t *row, uint32_t index,
                        struct block *ret)
 {
-    const uint8_t *at = row + (size_t)index * (type == CUDA_W_Q8_0 ? 34 : 18);
+    uint32_t bytes = type == CUDA_W_Q8_0 ? 34 : type == CUDA_W_MXFP4 ? 17 : 18;
+    const uint8_t *at = row + (size_t)index * bytes;
 
     switch (type) {
     case CUDA_W_Q8_0:
@@ -133,6 +137,11 @@ static void read_block(enum cuda_weight_type type, const uint8_t *row, uint32_t 
         break;
     case CUDA_W_Q6_K:
         read_q6_k(row, index, ret);
+        break;
+    case CUDA_W_MXFP4:
+        ret->scales = at[0];
+        nibbles(at + 1, 16, 0, ret->code);
+        nibbles(at + 1, 16, 4, ret->code + 16);
         break;
     default:
         ret->scale = load_16(at);
@@ -179,6 +188,15 @@ static void store_codes(enum cuda_weight_type type, uint8_t *to, uint32_t output
     }
 }
 
+/* Four nibbles of either half in a row, as __byte_perm takes them. */
+static void store_levels(uint8_t *to, uint32_t output, const uint8_t *code)
+{
+    for (uint32_t k = 0; k < 32; k++) {
+        uint32_t lane = output % 8 * 4 + k % 16 / 4;
+        to[lane * 16 + output / 8 * 4 + k / 16 * 2 + k % 4 / 2] |= (uint8_t)(code[k] << k % 2 * 4);
+    }
+}
+
 static void pack_quants(enum cuda_weight_type type, const uint8_t *row, uint32_t index,
                         uint32_t output, uint8_t *to)
 {
@@ -186,6 +204,11 @@ static void pack_quants(enum cuda_weight_type type, const uint8_t *row, uint32_t
     uint32_t slot = slot_of(output);
 
     read_block(type, row, index, &b);
+    if (type == CUDA_W_MXFP4) {
+        to[slot] = b.scales;
+        store_levels(to + 32, output, b.code);
+        return;
+    }
     store_16(to + 2 * slot, b.scale);
     to += 64;
     if (type == CUDA_W_Q4_K) {

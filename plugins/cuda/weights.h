@@ -1,7 +1,7 @@
-/* plugins/cuda/weights.h - weights in the layout of kernels.h: pack id "cuda-1".
+/* plugins/cuda/weights.h - weights in the layout of kernels.h: pack id "cuda-2".
  *
- * Q4_0, Q8_0, Q4_K and Q6_K stay as they are, value for value; BF16 and F16 too. Matrices of other
- * types are dequantised to F16 while they are packed. The matrices of a mixture's experts are
+ * Q4_0, Q8_0, Q4_K, Q6_K and MXFP4 stay as they are, value for value; BF16 and F16 too. Matrices of
+ * other types are dequantised to F16 while they are packed. The matrices of a mixture's experts are
  * packed as one: what row of it an output has, the matrix counts on from expert to expert. */
 #ifndef PLUGINS_CUDA_WEIGHTS_H
 #define PLUGINS_CUDA_WEIGHTS_H
@@ -10,7 +10,7 @@
 
 #include <gqa/plugin.h>
 
-#define CUDA_PACK_ID "cuda-1"
+#define CUDA_PACK_ID "cuda-2"
 
 enum cuda_weight_type cuda_weight_type_of(uint32_t type);
 

@@ -290,8 +290,9 @@ static void bench_all(struct bench *b)
     static const struct {
         enum cuda_weight_type type;
         const char *name;
-    } types[] = {{CUDA_W_Q4_0, "Q4_0"}, {CUDA_W_Q8_0, "Q8_0"}, {CUDA_W_Q4_K, "Q4_K"},
-                 {CUDA_W_Q6_K, "Q6_K"}, {CUDA_W_F16, "F16"},   {CUDA_W_BF16, "BF16"}};
+    } types[] = {{CUDA_W_Q4_0, "Q4_0"}, {CUDA_W_Q8_0, "Q8_0"},   {CUDA_W_Q4_K, "Q4_K"},
+                 {CUDA_W_Q6_K, "Q6_K"}, {CUDA_W_MXFP4, "MXFP4"}, {CUDA_W_F16, "F16"},
+                 {CUDA_W_BF16, "BF16"}};
     static const uint32_t rows[] = {1, 4, 8, 32, 64, 512, 2048};
     static const struct shape shapes[] = {
         {1, 4095, 1, 0, 0},       {1, 16383, 1, 0, 0},      {1, 131071, 1, 0, 0},

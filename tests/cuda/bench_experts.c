@@ -149,7 +149,7 @@ void bench_experts(struct bench *b)
     static const struct shape shapes[] = {
         {"experts 8/128 2048x768 Q4_K", 128, 8, 2048, 768, CUDA_W_Q4_K},
         {"experts 8/64 2048x768 F16", 64, 8, 2048, 768, CUDA_W_F16},
-        {"experts 4/32 2880x2880 Q4_0", 32, 4, 2880, 2880, CUDA_W_Q4_0},
+        {"experts 4/32 2880x2880 MXFP4", 32, 4, 2880, 2880, CUDA_W_MXFP4},
         {"experts 2/8 4096x14336 Q4_0", 8, 2, 4096, 14336, CUDA_W_Q4_0},
     };
     static const uint32_t rows[] = {1, 4, 8, 64, 512};

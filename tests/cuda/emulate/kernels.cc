@@ -38,6 +38,7 @@ static const emulated_kernel kernels[] = {
     PRODUCT_ENTRIES(q8_0),
     PRODUCT_ENTRIES(q4_k),
     PRODUCT_ENTRIES(q6_k),
+    PRODUCT_ENTRIES(mxfp4),
     PRODUCT_ENTRIES(f16),
     PRODUCT_ENTRIES(bf16),
 };
