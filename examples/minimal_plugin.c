@@ -99,8 +99,8 @@ static void attend_head(void *arg, uint32_t index, uint32_t worker)
 
 static int supports(void *context, const struct gqa_attn_layer *l, struct gqa_reason *reason)
 {
-    snprintf(reason->text, sizeof(reason->text), "minimal: KV types other than F32 and F16");
-    return l->k_type <= GQA_TYPE_F16 && l->v_type <= GQA_TYPE_F16 ? 0 : -ENOTSUP;
+    snprintf(reason->text, sizeof(reason->text), "minimal: KV types but F32 and F16, or flags");
+    return (l->k_type | l->v_type) <= GQA_TYPE_F16 && l->flags == 0 ? 0 : -ENOTSUP;
 }
 
 static int append(void *context, const struct gqa_attn_layer *l, const struct gqa_attn_batch *b,

@@ -23,8 +23,10 @@ struct backend {
     struct gqa_host host;
     struct pool *pool;
     void *context;
-    const struct gqa_attention *attention;
-    const struct gqa_program *program;
+    /* The plugin's tables as far as both sides know them: what only this side knows is NULL. */
+    struct gqa_attention attention;
+    struct gqa_program program;
+    bool has_program;
 };
 
 /* ---- host services ----------------------------------------------------------------------- */
@@ -84,8 +86,9 @@ static int module_open(struct module *m, struct gqa_reason *reason)
         return reason_fail(reason, -ENOEXEC, "%s", dlerror());
     }
     const struct gqa_plugin *p = dlsym(handle, GQA_PLUGIN_SYMBOL);
-    bool sane = p != NULL && p->magic == GQA_PLUGIN_MAGIC && p->abi_major == GQA_PLUGIN_ABI_MAJOR &&
-                p->abi_minor == GQA_PLUGIN_ABI_MINOR && p->struct_size >= sizeof(*p) &&
+    const struct gqa_note_desc *note = &m->image.note; /* which was checked */
+    bool sane = p != NULL && p->magic == note->magic && p->abi_major == note->abi_major &&
+                p->abi_minor == note->abi_minor && p->struct_size == note->plugin_struct_size &&
                 p->open != NULL && p->close != NULL && p->get_interface != NULL;
     if (!sane) {
         dlclose(handle);
@@ -114,8 +117,12 @@ static int check_attention(const struct gqa_attention *a, struct gqa_reason *rea
     if (a == NULL) {
         return reason_fail(reason, -ENOEXEC, "it has no interface %s", GQA_ATTENTION_0);
     }
-    if (a->struct_size < sizeof(*a) || a->supports == NULL || a->append == NULL ||
-        a->attend == NULL) {
+    if (a->struct_size < GQA_SIZE_TO(struct gqa_attention, observe)) {
+        return reason_fail(reason, -ENOEXEC, "its interface %s has %u bytes, must have %zu",
+                           GQA_ATTENTION_0, a->struct_size,
+                           GQA_SIZE_TO(struct gqa_attention, observe));
+    }
+    if (a->supports == NULL || a->append == NULL || a->attend == NULL) {
         return reason_fail(reason, -ENOEXEC, "its interface %s is not complete", GQA_ATTENTION_0);
     }
     return 0;
@@ -123,9 +130,13 @@ static int check_attention(const struct gqa_attention *a, struct gqa_reason *rea
 
 static int check_program(const struct gqa_program *p, struct gqa_reason *reason)
 {
-    if (p != NULL && (p->struct_size < sizeof(*p) || p->pack_bytes == NULL || p->pack == NULL ||
-                      p->prepare == NULL || p->release == NULL || p->begin == NULL ||
-                      p->run == NULL || p->end == NULL || p->data == NULL)) {
+    if (p != NULL && p->struct_size < GQA_SIZE_TO(struct gqa_program, observe)) {
+        return reason_fail(reason, -ENOEXEC, "its interface %s has %u bytes, must have %zu",
+                           GQA_PROGRAM_0, p->struct_size, GQA_SIZE_TO(struct gqa_program, observe));
+    }
+    if (p != NULL &&
+        (p->pack_bytes == NULL || p->pack == NULL || p->prepare == NULL || p->release == NULL ||
+         p->begin == NULL || p->run == NULL || p->end == NULL || p->data == NULL)) {
         return reason_fail(reason, -ENOEXEC, "its interface %s is not complete", GQA_PROGRAM_0);
     }
     return 0;
@@ -141,10 +152,19 @@ static int open_context(struct backend *b, const char *options, struct gqa_reaso
         return reason->text[0] != '\0' ? rc
                                        : reason_fail(reason, rc, "open failed: %s", strerror(-rc));
     }
-    b->attention = p->get_interface(b->context, GQA_ATTENTION_0);
-    b->program = p->get_interface(b->context, GQA_PROGRAM_0);
-    rc = check_attention(b->attention, reason);
-    return rc < 0 ? rc : check_program(b->program, reason);
+    const struct gqa_attention *attention = p->get_interface(b->context, GQA_ATTENTION_0);
+    const struct gqa_program *program = p->get_interface(b->context, GQA_PROGRAM_0);
+    rc = check_attention(attention, reason);
+    rc = rc < 0 ? rc : check_program(program, reason);
+    if (rc < 0) {
+        return rc;
+    }
+    gqa_take(&b->attention, sizeof(b->attention), attention);
+    b->has_program = program != NULL;
+    if (b->has_program) {
+        gqa_take(&b->program, sizeof(b->program), program);
+    }
+    return 0;
 }
 
 /* Counts the backend as a user of the entry that spec names. */
@@ -193,6 +213,8 @@ int backend_open(struct backend_catalogue *c, const char *spec, struct pool *poo
         .parallel = host_parallel,
         .allocate = host_allocate,
         .release = host_release,
+        .abi_major = GQA_PLUGIN_ABI_MAJOR,
+        .abi_minor = GQA_PLUGIN_ABI_MINOR,
     };
     const char *colon = spec != NULL ? strchr(spec, ':') : NULL;
     int rc = take_module(b, spec, reason);
@@ -264,10 +286,10 @@ void *backend_context(const struct backend *b)
 
 const struct gqa_attention *backend_attention(const struct backend *b)
 {
-    return b->attention;
+    return &b->attention;
 }
 
 const struct gqa_program *backend_program(const struct backend *b)
 {
-    return b->program;
+    return b->has_program ? &b->program : NULL;
 }

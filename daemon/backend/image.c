@@ -87,15 +87,17 @@ static int check_note(const struct gqa_note_desc *note, struct gqa_reason *reaso
         return reason_fail(reason, -ENOEXEC, "the note's magic is 0x%08x, must be 0x%08x",
                            note->magic, GQA_PLUGIN_MAGIC);
     }
-    /* While the major version is 0, the minor must be equal too. */
-    if (note->abi_major != GQA_PLUGIN_ABI_MAJOR || note->abi_minor != GQA_PLUGIN_ABI_MINOR) {
-        return reason_fail(reason, -ENOEXEC, "built for ABI %u.%u, this daemon has %u.%u",
+    /* Minor versions may differ either way: tables say how long they are. */
+    if (note->abi_major != GQA_PLUGIN_ABI_MAJOR) {
+        return reason_fail(reason, -ENOEXEC,
+                           "built for ABI %u.%u, this daemon has %u.%u: the first number must be "
+                           "the same",
                            note->abi_major, note->abi_minor, GQA_PLUGIN_ABI_MAJOR,
                            GQA_PLUGIN_ABI_MINOR);
     }
-    if (note->plugin_struct_size < sizeof(struct gqa_plugin)) {
+    if (note->plugin_struct_size < GQA_SIZE_TO(struct gqa_plugin, close)) {
         return reason_fail(reason, -ENOEXEC, "its gqa_plugin has %u bytes, must have %zu",
-                           note->plugin_struct_size, sizeof(struct gqa_plugin));
+                           note->plugin_struct_size, GQA_SIZE_TO(struct gqa_plugin, close));
     }
     return 0;
 }

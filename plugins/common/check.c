@@ -240,7 +240,7 @@ static int check_attention(const struct plugin_check *c)
         return PLUGIN_REFUSE(c, GQA_NONE, -EINVAL, "layer %u of %u", op->layer,
                              c->desc->n_attn_layers);
     }
-    const struct gqa_attn_layer *l = &c->desc->attn_layers[op->layer];
+    const struct gqa_attn_layer *l = gqa_layer_at(c->desc, op->layer);
     uint64_t widths[4] = {(uint64_t)l->n_heads * l->k_dim, (uint64_t)l->n_kv_heads * l->k_dim,
                           (uint64_t)l->n_kv_heads * l->v_dim, (uint64_t)l->n_heads * l->v_dim};
     for (uint32_t i = 0; i < 4; i++) {
@@ -320,6 +320,9 @@ static int check_op(const struct plugin_check *c)
     if (c->op->kind >= N_KINDS || checks[c->op->kind] == NULL) {
         return PLUGIN_REFUSE(c, GQA_NONE, -ENOTSUP, "unknown kind %u", c->op->kind);
     }
+    if (c->op->flags != 0) {
+        return PLUGIN_REFUSE(c, GQA_NONE, -ENOTSUP, "unknown flags 0x%x", c->op->flags);
+    }
     int r = plugin_check_view(c, "dst", &c->op->dst);
     return r == 0 ? checks[c->op->kind](c) : r;
 }
@@ -358,11 +361,30 @@ static int check_limits(const struct gqa_program_desc *desc, uint32_t rows_max,
     return 0;
 }
 
+/* What a newer host has marked as not to be ignored. */
+static int check_flags(const struct gqa_program_desc *desc, struct gqa_reason *reason)
+{
+    const char *what = desc->flags != 0 ? "the program" : NULL;
+
+    for (uint32_t i = 0; i < desc->n_regs; i++) {
+        what = desc->regs[i].flags & ~GQA_REG_OUT ? "a register" : what;
+    }
+    for (uint32_t i = 0; i < desc->n_rope_tables; i++) {
+        what = desc->rope_tables[i].flags != 0 ? "a rope table" : what;
+    }
+    if (what != NULL) {
+        snprintf(reason->text, sizeof(reason->text), "%s has flags that this backend does not know",
+                 what);
+    }
+    return what != NULL ? -ENOTSUP : 0;
+}
+
 int plugin_check(const struct gqa_program_desc *desc, const struct plugin_rules *rules,
                  struct gqa_reason *reason)
 {
     int r = check_limits(desc, rules->rows_max, reason);
 
+    r = r < 0 ? r : check_flags(desc, reason);
     for (uint32_t i = 0; r == 0 && i < desc->n_ops; i++) {
         struct plugin_check c = {desc, rules, &desc->ops[i], i, reason};
         r = check_op(&c);

@@ -22,7 +22,7 @@ int plugin_check_sight(const struct gqa_attn_layer *layer, const struct gqa_attn
         return -EINVAL;
     }
     int is_odd = seq->mutual || seq->new_mask != NULL || (table->recent > 0 && layer->window > 0);
-    return plugin_is_view(table) && is_odd ? -ENOTSUP : 0;
+    return table->flags != 0 || (plugin_is_view(table) && is_odd) ? -ENOTSUP : 0;
 }
 
 int plugin_check_observed(const struct gqa_attn_layer *layer, const struct gqa_attn_batch *batch,

@@ -71,8 +71,11 @@ static const char *unsupported(const struct gqa_attn_layer *layer)
     uint32_t k_alignment = cpu_kv_type_alignment(layer->k_type);
     uint32_t v_alignment = cpu_kv_type_alignment(layer->v_type);
 
-    if (layer->struct_size != sizeof(*layer)) {
-        return "struct gqa_attn_layer has another size";
+    if (layer->struct_size < GQA_SIZE_TO(struct gqa_attn_layer, flags)) {
+        return "a struct gqa_attn_layer that is shorter than in ABI 1.0";
+    }
+    if (layer->flags != 0) {
+        return "flags of the layer that nobody had defined";
     }
     if (gqa_kv_token_bytes(layer->k_type, 1) == 0 || gqa_kv_token_bytes(layer->v_type, 1) == 0) {
         return "KV types other than F32, F16, BF16, Q8_0 and Q4_0";
@@ -169,7 +172,8 @@ static int check(const struct gqa_attn_layer *layer, const struct gqa_attn_batch
     if (unsupported(layer) != NULL) {
         return -ENOTSUP;
     }
-    if (batch->struct_size != sizeof(*batch) || batch->n_rows > CPU_ATTN_ROWS_MAX) {
+    if (batch->struct_size < GQA_SIZE_TO(struct gqa_attn_batch, shared) ||
+        batch->n_rows > CPU_ATTN_ROWS_MAX) {
         return -EINVAL;
     }
     for (uint32_t s = 0; s < batch->n_seqs; s++) {

@@ -48,7 +48,8 @@ static int build_layers(struct cpu_program *p, const struct gqa_program_desc *de
     size_t n_sinks = 0;
 
     for (uint32_t i = 0; i < desc->n_attn_layers; i++) {
-        n_sinks += desc->attn_layers[i].sinks != NULL ? desc->attn_layers[i].n_heads : 0;
+        const struct gqa_attn_layer *l = gqa_layer_at(desc, i);
+        n_sinks += l->sinks != NULL ? l->n_heads : 0;
     }
     p->layers = new_array(desc->n_attn_layers, sizeof(*p->layers));
     p->sinks = new_array(n_sinks, sizeof(*p->sinks));
@@ -58,7 +59,7 @@ static int build_layers(struct cpu_program *p, const struct gqa_program_desc *de
     p->n_layers = desc->n_attn_layers;
     float *sinks = p->sinks;
     for (uint32_t i = 0; i < p->n_layers; i++) {
-        p->layers[i] = desc->attn_layers[i];
+        gqa_take(&p->layers[i], sizeof(p->layers[i]), gqa_layer_at(desc, i));
         if (p->layers[i].sinks != NULL) {
             memcpy(sinks, p->layers[i].sinks, p->layers[i].n_heads * sizeof(*sinks));
             p->layers[i].sinks = sinks;

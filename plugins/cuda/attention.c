@@ -50,6 +50,13 @@ int cuda_attention_supports(const struct gqa_attn_layer *l, struct gqa_reason *r
 {
     uint64_t addresses = l->k_offset | l->v_offset | l->k_head_bytes | l->v_head_bytes;
 
+    if (l->struct_size < GQA_SIZE_TO(struct gqa_attn_layer, flags)) {
+        return refuse(reason, "a struct gqa_attn_layer shorter than in ABI 1.0, bytes",
+                      l->struct_size);
+    }
+    if (l->flags != 0) {
+        return refuse(reason, "flags of the layer that nobody had defined", l->flags);
+    }
     if (l->n_kv_heads == 0 || l->n_heads == 0 || l->n_heads % l->n_kv_heads != 0) {
         return refuse(reason, "query heads are no multiple of the groups", l->n_heads);
     }

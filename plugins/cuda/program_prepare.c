@@ -165,7 +165,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
     int r = 0;
 
     for (uint32_t i = 0; i < desc->n_attn_layers; i++) {
-        uint32_t n = desc->attn_layers[i].layer_class + 1;
+        uint32_t n = gqa_layer_at(desc, i)->layer_class + 1;
         if (n > PLUGIN_ITEMS_MAX) {
             return -EINVAL;
         }
@@ -176,7 +176,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
         return -ENOMEM;
     }
     for (uint32_t i = 0; r == 0 && i < desc->n_attn_layers; i++) {
-        const struct gqa_attn_layer *l = &desc->attn_layers[i];
+        const struct gqa_attn_layer *l = gqa_layer_at(desc, i);
         struct cuda_layer *to = &p->layers[i];
         uint64_t k_end = l->k_offset + l->n_kv_heads * l->k_head_bytes;
         uint64_t v_end = l->v_offset + l->n_kv_heads * l->v_head_bytes;
@@ -187,7 +187,7 @@ static int build_layers(struct cuda_program *p, const struct gqa_program_desc *d
         if (l->sinks != NULL) {
             r = cuda_program_upload(p, l->sinks, l->n_heads * sizeof(float), &p->sinks[i]);
         }
-        to->host = *l;
+        gqa_take(&to->host, sizeof(to->host), l);
         to->host.sinks = NULL; /* those are the device's now */
         to->device = cuda_layer_of(l, p->sinks[i].at);
         to->kind = kind_of(p, l, i);

@@ -30,7 +30,7 @@ class PluginCheck(unittest.TestCase):
     def test_what_is_wrong_is_told(self):
         for name, words in (("crash_constructor", "crashed with signal 11 (Segmentation fault) in loading"),
                                      ("crash_probe", "crashed with signal 11 (Segmentation fault) in probe"),
-                                     ("no_symbol", "no symbol gqa_plugin of this ABI"),
+                                     ("no_symbol", "no symbol gqa_plugin of ABI 1"),
                                      ("incomplete", "it has no complete gqa.attention.0"),
                                      ("quits", "the plugin ended the process in self-test, status 0"),
                                      ("wrong", "': wrong by 0.0"),

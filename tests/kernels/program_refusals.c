@@ -99,6 +99,79 @@ Test(refusals, views_outside_their_registers)
     }
 }
 
+/* ---- hosts of another minor version ------------------------------------------------------ */
+
+/* What a newer host marks as not to be ignored. */
+Test(refusals, flags_that_nobody_has_defined)
+{
+    struct test_program t;
+
+    begin(&t);
+    right_op(&t, GQA_OP_SCALE)->flags = 4;
+    refused(&t, -ENOTSUP, "op 0 (scale): unknown flags 0x4");
+    begin(&t);
+    right_op(&t, GQA_OP_SCALE);
+    t.regs[1].flags |= 2;
+    refused(&t, -ENOTSUP, "a register has flags");
+    begin(&t);
+    right_op(&t, GQA_OP_ROPE);
+    t.ropes[0].flags = 1;
+    refused(&t, -ENOTSUP, "a rope table has flags");
+    begin(&t);
+    right_op(&t, GQA_OP_SCALE);
+    t.desc.flags = 1;
+    refused(&t, -ENOTSUP, "the program has flags");
+}
+
+/* Layers of a host whose struct is longer are struct_size apart, and only the first has heads that
+ * do not fit. */
+Test(refusals, layers_that_are_longer_than_this_backend_knows)
+{
+    struct {
+        struct gqa_attn_layer was;
+        uint64_t more[3];
+    } layers[2];
+    struct gqa_reason reason = {""};
+    struct test_program t;
+
+    memset(layers, 0xff, sizeof(layers));
+    for (uint32_t i = 0; i < 2; i++) {
+        layers[i].was = (struct gqa_attn_layer){.struct_size = sizeof(layers[i]),
+                                                .layer = i,
+                                                .n_heads = i == 0 ? 3 : 4,
+                                                .n_kv_heads = i == 0 ? 3 : 4,
+                                                .k_dim = 16,
+                                                .v_dim = 16,
+                                                .k_type = GQA_TYPE_F16,
+                                                .v_type = GQA_TYPE_F16,
+                                                .scale = 1,
+                                                .k_head_bytes = 2048,
+                                                .v_head_bytes = 2048,
+                                                .v_offset = 8192};
+    }
+    for (uint32_t i = 0; i < 2; i++) {
+        begin(&t);
+        struct gqa_op *op = right_op(&t, GQA_OP_ATTENTION);
+        op->src2 = op->src3 = op->src;
+        op->layer = i;
+        t.desc.attn_layers = &layers[0].was;
+        t.desc.n_attn_layers = 2;
+        if (i == 0) {
+            refused(&t, -EINVAL, "op 0 (attention, layer 0)");
+            continue;
+        }
+        cr_assert_eq(test_program_prepare(&t), 0, "%s", t.reason.text);
+        test_program_finish(&t);
+    }
+    layers[1].was.flags = 1;
+    cr_assert_eq(cpu_attention_supports(&layers[1].was, &reason), -ENOTSUP);
+    cr_assert_not_null(strstr(reason.text, "flags"), "%s", reason.text);
+    layers[1].was.flags = 0;
+    layers[1].was.struct_size = GQA_SIZE_TO(struct gqa_attn_layer, rope_kind);
+    cr_assert_eq(cpu_attention_supports(&layers[1].was, &reason), -ENOTSUP);
+    cr_assert_not_null(strstr(reason.text, "shorter than in ABI 1.0"), "%s", reason.text);
+}
+
 Test(refusals, shapes_that_do_not_fit)
 {
     struct test_program t;

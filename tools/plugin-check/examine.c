@@ -207,29 +207,72 @@ static uint32_t count_threads(void)
     return n;
 }
 
-static bool is_complete(const struct gqa_attention *a)
+/* Whether a table is as long as that of ABI 1.0, and has what it must have. */
+static int check_table(const char *name, uint32_t bytes, size_t least, bool is_whole,
+                       struct gqa_reason *reason)
 {
-    return a != NULL && a->struct_size >= sizeof(*a) && a->supports != NULL && a->append != NULL &&
-           a->attend != NULL;
+    if (bytes < least) {
+        snprintf(reason->text, sizeof(reason->text), "its %s has %u bytes, must have %zu", name,
+                 bytes, least);
+        return -ENOEXEC;
+    }
+    if (!is_whole) {
+        snprintf(reason->text, sizeof(reason->text), "it has no complete %s", name);
+        return -ENOEXEC;
+    }
+    return 0;
 }
 
-static bool is_whole_program(const struct gqa_program *p)
+/* The plugin's tables as far as this program knows them. */
+struct tables {
+    struct gqa_attention attention;
+    struct gqa_program program;
+    bool has_program;
+};
+
+static int take_attention(const struct gqa_attention *a, struct tables *ret,
+                          struct gqa_reason *reason)
 {
-    return p->struct_size >= sizeof(*p) && p->pack_bytes != NULL && p->pack != NULL &&
-           p->prepare != NULL && p->release != NULL && p->begin != NULL && p->run != NULL &&
-           p->end != NULL && p->data != NULL;
+    const size_t least = GQA_SIZE_TO(struct gqa_attention, observe);
+    uint32_t bytes = a != NULL ? a->struct_size : (uint32_t)least;
+    bool is_whole = a != NULL && bytes >= least && a->supports != NULL && a->append != NULL &&
+                    a->attend != NULL;
+    int rc = check_table(GQA_ATTENTION_0, bytes, least, is_whole, reason);
+    if (rc == 0) {
+        gqa_take(&ret->attention, sizeof(ret->attention), a);
+    }
+    return rc;
+}
+
+/* p may be NULL: there is none. */
+static int take_program(const struct gqa_program *p, struct tables *ret, struct gqa_reason *reason)
+{
+    const size_t least = GQA_SIZE_TO(struct gqa_program, observe);
+    ret->has_program = p != NULL;
+    if (p == NULL) {
+        return 0;
+    }
+    bool is_whole = p->struct_size >= least && p->pack_bytes != NULL && p->pack != NULL &&
+                    p->prepare != NULL && p->release != NULL && p->begin != NULL &&
+                    p->run != NULL && p->end != NULL && p->data != NULL;
+    int rc = check_table(GQA_PROGRAM_0, p->struct_size, least, is_whole, reason);
+    if (rc == 0) {
+        gqa_take(&ret->program, sizeof(ret->program), p);
+    }
+    return rc;
 }
 
 static int use_context(const struct examination *e, const struct gqa_plugin *plugin, bool on_device,
                        void *context, struct gqa_reason *reason)
 {
-    const struct gqa_attention *attention = plugin->get_interface(context, GQA_ATTENTION_0);
-    const struct gqa_program *program = plugin->get_interface(context, GQA_PROGRAM_0);
-    if (!is_complete(attention) || (program != NULL && !is_whole_program(program))) {
-        snprintf(reason->text, sizeof(reason->text), "it has no complete %s",
-                 is_complete(attention) ? GQA_PROGRAM_0 : GQA_ATTENTION_0);
-        return -ENOEXEC;
+    struct tables tables;
+    int rc = take_attention(plugin->get_interface(context, GQA_ATTENTION_0), &tables, reason);
+    rc = rc < 0 ? rc : take_program(plugin->get_interface(context, GQA_PROGRAM_0), &tables, reason);
+    if (rc < 0) {
+        return rc;
     }
+    const struct gqa_attention *attention = &tables.attention;
+    const struct gqa_program *program = tables.has_program ? &tables.program : NULL;
     results_list(e->results, "interfaces",
                  program != NULL ? GQA_ATTENTION_0 "," GQA_PROGRAM_0 : GQA_ATTENTION_0);
     results_caps(e->results, attention->caps);
@@ -244,7 +287,7 @@ static int use_context(const struct examination *e, const struct gqa_plugin *plu
         return bench_run(&b, reason);
     }
     *e->phase = "self-test";
-    int rc = run_problems(e, attention, context, reason);
+    rc = run_problems(e, attention, context, reason);
     return rc < 0 ? rc : run_matrix(e, plugin, attention, program, context, reason);
 }
 
@@ -277,9 +320,8 @@ static int open_and_use(const struct examination *e, const struct gqa_plugin *pl
 static bool is_plugin(const struct gqa_plugin *p)
 {
     return p != NULL && p->magic == GQA_PLUGIN_MAGIC && p->abi_major == GQA_PLUGIN_ABI_MAJOR &&
-           p->abi_minor == GQA_PLUGIN_ABI_MINOR && p->struct_size >= sizeof(*p) &&
-           p->name != NULL && p->probe != NULL && p->open != NULL && p->get_interface != NULL &&
-           p->close != NULL;
+           p->struct_size >= GQA_SIZE_TO(struct gqa_plugin, close) && p->name != NULL &&
+           p->probe != NULL && p->open != NULL && p->get_interface != NULL && p->close != NULL;
 }
 
 int examine(const struct examination *e, struct gqa_reason *reason)
@@ -292,8 +334,8 @@ int examine(const struct examination *e, struct gqa_reason *reason)
     }
     const struct gqa_plugin *plugin = dlsym(handle, GQA_PLUGIN_SYMBOL);
     if (!is_plugin(plugin)) {
-        snprintf(reason->text, sizeof(reason->text), "no symbol %s of this ABI (%u.%u)",
-                 GQA_PLUGIN_SYMBOL, GQA_PLUGIN_ABI_MAJOR, GQA_PLUGIN_ABI_MINOR);
+        snprintf(reason->text, sizeof(reason->text), "no symbol %s of ABI %u", GQA_PLUGIN_SYMBOL,
+                 GQA_PLUGIN_ABI_MAJOR);
         return -ENOEXEC;
     }
     results_text(e->results, "name", plugin->name);

@@ -43,6 +43,8 @@ static void crowd_parallel(void *data, gqa_task_fn fn, void *arg, uint32_t n_tas
 
 const struct gqa_host host_alone = {
     .struct_size = sizeof(host_alone),
+    .abi_major = GQA_PLUGIN_ABI_MAJOR,
+    .abi_minor = GQA_PLUGIN_ABI_MINOR,
     .n_threads = 1,
     .log = host_log,
     .parallel = alone_parallel,
@@ -52,6 +54,8 @@ const struct gqa_host host_alone = {
 
 const struct gqa_host host_crowd = {
     .struct_size = sizeof(host_crowd),
+    .abi_major = GQA_PLUGIN_ABI_MAJOR,
+    .abi_minor = GQA_PLUGIN_ABI_MINOR,
     .n_threads = CROWD_WORKERS,
     .log = host_log,
     .parallel = crowd_parallel,

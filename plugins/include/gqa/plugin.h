@@ -1,4 +1,4 @@
-/* gqa/plugin.h - the ABI between gqad and its backends, version 0.6.
+/* gqa/plugin.h - the ABI between gqad and its backends, version 1.0.
  *
  * A backend is a shared object that exports one constant, `gqa_plugin`, and repeats magic and ABI
  * version in an ELF note, so that a host can refuse it before any of its code runs. The host asks
@@ -10,8 +10,12 @@
  * no own thread pool (use host->parallel), no signal handlers. All calls on one context come from
  * one thread at a time. Functions return 0 or -errno and never exit.
  *
- * Structs that the host passes begin with struct_size; a plugin reads no field past it. While the
- * major version is 0, minor versions may differ in layout: both sides require equality. */
+ * What may change within major version 1, and what may not, docs/plugin-abi.md says ("Versions").
+ * In short: structs that begin with struct_size grow at their end only (but for gqa_probe), and
+ * neither side reads past what the other one says; all others stay as they are for good, since
+ * arrays of them have no stride. A new member that is zero means what it meant before there was
+ * one. What must not be ignored by who does not know it has a bit in a word of flags, and unknown
+ * bits are refused. */
 #ifndef GQA_PLUGIN_H
 #define GQA_PLUGIN_H
 
@@ -22,12 +26,34 @@ extern "C" {
 #endif
 
 #define GQA_PLUGIN_MAGIC     0x47514131u /* "GQA1" */
-#define GQA_PLUGIN_ABI_MAJOR 0u
-#define GQA_PLUGIN_ABI_MINOR 6u
+#define GQA_PLUGIN_ABI_MAJOR 1u
+#define GQA_PLUGIN_ABI_MINOR 0u
 #define GQA_PLUGIN_SYMBOL    "gqa_plugin"
 #define GQA_NOTE_NAME        "gqa"
 #define GQA_NOTE_TYPE        1u
 #define GQA_NONE             0xffffffffu
+
+/* ---- structs that grow ------------------------------------------------------------------- */
+
+/* Bytes of a struct up to a member, that one included: what struct_size is at least where it is
+ * there. */
+#define GQA_SIZE_TO(type, member) (offsetof(type, member) + sizeof(((type *)0)->member))
+
+/* Whether the other side knows a member of what p points to. */
+#define GQA_HAS(p, member) ((p)->struct_size >= GQA_SIZE_TO(__typeof__(*(p)), member))
+
+/* Copies a struct that begins with struct_size as far as both sides know it; members that only this
+ * side knows become zero. *to's struct_size is what was copied. */
+static inline void gqa_take(void *to, size_t bytes, const void *from)
+{
+    uint32_t has;
+
+    memcpy(&has, from, sizeof(has));
+    has = has < bytes ? has : (uint32_t)bytes;
+    memset(to, 0, bytes);
+    memcpy(to, from, has);
+    memcpy(to, &has, sizeof(has));
+}
 
 /* ---- services that the host lends -------------------------------------------------------- */
 
@@ -48,6 +74,9 @@ struct gqa_host {
      * release takes the pointer and the size that was asked for. */
     void *(*allocate)(void *data, size_t bytes);
     void (*release)(void *data, void *memory, size_t bytes);
+    /* The host's, for a plugin that cannot do without something newer: open() says -ENOTSUP then.
+     */
+    uint32_t abi_major, abi_minor;
 };
 
 /* Where a function wants to say why: the host owns the buffer. */
@@ -133,10 +162,10 @@ struct gqa_attn_layer {
     uint64_t v_offset;
     uint64_t k_head_bytes; /* bytes from one group's K to the next */
     uint64_t v_head_bytes;
-    /* How q and k were rotated, for views that turn queries again; rope NULL: they were not.
-     * (Since 0.4.) */
+    /* How q and k were rotated, for views that turn queries again; rope NULL: they were not. */
     const struct gqa_rope_table *rope;
     uint32_t rope_kind; /* enum gqa_rope_kind */
+    uint32_t flags;     /* none is defined: 0. supports() refuses what it does not know */
 };
 
 /* The blocks of one sequence in one layer class: pages[i] holds slots [64 i, 64 i + 64). Slot s is
@@ -158,14 +187,14 @@ struct gqa_attn_layer {
  * from position p to n_sinks + recent - 1, by the layer's rope, and the others as it is. */
 struct gqa_page_table {
     uint32_t n_pages;
+    uint32_t flags; /* none is defined: 0. A host sets what caps promise only */
     void *const *pages;
     uint32_t n_dropped;       /* at most n_past */
     uint32_t n_sinks, recent; /* recent 0: every slot is seen. Not in a layer with a window */
     uint32_t turned;          /* 1: see above; recent > 0 */
     /* For backends that keep copies: (n_pages), or NULL. A copy of what lies at pages[i] may be
      * used again as long as versions[i] is what it was when the copy was taken; it holds the tokens
-     * that were there then and those that the backend itself has appended since. 0: never. (Since
-     * 0.5.) */
+     * that were there then and those that the backend itself has appended since. 0: never. */
     const uint64_t *versions;
 };
 
@@ -365,7 +394,9 @@ struct gqa_op {
     struct gqa_view src, src2, src3, dst; /* dst may equal src, but not overlap it otherwise */
     uint32_t weight, bias;                /* indices into weights, or GQA_NONE */
     float scale;                          /* EMBED, ADD, SCALE, SOFTCAP */
+    uint32_t flags; /* none is defined: 0. prepare() refuses what it does not know */
     union {
+        uint64_t room[16]; /* what a kind does not use is 0 */
         struct {
             uint32_t row; /* enum gqa_embed_row */
         } embed;
@@ -387,7 +418,6 @@ struct gqa_op {
             uint32_t adapters; /* 1: rows may carry adapter ids; see struct gqa_adapter */
         } linear;
         struct gqa_op_experts experts;
-        uint32_t room[20];
     } u;
 };
 
@@ -398,6 +428,7 @@ struct gqa_rope_table {
     uint32_t n_freqs; /* n_rot / 2 */
     const double *freqs;
     float magnitude;
+    uint32_t flags; /* none is defined: 0. prepare() refuses what it does not know */
 };
 
 /* What an adapter (LoRA) changes in one matrix: LINEAR ops of that weight with linear.adapters = 1
@@ -419,11 +450,21 @@ struct gqa_program_desc {
     const struct gqa_op *ops;
     const struct gqa_reg *regs;
     const struct gqa_weight *weights;
-    const struct gqa_attn_layer *attn_layers;
+    const struct gqa_attn_layer *attn_layers; /* gqa_layer_at(): they are struct_size apart */
     const struct gqa_rope_table *rope_tables;
     uint32_t n_adapters;
+    uint32_t flags; /* none is defined: 0. prepare() refuses what it does not know */
     const struct gqa_adapter *adapters;
 };
+
+/* A layer of the description, whose host may know a longer struct than the plugin, or a shorter. */
+static inline const struct gqa_attn_layer *gqa_layer_at(const struct gqa_program_desc *desc,
+                                                        uint32_t index)
+{
+    const char *first = (const char *)desc->attn_layers;
+
+    return (const struct gqa_attn_layer *)(first + (size_t)index * desc->attn_layers->struct_size);
+}
 
 struct gqa_batch {
     uint32_t struct_size;
@@ -458,6 +499,7 @@ struct gqa_program {
      * weight of several matrices (ne[2] > 1) count on from one matrix to the next. Thread-safe on
      * disjoint ranges. */
     uint32_t pack_rows;
+    uint32_t caps; /* none is defined: 0 */
     int (*pack)(void *context, const struct gqa_weight *weight, uint64_t first_row, uint64_t n_rows,
                 void *dst);
     /* Copies desc's arrays (not the weights). -ENOTSUP with a reason naming op, tensor and type. */
@@ -475,12 +517,12 @@ struct gqa_program {
     float *(*data)(void *context, void *program, uint32_t reg);
     /* Fills up to max entries, one for each kind of op that has run, and returns how many there
      * are. Any thread, also while steps run; of a step in progress some ops are counted. NULL: the
-     * plugin keeps no times. (Since 0.3.) */
+     * plugin keeps no times. */
     uint32_t (*op_times)(void *context, void *program, struct gqa_op_time *ret, uint32_t max);
     /* gqa_attention.observe for programs whose registers the host cannot see
      * (GQA_ATTN_CAP_OBSERVE); NULL: it hands over the registers that data() gives. After run() of
      * ATTENTION op and before the next run() or end(), of that op's rows; votes is host memory, and
-     * complete when this returns. (Since 0.6.) */
+     * complete when this returns. */
     int (*observe)(void *context, void *program, uint32_t op, uint32_t seq, uint32_t n_observed,
                    uint32_t n_votes, float *votes);
 };

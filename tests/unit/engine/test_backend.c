@@ -144,6 +144,62 @@ Test(backend, the_default_needs_a_program)
     backend_catalogue_destroy(c);
 }
 
+/* ---- other minor versions ---------------------------------------------------------------- */
+
+static void opens(const char *plugin, const char *spec, uint32_t minor)
+{
+    install(plugin, "it.so", 0755);
+    struct backend_catalogue *c = scan(LONG_MS);
+    struct backend_info info = only_entry(c);
+    struct gqa_reason reason = {""};
+    struct backend *b;
+    cr_assert(info.usable, "%s: %s", plugin, info.reason);
+    cr_expect(eq(u32, info.abi_minor, minor));
+    cr_assert(eq(int, backend_open(c, spec, pool, &b, &reason), 0), "%s", reason.text);
+    /* As long as this host knows the table, whatever the plugin does. */
+    cr_expect(le(u32, backend_attention(b)->struct_size, sizeof(struct gqa_attention)));
+    cr_expect(backend_attention(b)->observe == NULL);
+    backend_unref(b);
+    backend_catalogue_destroy(c);
+}
+
+Test(backend, a_plugin_of_a_later_minor_version)
+{
+    opens("newer_minor", "newer_minor", GQA_PLUGIN_ABI_MINOR + 7);
+    struct backend_catalogue *c = scan(LONG_MS);
+    struct gqa_reason reason = {""};
+    struct backend *b;
+    cr_expect(eq(int, backend_open(c, "newer_minor:needs=newer", pool, &b, &reason), -ENOTSUP));
+    cr_expect(strstr(reason.text, "needs a host of ABI 1.7, this one has 1.0") != NULL, "%s",
+              reason.text);
+    backend_catalogue_destroy(c);
+}
+
+Test(backend, a_plugin_of_the_first_version)
+{
+    opens("frozen_1_0", "minimal", 0);
+}
+
+Test(backend, what_only_one_side_knows)
+{
+    struct {
+        struct gqa_attn_layer was;
+        uint64_t more;
+    } longer = {{.struct_size = sizeof(longer), .layer = 5, .window = 7}, 9};
+    struct gqa_attn_layer same;
+    gqa_take(&same, sizeof(same), &longer);
+    cr_expect(eq(u32, same.struct_size, sizeof(same)));
+    cr_expect(eq(u32, same.window, 7));
+    const struct gqa_attn_layer shorter = {
+        .struct_size = GQA_SIZE_TO(struct gqa_attn_layer, layer), .layer = 5, .window = 7};
+    gqa_take(&same, sizeof(same), &shorter);
+    cr_expect(eq(u32, same.layer, 5));
+    cr_expect(eq(u32, same.window, 0));
+    bool has_layer = GQA_HAS(&same, layer), has_window = GQA_HAS(&same, window);
+    cr_expect(has_layer);
+    cr_expect(not(has_window));
+}
+
 /* ---- refused before any of its code runs ------------------------------------------------- */
 
 Test(backend, another_magic)
@@ -152,9 +208,12 @@ Test(backend, another_magic)
     cr_expect(not(witness_exists()));
 }
 
-Test(backend, another_minor_version)
+Test(backend, another_major_version)
 {
-    refused("wrong_minor", LONG_MS, "built for ABI 0.7, this daemon has 0.6");
+    refused("older_major", LONG_MS,
+            "built for ABI 0.6, this daemon has 1.0: the first number must be the same");
+    refused("newer_major", LONG_MS,
+            "built for ABI 2.6, this daemon has 1.0: the first number must be the same");
     cr_expect(not(witness_exists()));
 }
 
@@ -162,6 +221,23 @@ Test(backend, a_short_struct)
 {
     refused("short_struct", LONG_MS, "its gqa_plugin has 16 bytes");
     cr_expect(not(witness_exists()));
+}
+
+Test(backend, a_short_table)
+{
+    refused("short_table", LONG_MS, "its gqa.attention.0 has 40 bytes, must have 48");
+}
+
+Test(backend, a_symbol_that_is_not_what_the_note_says)
+{
+    install("two_minors", "it.so", 0755);
+    struct backend_catalogue *c = scan(LONG_MS);
+    struct backend *b;
+    struct gqa_reason reason = {""};
+    cr_expect(eq(int, backend_open(c, "two_minors", pool, &b, &reason), -ENOEXEC));
+    cr_expect(strstr(reason.text, "its symbol gqa_plugin is not what the note promises") != NULL,
+              "%s", reason.text);
+    backend_catalogue_destroy(c);
 }
 
 Test(backend, no_note)
@@ -329,7 +405,7 @@ Test(backend, notes_of_absurd_sizes)
 
 Test(backend, no_symbol)
 {
-    refused("no_symbol", LONG_MS, "no symbol gqa_plugin of this ABI (0.6)");
+    refused("no_symbol", LONG_MS, "no symbol gqa_plugin of ABI 1");
 }
 
 Test(backend, a_constructor_that_crashes)
