@@ -206,8 +206,7 @@ struct cpu_attn_worker cpu_attn_worker_of(const struct cpu_attn_job *job, uint32
     w.scores = base + LINE_FLOATS;
     w.parts = w.scores + CPU_ATTN_PIECE_QUERIES * GQA_ATTN_SEGMENT_TOKENS;
     w.states = w.parts + CPU_ATTN_PIECE_QUERIES * part;
-    w.weights = w.states + n_queries * part;
-    w.row = w.weights + CPU_ATTN_PACK_MAX * GQA_KV_BLOCK_TOKENS;
+    w.row = w.states + n_queries * part;
     w.stored = w.row + job->width;
     w.q = w.stored + job->width;
     return w;
@@ -222,8 +221,7 @@ static int grow_scratch(struct cpu_attn_job *job)
 
     job->width = round_floats(layer->k_dim > layer->v_dim ? layer->k_dim : layer->v_dim);
     job->worker_floats = LINE_FLOATS + CPU_ATTN_PIECE_QUERIES * (GQA_ATTN_SEGMENT_TOKENS + part) +
-                         CPU_ATTN_PACK_MAX * GQA_KV_BLOCK_TOKENS + n_queries * part +
-                         2 * job->width + round_floats(n_queries * layer->k_dim);
+                         n_queries * part + 2 * job->width + round_floats(n_queries * layer->k_dim);
     int rc = cpu_attn_grow(job->a->host, &job->a->scratch, &job->a->scratch_bytes,
                            job->worker_floats * sizeof(float) * job->a->host->n_threads);
     for (uint32_t i = 0; rc == 0 && i < job->a->host->n_threads; i++) {

@@ -215,7 +215,6 @@ static uint32_t gather(const struct span *span, uint32_t segment, uint32_t first
             .end = sight->end,
             .seen = sight->masked ? sight->seen : NULL,
             .scores = span->w.scores + (size_t)n * GQA_ATTN_SEGMENT_TOKENS,
-            .weights = span->w.weights,
             .parts = parts + n * span->part_floats,
         };
         find_homes(span, segment, group_of(span, query), pack);

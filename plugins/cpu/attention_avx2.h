@@ -184,6 +184,15 @@ CPU_SPECIALISE vec load_codes(const uint32_t type, const char *p, const int high
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
 }
 
+/* The f16 scales that begin LANES quants, from one to the next stride bytes. */
+CPU_SPECIALISE vec load_scales(const char *p, size_t stride)
+{
+#define SCALE(i) (short)cpu_kv_scale(p, (i)*stride)
+    return _mm256_cvtph_ps(_mm_setr_epi16(SCALE(0), SCALE(1), SCALE(2), SCALE(3), SCALE(4),
+                                          SCALE(5), SCALE(6), SCALE(7)));
+#undef SCALE
+}
+
 CPU_SPECIALISE void store_some(float *to, vec x, uint32_t n)
 {
     _mm256_maskstore_ps(to, first_lanes(n), x);

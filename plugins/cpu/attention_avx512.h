@@ -187,6 +187,16 @@ CPU_SPECIALISE vec load_codes(const uint32_t type, const char *p, const int high
     return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(nibbles, 4) : nibbles, values);
 }
 
+/* The f16 scales that begin LANES quants, from one to the next stride bytes. */
+CPU_SPECIALISE vec load_scales(const char *p, size_t stride)
+{
+#define SCALE(i) (short)cpu_kv_scale(p, (i)*stride)
+    return _mm512_cvtph_ps(_mm256_setr_epi16(
+        SCALE(0), SCALE(1), SCALE(2), SCALE(3), SCALE(4), SCALE(5), SCALE(6), SCALE(7), SCALE(8),
+        SCALE(9), SCALE(10), SCALE(11), SCALE(12), SCALE(13), SCALE(14), SCALE(15)));
+#undef SCALE
+}
+
 CPU_SPECIALISE void store_some(float *to, vec x, uint32_t n)
 {
     _mm512_mask_storeu_ps(to, first_lanes(n), x);

@@ -46,13 +46,12 @@ struct cpu_attn_worker {
     /* The piece whose queries are in q, so that its next item need not pack them again.
      * CPU_ATTN_NOT_PACKED: no piece's. */
     uint32_t *packed;
-    float *scores;  /* (CPU_ATTN_PIECE_QUERIES, GQA_ATTN_SEGMENT_TOKENS) */
-    float *weights; /* (CPU_ATTN_PACK_MAX, GQA_KV_BLOCK_TOKENS) */
-    float *parts;   /* (CPU_ATTN_PIECE_QUERIES, part) */
-    float *q;       /* (queries of a piece, k_dim), pack by pack */
-    float *row;     /* (width) one token's K or V, or one query; */
-    float *stored;  /* (width) the same as its type has it */
-    float *states;  /* (queries of a piece, part) */
+    float *scores; /* (CPU_ATTN_PIECE_QUERIES, GQA_ATTN_SEGMENT_TOKENS) */
+    float *parts;  /* (CPU_ATTN_PIECE_QUERIES, part) */
+    float *q;      /* (queries of a piece, k_dim), pack by pack */
+    float *row;    /* (width) one token's K or V, or one query; */
+    float *stored; /* (width) the same as its type has it */
+    float *states; /* (queries of a piece, part) */
 };
 
 /* Checks the layer and the batch, and makes the workers' memory large enough. 0, -ENOTSUP, -EINVAL

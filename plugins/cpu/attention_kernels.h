@@ -61,7 +61,6 @@ struct cpu_attn_pack {
     /* (n_queries, GQA_ATTN_SEGMENT_TOKENS), 64-byte aligned: scratch; afterwards p of those tokens
      * that a query sees. */
     float *scores;
-    float *weights; /* scratch (n_queries, GQA_KV_BLOCK_TOKENS), 64-byte aligned */
     /* out (n_queries, cpu_attn_part_floats(v_dim)). A layer of v_dim 0: V is not read, and a part
      * is its maximum and sum. */
     float *parts;

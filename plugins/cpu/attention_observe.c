@@ -76,7 +76,6 @@ static void run_segment(const struct watch *o, uint32_t group, uint32_t segment,
                                  .end = end,
                                  .scores = w->scores,
                                  .next_k = (const char *)w->scores,
-                                 .weights = w->weights,
                                  .parts = w->parts};
 
     for (uint32_t b = 0; b < CPU_ATTN_SEGMENT_BLOCKS; b++) {

@@ -39,6 +39,20 @@ CPU_SPECIALISE uint32_t element_bytes(const uint32_t type)
     return type == GQA_TYPE_F32 ? 4 : 2;
 }
 
+/* Rows of codes in a tile's quant of K. */
+CPU_SPECIALISE uint32_t code_rows(const uint32_t type)
+{
+    return type == GQA_TYPE_Q8_0 ? 32 : 16;
+}
+
+/* The next block's K is fetched straight ahead, as the processor's own prefetch likes it, or tile
+ * by tile in the order in which lines are read, so that none comes late. Which is faster was
+ * measured: quants of several queries, and floats of many, gain by the second. */
+CPU_SPECIALISE int fetches_straight(const uint32_t nq)
+{
+    return nq < 3;
+}
+
 /* Asks for bytes of what is wanted next: a block ahead, into the first-level cache. */
 CPU_SPECIALISE void fetch(const char *ahead, const uint32_t bytes)
 {
@@ -83,6 +97,7 @@ CPU_SPECIALISE void score_floats(const uint32_t nq, const uint32_t nv, const uin
 {
     const uint32_t vec_bytes = LANES * element_bytes(type), row_bytes = TILE_VECS * vec_bytes;
     const size_t tile_bytes = (size_t)k_dim * row_bytes;
+    const uint32_t n_tiles = nv / TILE_VECS;
     vec sum[QUERIES_MAX][4];
 
     set_zero(nq, nv, sum);
@@ -93,8 +108,11 @@ CPU_SPECIALISE void score_floats(const uint32_t nq, const uint32_t nv, const uin
         for (uint32_t j = 0; j < nv; j++) {
             row[j] = load_all(type, k + j / TILE_VECS * tile_bytes + j % TILE_VECS * vec_bytes);
         }
-        fetch(ahead, nv * vec_bytes);
-        ahead += nv * vec_bytes;
+        if (n_tiles == 1 || nq <= WIDE_QUERIES) {
+            fetch(ahead + d * nv * vec_bytes, nv * vec_bytes);
+        } else {
+            fetch(ahead + d % n_tiles * tile_bytes + d * row_bytes, 1);
+        }
         add_products(nq, nv, q, 1, row, sum);
     }
     CPU_UNROLL
@@ -106,11 +124,16 @@ CPU_SPECIALISE void score_floats(const uint32_t nq, const uint32_t nv, const uin
     }
 }
 
-/* Adds codes times q for n dimensions, which have a row of 16 tokens' codes each. */
+/* Adds codes times q for n dimensions, which have a row of 16 tokens' codes each. ahead: of the
+ * lines to fetch meanwhile, with the low halves of codes, which come first. */
 CPU_SPECIALISE void add_codes(const uint32_t nq, const uint32_t nv, const uint32_t type,
-                              const int high, const char *codes, size_t tile_bytes, uint32_t n,
-                              const float *q, uint32_t q_stride, vec (*sum)[4])
+                              const int high, const char *codes, const char *ahead,
+                              size_t tile_bytes, uint32_t n, const float *q, uint32_t q_stride,
+                              vec (*sum)[4])
 {
+    const uint32_t n_tiles = nv / TILE_VECS, per_tile = code_rows(type) / n_tiles;
+    const uint32_t step = n_tiles * GQA_KV_TILE_TOKENS;
+
     for (uint32_t i = 0; i < n; i++, codes += GQA_KV_TILE_TOKENS, q += q_stride) {
         vec row[4];
 
@@ -118,6 +141,11 @@ CPU_SPECIALISE void add_codes(const uint32_t nq, const uint32_t nv, const uint32
         for (uint32_t j = 0; j < nv; j++) {
             row[j] =
                 load_codes(type, codes + j / TILE_VECS * tile_bytes + j % TILE_VECS * LANES, high);
+        }
+        if (!high && fetches_straight(nq)) {
+            fetch(ahead + i * step, 1);
+        } else if (!high) {
+            fetch(ahead + i / per_tile * tile_bytes + i % per_tile * step, 1);
         }
         add_products(nq, nv, q, 1, row, sum);
     }
@@ -129,23 +157,33 @@ CPU_SPECIALISE void score_codes(const uint32_t nq, const uint32_t nv, const uint
                                 const char *k, const char *ahead, uint32_t k_dim, const float *q,
                                 uint32_t q_stride, float scale, float *s)
 {
-    const uint32_t n_rows = type == GQA_TYPE_Q8_0 ? 32 : 16; /* of codes */
-    const uint32_t bytes = GQA_KV_TILE_TOKENS * (2 + n_rows);
+    const uint32_t n_rows = code_rows(type), n_tiles = nv / TILE_VECS;
+    const uint32_t scales_bytes = 2 * GQA_KV_TILE_TOKENS;
+    const uint32_t bytes = scales_bytes + n_rows * GQA_KV_TILE_TOKENS;
     const size_t tile_bytes = GQA_KV_TILE_TOKENS * gqa_kv_token_bytes(type, k_dim);
 
     for (uint32_t d = 0; d < k_dim; d += GQA_KV_QUANT_DIMS, k += bytes) {
         const uint32_t n = k_dim - d < GQA_KV_QUANT_DIMS ? k_dim - d : GQA_KV_QUANT_DIMS;
-        const char *codes = k + 2 * GQA_KV_TILE_TOKENS;
         vec sum[QUERIES_MAX][4];
 
-        fetch(ahead, nv / TILE_VECS * bytes);
-        ahead += nv / TILE_VECS * bytes;
         set_zero(nq, nv, sum);
-        add_codes(nq, nv, type, 0, codes, tile_bytes, n < n_rows ? n : n_rows, q, q_stride, sum);
-        if (n > n_rows) {
-            add_codes(nq, nv, type, 1, codes, tile_bytes, n - n_rows, q + (size_t)n_rows * q_stride,
-                      q_stride, sum);
+        if (fetches_straight(nq)) {
+            fetch(ahead, n_tiles * scales_bytes);
+            ahead += n_tiles * scales_bytes;
+        } else {
+            CPU_UNROLL
+            for (uint32_t j = 0; j < n_tiles; j++) {
+                fetch(ahead + j * tile_bytes, 1);
+            }
+            ahead += scales_bytes;
         }
+        add_codes(nq, nv, type, 0, k + scales_bytes, ahead, tile_bytes, n < n_rows ? n : n_rows, q,
+                  q_stride, sum);
+        if (n > n_rows) {
+            add_codes(nq, nv, type, 1, k + scales_bytes, ahead, tile_bytes, n - n_rows,
+                      q + (size_t)n_rows * q_stride, q_stride, sum);
+        }
+        ahead += n_rows * GQA_KV_TILE_TOKENS * (fetches_straight(nq) ? n_tiles : 1);
         q += (size_t)n * q_stride;
         CPU_UNROLL
         for (uint32_t j = 0; j < nv; j++) {
@@ -305,36 +343,21 @@ static void softmax(const struct gqa_attn_layer *layer, const uint64_t *mask, ui
 
 /* ---- output ------------------------------------------------------------------------------ */
 
-/* Vector j of a V row's piece. Of quants it is one of the quant's, whose codes begin at v; a single
- * vector of floats may have fewer lanes, and nothing past them is read. */
-CPU_SPECIALISE vec load_v(const uint32_t nv, const uint32_t type, const char *v, const uint32_t j,
-                          uint32_t n_lanes)
+/* o (nq, o_stride) += p (nq, TOKENS) x v over n tokens, for nv vectors of dimensions; v, p and
+ * ahead are at the first token. A single vector may have fewer lanes, and nothing past them is
+ * read. */
+CPU_SPECIALISE void weigh_vectors(const uint32_t nq, const uint32_t nv, const uint32_t type,
+                                  const char *v, const char *ahead, size_t row_bytes, uint32_t n,
+                                  uint32_t n_lanes, const float *p, float *o, size_t o_stride)
 {
-    if (type == GQA_TYPE_Q8_0) {
-        return load_codes(type, v + j * LANES, 0);
-    }
-    if (type == GQA_TYPE_Q4_0) {
-        return load_codes(type, v + j % LOW_VECS * LANES, j >= LOW_VECS);
-    }
-    return nv == 1 ? load_some(type, v, n_lanes)
-                   : load_all(type, v + j * LANES * element_bytes(type));
-}
-
-/* o (nq, o_stride) += p (nq, p_stride) x v over n tokens, for vectors [first, first + nv) of
- * dimensions; v, p and ahead are at the first token. */
-CPU_SPECIALISE void weigh_vectors(const uint32_t nq, const uint32_t nv, const uint32_t first,
-                                  const uint32_t type, const char *v, const char *ahead,
-                                  size_t row_bytes, uint32_t n, uint32_t n_lanes, const float *p,
-                                  const size_t p_stride, float *o, size_t o_stride)
-{
-    const uint32_t bytes = cpu_kv_is_quant(type) ? 1 : nv * LANES * element_bytes(type);
+    const uint32_t vec_bytes = LANES * element_bytes(type);
     vec sum[QUERIES_MAX][4];
 
     CPU_UNROLL
     for (uint32_t i = 0; i < nq; i++) {
         CPU_UNROLL
         for (uint32_t j = 0; j < nv; j++) {
-            sum[i][j] = vec_load(o + i * o_stride + (first + j) * LANES);
+            sum[i][j] = vec_load(o + i * o_stride + j * LANES);
         }
     }
     for (uint32_t t = 0; t < n; t++, v += row_bytes, ahead += row_bytes, p++) {
@@ -342,16 +365,16 @@ CPU_SPECIALISE void weigh_vectors(const uint32_t nq, const uint32_t nv, const ui
 
         CPU_UNROLL
         for (uint32_t j = 0; j < nv; j++) {
-            row[j] = load_v(nv, type, v, first + j, n_lanes);
+            row[j] = nv == 1 ? load_some(type, v, n_lanes) : load_all(type, v + j * vec_bytes);
         }
-        fetch(ahead, bytes);
-        add_products(nq, nv, p, p_stride, row, sum);
+        fetch(ahead, nv * vec_bytes);
+        add_products(nq, nv, p, TOKENS, row, sum);
     }
     CPU_UNROLL
     for (uint32_t i = 0; i < nq; i++) {
         CPU_UNROLL
         for (uint32_t j = 0; j < nv; j++) {
-            vec_store(o + i * o_stride + (first + j) * LANES, sum[i][j]);
+            vec_store(o + i * o_stride + j * LANES, sum[i][j]);
         }
     }
 }
@@ -366,16 +389,16 @@ CPU_SPECIALISE void weigh_floats(const uint32_t nq, const uint32_t type, const c
     uint32_t d = 0;
 
     for (; d + wide <= v_dim; d += wide) {
-        weigh_vectors(nq, vecs_of(nq), 0, type, v + d * bytes, ahead + d * bytes, row_bytes, n,
-                      LANES, p, TOKENS, o + d, o_stride);
+        weigh_vectors(nq, vecs_of(nq), type, v + d * bytes, ahead + d * bytes, row_bytes, n, LANES,
+                      p, o + d, o_stride);
     }
     for (; vecs_of(nq) > 2 && d + 2 * LANES <= v_dim; d += 2 * LANES) {
-        weigh_vectors(nq, 2, 0, type, v + d * bytes, ahead + d * bytes, row_bytes, n, LANES, p,
-                      TOKENS, o + d, o_stride);
+        weigh_vectors(nq, 2, type, v + d * bytes, ahead + d * bytes, row_bytes, n, LANES, p, o + d,
+                      o_stride);
     }
     for (; d < v_dim; d += LANES) {
-        weigh_vectors(nq, 1, 0, type, v + d * bytes, ahead + d * bytes, row_bytes, n, v_dim - d, p,
-                      TOKENS, o + d, o_stride);
+        weigh_vectors(nq, 1, type, v + d * bytes, ahead + d * bytes, row_bytes, n, v_dim - d, p,
+                      o + d, o_stride);
     }
 }
 
@@ -398,40 +421,126 @@ CPU_SPECIALISE void weigh_float_block(const uint32_t type, const struct cpu_attn
     }
 }
 
-/* Tokens [from, to) of a block, counted in it, for one quant of their rows: the first of them at v.
- * scales (GQA_KV_BLOCK_TOKENS): its scale in each token. s: the block's weights. They are scaled
- * into scratch first (nq, GQA_KV_BLOCK_TOKENS). n_vecs: of the quant, so many are dimensions. */
-CPU_SPECIALISE void weigh_quant(const uint32_t nq, const uint32_t type, const char *v,
-                                const char *ahead, size_t row_bytes, uint32_t from, uint32_t to,
-                                const uint16_t *scales, const float *s, float *scratch,
-                                uint32_t n_vecs, float *o, size_t o_stride)
+/* Vector j of the quant whose codes begin at codes. */
+CPU_SPECIALISE vec load_quant(const uint32_t type, const char *codes, const uint32_t j)
 {
-    const float *p = scratch + from;
-    const char *codes = v + sizeof(*scales);
+    if (type == GQA_TYPE_Q8_0) {
+        return load_codes(type, codes + j * LANES, 0);
+    }
+    return load_codes(type, codes + j % LOW_VECS * LANES, j >= LOW_VECS);
+}
 
-    for (uint32_t t = from / LANES * LANES; t < to; t += LANES) {
-        vec scale = load_all(GQA_TYPE_F16, (const char *)(scales + t));
+/* One block's V as its quants are met: tokens [from, to), counted in the block. */
+struct quants {
+    const char *v, *ahead; /* the block; what is fetched meanwhile */
+    size_t row_bytes;
+    uint32_t from, to;
+};
+
+/* Weights of LANES tokens s (nq, TOKENS) times their scales of n_quants neighbouring quants, the
+ * first of which is at v in the first token. p (n_quants, nq, LANES). */
+CPU_SPECIALISE void scale_weights(const uint32_t nq, const uint32_t n_quants,
+                                  const uint32_t quant_bytes, const char *v, size_t row_bytes,
+                                  const float *s, float *p)
+{
+    CPU_UNROLL
+    for (uint32_t g = 0; g < n_quants; g++) {
+        vec scale = load_scales(v + g * quant_bytes, row_bytes);
         CPU_UNROLL
         for (uint32_t i = 0; i < nq; i++) {
-            vec_store(scratch + i * GQA_KV_BLOCK_TOKENS + t,
-                      vec_mul(vec_load(s + i * TOKENS + t), scale));
+            vec_store(p + (g * nq + i) * LANES, vec_mul(vec_load(s + i * TOKENS), scale));
         }
     }
-    if (n_vecs < 2) {
-        weigh_vectors(nq, 1, 0, type, codes, ahead, row_bytes, to - from, LANES, p,
-                      GQA_KV_BLOCK_TOKENS, o, o_stride);
-        return;
+}
+
+/* o (nq, o_stride) += s (nq, TOKENS) x V of a block's tokens, for nv vectors of dimensions from
+ * first on in each of n_quants neighbouring quants, the first of which is skip bytes into a row.
+ * Scales are read LANES tokens at a time, hardly before the codes: what is fetched ahead has the
+ * time of a block to come. */
+CPU_SPECIALISE void weigh_codes(const uint32_t nq, const uint32_t n_quants, const uint32_t nv,
+                                const uint32_t first, const uint32_t type, const struct quants *b,
+                                size_t skip, const float *s, float *o, size_t o_stride)
+{
+    const uint32_t quant_bytes = (uint32_t)gqa_kv_token_bytes(type, 1);
+    _Alignas(64) float p[QUERIES_MAX * LANES];
+    vec sum[QUERIES_MAX][4];
+
+    CPU_UNROLL
+    for (uint32_t i = 0; i < nq; i++) {
+        CPU_UNROLL
+        for (uint32_t j = 0; j < n_quants * nv; j++) {
+            const uint32_t at = j / nv * QUANT_VECS + first + j % nv;
+            sum[i][j] = vec_load(o + i * o_stride + at * LANES);
+        }
     }
-    if (vecs_of(nq) == QUANT_VECS && n_vecs == QUANT_VECS) {
-        weigh_vectors(nq, QUANT_VECS, 0, type, codes, ahead, row_bytes, to - from, LANES, p,
-                      GQA_KV_BLOCK_TOKENS, o, o_stride);
-        return;
+    for (uint32_t t = b->from / LANES * LANES; t < b->to; t += LANES) {
+        const uint32_t from = t < b->from ? b->from - t : 0;
+        const uint32_t to = b->to - t < LANES ? b->to - t : LANES;
+        const char *v = b->v + t * b->row_bytes + skip;
+        const char *codes = v + from * b->row_bytes + sizeof(uint16_t);
+        const char *ahead = b->ahead + (t + from) * b->row_bytes + skip;
+
+        scale_weights(nq, n_quants, quant_bytes, v, b->row_bytes, s + t, p);
+        for (uint32_t k = from; k < to; k++, codes += b->row_bytes, ahead += b->row_bytes) {
+            vec row[4];
+
+            CPU_UNROLL
+            for (uint32_t j = 0; j < n_quants * nv; j++) {
+                row[j] = load_quant(type, codes + j / nv * quant_bytes, first + j % nv);
+            }
+            CPU_UNROLL
+            for (uint32_t g = 0; g < n_quants; g++) {
+                fetch(ahead + g * quant_bytes, 1);
+                CPU_UNROLL
+                for (uint32_t i = 0; i < nq; i++) {
+                    vec one = vec_all(p[(g * nq + i) * LANES + k]);
+                    CPU_UNROLL
+                    for (uint32_t j = g * nv; j < (g + 1) * nv; j++) {
+                        sum[i][j] = vec_fma(one, row[j], sum[i][j]);
+                    }
+                }
+            }
+        }
     }
-    weigh_vectors(nq, 2, 0, type, codes, ahead, row_bytes, to - from, LANES, p, GQA_KV_BLOCK_TOKENS,
-                  o, o_stride);
-    if (n_vecs > 2) {
-        weigh_vectors(nq, 2, QUANT_VECS - 2, type, codes, ahead, row_bytes, to - from, LANES, p,
-                      GQA_KV_BLOCK_TOKENS, o, o_stride);
+    CPU_UNROLL
+    for (uint32_t i = 0; i < nq; i++) {
+        CPU_UNROLL
+        for (uint32_t j = 0; j < n_quants * nv; j++) {
+            const uint32_t at = j / nv * QUANT_VECS + first + j % nv;
+            vec_store(o + i * o_stride + at * LANES, sum[i][j]);
+        }
+    }
+}
+
+/* All quants of the rows, n_vecs vectors of dimensions. Few queries take two quants at once, so
+ * that enough sums are in flight. */
+CPU_SPECIALISE void weigh_quants(const uint32_t nq, const uint32_t type, const struct quants *b,
+                                 const float *s, uint32_t n_vecs, float *o, size_t o_stride)
+{
+    const size_t quant_bytes = gqa_kv_token_bytes(type, 1);
+    size_t skip = 0;
+
+    for (; vecs_of(nq) >= 2 * QUANT_VECS && n_vecs >= 2 * QUANT_VECS; n_vecs -= 2 * QUANT_VECS) {
+        weigh_codes(nq, 2, QUANT_VECS, 0, type, b, skip, s, o, o_stride);
+        skip += 2 * quant_bytes;
+        o += 2 * GQA_KV_QUANT_DIMS;
+    }
+    for (; vecs_of(nq) >= QUANT_VECS && n_vecs >= QUANT_VECS; n_vecs -= QUANT_VECS) {
+        weigh_codes(nq, 1, QUANT_VECS, 0, type, b, skip, s, o, o_stride);
+        skip += quant_bytes;
+        o += GQA_KV_QUANT_DIMS;
+    }
+    for (; n_vecs > 0; n_vecs -= n_vecs < QUANT_VECS ? n_vecs : QUANT_VECS) {
+        if (n_vecs < 2) {
+            weigh_codes(nq, 1, 1, 0, type, b, skip, s, o, o_stride);
+        } else {
+            weigh_codes(nq, 1, 2, 0, type, b, skip, s, o, o_stride);
+        }
+        if (n_vecs > 2 && QUANT_VECS > 2) {
+            weigh_codes(nq, 1, 2, QUANT_VECS - 2, type, b, skip, s, o, o_stride);
+        }
+        skip += quant_bytes;
+        o += GQA_KV_QUANT_DIMS;
     }
 }
 
@@ -440,28 +549,16 @@ CPU_SPECIALISE void weigh_quant_block(const uint32_t type, const struct cpu_attn
                                       uint32_t query, uint32_t n_queries, uint32_t from,
                                       uint32_t to, const char *ahead)
 {
-    const uint32_t v_dim = pack->layer->v_dim, v_pad = cpu_attn_v_pad(v_dim);
-    const uint32_t block = from / GQA_KV_BLOCK_TOKENS, first = block * GQA_KV_BLOCK_TOKENS;
-    const size_t quant_bytes = gqa_kv_token_bytes(type, 1);
-    const size_t row_bytes = gqa_kv_token_bytes(type, v_dim);
-    const size_t skip = (from - first) * row_bytes, o_stride = cpu_attn_part_floats(v_dim);
-    const char *v = pack->v[block] + skip;
-    uint16_t scales[GQA_KV_BLOCK_TOKENS];
+    const uint32_t v_dim = pack->layer->v_dim, block = from / GQA_KV_BLOCK_TOKENS;
+    const uint32_t first = block * GQA_KV_BLOCK_TOKENS;
+    const size_t o_stride = cpu_attn_part_floats(v_dim);
+    const struct quants b = {pack->v[block], ahead, gqa_kv_token_bytes(type, v_dim), from - first,
+                             to - first};
 
-    for (uint32_t g = 0; g * GQA_KV_QUANT_DIMS < v_dim; g++) {
-        const uint32_t d = g * GQA_KV_QUANT_DIMS;
-        const uint32_t n_vecs = v_pad - d < GQA_KV_QUANT_DIMS ? (v_pad - d) / LANES : QUANT_VECS;
-
-        for (uint32_t t = from; t < to; t++) {
-            scales[t - first] = cpu_kv_scale(v + (t - from) * row_bytes, g * quant_bytes);
-        }
-        for (uint32_t i = query, n; i < query + n_queries; i += n) {
-            n = take(query + n_queries - i);
-            WITH_COUNT(n, weigh_quant, type, v + g * quant_bytes, ahead + skip + g * quant_bytes,
-                       row_bytes, from - first, to - first, scales,
-                       pack->scores + (size_t)i * TOKENS + first, pack->weights, n_vecs,
-                       pack->parts + i * o_stride + d, o_stride);
-        }
+    for (uint32_t i = query, n; i < query + n_queries; i += n) {
+        n = take(query + n_queries - i);
+        WITH_COUNT(n, weigh_quants, type, &b, pack->scores + (size_t)i * TOKENS + first,
+                   cpu_attn_v_pad(v_dim) / LANES, pack->parts + i * o_stride, o_stride);
     }
 }
 
