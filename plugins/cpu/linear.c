@@ -314,12 +314,12 @@ static void store(const struct cpu_product *p, uint32_t first_out, uint32_t n_ou
     for (uint32_t r = 0; r < n_rows; r++) {
         float *dst = p->dst + (first_row + r) * p->dst_stride + first_out;
         const float *src = out + r * CPU_STRIP_ROWS;
-        if (bias == NULL) {
-            memcpy(dst, src, n_outs * sizeof(*dst));
+        if (bias == NULL && n_outs == CPU_STRIP_ROWS) { /* nearly always: one vector */
+            memcpy(dst, src, CPU_STRIP_ROWS * sizeof(*dst));
             continue;
         }
         for (uint32_t o = 0; o < n_outs; o++) {
-            dst[o] = src[o] + bias[first_out + o];
+            dst[o] = bias != NULL ? src[o] + bias[first_out + o] : src[o];
         }
     }
 }
