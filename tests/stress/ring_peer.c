@@ -8,7 +8,7 @@
  *   ring_peer [CONNECTIONS [SEED]]      of hostile clients; default 60 */
 #include "daemon/log.h"
 #include "daemon/peer.h"
-#include "ipc/ring_map.h"
+#include "tests/stress/hostile/ring_enemy.h"
 
 #include <gqa/client.h>
 
@@ -23,10 +23,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define N_GOOD    3u
-#define N_HOSTILE 2u
-#define N_HARMS   400u /* of one hostile connection */
-#define N_RINGERS 2u
+#define N_GOOD      3u
+#define N_HOSTILE   2u
+#define N_HARMS     400u /* of one hostile connection */
+#define N_RINGERS   2u
+#define GOOD_UID    1000u
+#define HOSTILE_UID 1001u
 
 static struct {
     uv_loop_t loop;
@@ -40,21 +42,17 @@ static struct {
     struct task *tasks; /* the loop's own: long messages that are being parsed */
 
     pthread_mutex_t lock; /* of what follows */
-    int arriving[64];
+    struct arrival {
+        int fd;
+        uid_t uid;
+    } arriving[64];
     size_t n_arriving;
     bool ending;
 
     atomic_uint n_answers, n_hostile_left, n_hostile_done, n_bells;
     uint64_t ended_ns, turn_ns_max, slept_ns;
+    unsigned n_slowed_ticks;
 } s;
-
-static uint32_t next(uint64_t *x)
-{
-    *x ^= *x << 13;
-    *x ^= *x >> 7;
-    *x ^= *x << 17;
-    return (uint32_t)(*x >> 32);
-}
 
 static void fail(const char *what, int rc)
 {
@@ -108,8 +106,9 @@ static void on_news(uv_async_t *handle)
     while (s.n_arriving > 0) {
         struct quota_amounts held = {.of = {[QUOTA_CONNECTIONS] = 1, [QUOTA_FDS] = 1}};
         struct ipc_error e;
-        int rc = quota_take(&s.quotas, 1000, &held, &e);
-        rc = rc < 0 ? rc : peer_create(&s.host, s.arriving[--s.n_arriving], 1000, false, &held);
+        const struct arrival a = s.arriving[--s.n_arriving];
+        int rc = quota_take(&s.quotas, a.uid, &held, &e);
+        rc = rc < 0 ? rc : peer_create(&s.host, a.fd, a.uid, false, &held);
         if (rc < 0) {
             fail("peer_create", rc);
         }
@@ -135,7 +134,11 @@ static void on_before_sleep(uv_prepare_t *handle)
 
 static void on_tick(uv_timer_t *timer)
 {
+    uint64_t now = uv_hrtime();
     peers_check_deadlines(&s.host);
+    penalty_tick(&s.penalties, now);
+    const struct penalty *p = penalty_find(&s.penalties, HOSTILE_UID);
+    s.n_slowed_ticks += p && p->slowed;
     on_news(&s.news);
 }
 
@@ -148,7 +151,8 @@ static void start_daemon(void)
     pthread_mutex_init(&s.lock, NULL);
     quota_init(&s.quotas);
     penalty_init(&s.penalties);
-    s.penalties.limits = (struct penalty_limits){1000, 5};
+    /* The hostile ones are slowed again and again, and forgiven: both ways to serve them. */
+    s.penalties.limits = (struct penalty_limits){.strikes_max = 200, .share_permille = 300};
     for (unsigned k = 0; k < QUOTA_COUNT; k++) {
         s.quotas.limits.of[k] = 1ull << 40;
     }
@@ -201,14 +205,14 @@ static void stop_daemon(void)
 
 /* ---- a new connection -------------------------------------------------------------------- */
 
-static int connect_peer(void)
+static int connect_peer(uid_t uid)
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) {
         fail("socketpair", -errno);
     }
     pthread_mutex_lock(&s.lock);
-    s.arriving[s.n_arriving++] = pair[0];
+    s.arriving[s.n_arriving++] = (struct arrival){pair[0], uid};
     pthread_mutex_unlock(&s.lock);
     uv_async_send(&s.news);
     return pair[1];
@@ -226,9 +230,9 @@ static void *good(void *arg)
         struct gqa_error e;
         struct gqa_connect_options o = {.struct_size = sizeof(o),
                                         .flags = GQA_CONNECT_FD | GQA_F_SHM,
-                                        .fd = connect_peer(),
+                                        .fd = connect_peer(GOOD_UID),
                                         .timeout_ms = 120000,
-                                        .spin_us = next(&x) % 2 * 50,
+                                        .spin_us = enemy_random(&x) % 2 * 50,
                                         .ring_in_bytes = 4096,
                                         .ring_out_bytes = 4096};
         int r = gqa_connect(&o, &g, &e);
@@ -238,7 +242,7 @@ static void *good(void *arg)
         for (unsigned i = 0; i < 200; i++) {
             struct gqa_params *p;
             gqa_params_create(&p);
-            gqa_params_text(p, "text", text, i % 50 == 0 ? sizeof(text) : next(&x) % 64);
+            gqa_params_text(p, "text", text, i % 50 == 0 ? sizeof(text) : enemy_random(&x) % 64);
             r = gqa_call(g, i % 16 == 0 ? "gqa.api_info" : "gqa.ping", p, NULL, NULL, &e);
             gqa_params_destroy(p);
             if (r < 0) {
@@ -253,146 +257,15 @@ static void *good(void *arg)
 
 /* ---- clients that do not ----------------------------------------------------------------- */
 
-struct enemy {
-    int fd, fds[3];
-    struct ring_map map;
-    struct ring_in in;
-    struct ring_out out;
-    uint64_t x;
-};
-
-/* ring.open by hand; what comes before the whole answer is the answer. */
-static bool open_rings(struct enemy *e)
-{
-    static const struct ring_sizes sizes = {4096, 4096, 4096};
-    union {
-        char space[CMSG_SPACE(sizeof(e->fds))];
-        struct cmsghdr align;
-    } control;
-    char data[512];
-    struct iovec iov = {.iov_base = data, .iov_len = sizeof(data)};
-    struct msghdr msg = {.msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = control.space,
-                         .msg_controllen = sizeof(control.space)};
-    struct ipc_buffer b;
-    ipc_buffer_init(&b);
-    ipc_pack_request(&b, 1, "ring.open");
-    ipc_pack_map(&b, 3);
-    ipc_pack_str(&b, "ring_bytes");
-    ipc_pack_u64(&b, sizes.ring_bytes);
-    ipc_pack_str(&b, "in_bytes");
-    ipc_pack_u64(&b, sizes.in_bytes);
-    ipc_pack_str(&b, "out_bytes");
-    ipc_pack_u64(&b, sizes.out_bytes);
-    fcntl(e->fd, F_SETFL, fcntl(e->fd, F_GETFL) & ~O_NONBLOCK);
-    bool sent = send(e->fd, b.data, b.bytes, MSG_NOSIGNAL) == (ssize_t)b.bytes;
-    ipc_buffer_finish(&b);
-    if (!sent || recvmsg(e->fd, &msg, MSG_CMSG_CLOEXEC) <= 0) {
-        return false;
-    }
-    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-    if (!c || c->cmsg_len != CMSG_LEN(sizeof(e->fds))) {
-        fail("ring.open brought no descriptors", -EPROTO);
-    }
-    memcpy(e->fds, CMSG_DATA(c), sizeof(e->fds));
-    int rc = ring_map_open(e->fds, &sizes, &e->map);
-    if (rc < 0) {
-        fail("ring_map_open", rc);
-    }
-    ring_map_client_ends(&e->map, &e->in, &e->out);
-    return true;
-}
-
-static void ask(struct enemy *e)
-{
-    struct ipc_buffer b;
-    size_t done = 0;
-    ipc_buffer_init(&b);
-    ipc_pack_request(&b, 2 + next(&e->x) % 1000, next(&e->x) % 8 ? "gqa.api_info" : "ring.close");
-    ipc_pack_map(&b, 0);
-    ring_out_put(&e->out, b.data, b.bytes, &done);
-    ring_out_publish(&e->out);
-    ipc_buffer_finish(&b);
-}
-
-static void flip(struct enemy *e)
-{
-    size_t bytes = RING_CONTROL_BYTES + 2 * 4096;
-    volatile uint8_t *at = (uint8_t *)e->map.control;
-    size_t place = next(&e->x) % 4 ? 128 + next(&e->x) % 900 : next(&e->x) % bytes;
-    at[place] ^= (uint8_t)(1u << next(&e->x) % 8);
-}
-
-static void jump(struct enemy *e)
-{
-    struct ring_control *c = e->map.control;
-    _Atomic uint32_t *const words[] = {&c->sub_tail,    &c->comp_head, &c->daemon_wait,
-                                       &c->client_wait, &c->sub_head,  &c->comp_tail};
-    _Atomic uint32_t *word = words[next(&e->x) % 6];
-    atomic_store(word, next(&e->x) % 3 ? atomic_load(word) + next(&e->x) % 64 * 8 : next(&e->x));
-}
-
-/* The doorbell's count to the brim, without O_NONBLOCK, or drained under the daemon's eyes. */
-static void flood(struct enemy *e)
-{
-    uint64_t count = UINT64_MAX - 1;
-    fcntl(e->fds[2], F_SETFL, fcntl(e->fds[2], F_GETFL) | O_NONBLOCK);
-    ssize_t n = next(&e->x) % 2 ? write(e->fds[2], &count, sizeof(count))
-                                : read(e->fds[2], &count, sizeof(count));
-    (void)n;
-    fcntl(e->fds[2], F_SETFL, fcntl(e->fds[2], F_GETFL) & ~O_NONBLOCK);
-}
-
-static void harm(struct enemy *e)
-{
-    char scratch[256];
-    switch (next(&e->x) % 8) {
-    case 0:
-        flip(e);
-        break;
-    case 1:
-        jump(e);
-        break;
-    case 2:
-    case 3:
-        flood(e);
-        break;
-    case 4: { /* sometimes it behaves */
-        static _Thread_local uint8_t record[RING_RECORD_MAX];
-        size_t bytes;
-        bool last;
-        while (ring_in_take(&e->in, PROTO_FRAME_BYTES_MAX, record, &bytes, &last) == 1) {
-        }
-        ring_in_publish(&e->in);
-        break;
-    }
-    case 5:
-        while (recv(e->fd, scratch, sizeof(scratch), MSG_DONTWAIT) > 0) {
-        }
-        break;
-    default:
-        ask(e);
-        flood(e);
-    }
-}
-
-static void close_rings(struct enemy *e)
-{
-    ring_map_finish(&e->map);
-    for (unsigned i = 0; i < 3; i++) {
-        close(e->fds[i]);
-    }
-}
-
 /* Rings as long as the others are at work; with a pause of so many ns, or without. */
 static void *ringer(void *arg)
 {
     const struct timespec pause = {.tv_nsec = (long)(uintptr_t)arg};
     const uint64_t one = 1;
-    struct enemy e = {.fd = connect_peer()};
-    if (!open_rings(&e)) {
-        fail("a ringer was not let in", -EPROTO);
+    struct ring_enemy e;
+    int rc = ring_enemy_open(&e, connect_peer(HOSTILE_UID), 1);
+    if (rc < 0) {
+        fail("a ringer was not let in", rc);
     }
     while (atomic_load(&s.n_hostile_left) > 0) {
         if (write(e.fds[2], &one, sizeof(one)) > 0) {
@@ -402,8 +275,7 @@ static void *ringer(void *arg)
             nanosleep(&pause, NULL);
         }
     }
-    close_rings(&e);
-    close(e.fd);
+    ring_enemy_close(&e);
     return NULL;
 }
 
@@ -411,15 +283,16 @@ static void *hostile(void *arg)
 {
     uint64_t x = (uintptr_t)arg;
     while (atomic_load(&s.n_hostile_done) < atomic_load(&s.n_hostile_left)) {
-        struct enemy e = {.fd = connect_peer(), .x = x + next(&x)};
-        if (open_rings(&e)) {
-            unsigned n = next(&e.x) % N_HARMS;
-            for (unsigned i = 0; i < n; i++) {
-                harm(&e);
-            }
-            close_rings(&e);
+        struct ring_enemy e;
+        int rc = ring_enemy_open(&e, connect_peer(HOSTILE_UID), x + enemy_random(&x));
+        if (rc < 0 && rc != -EPIPE) {
+            fail("an enemy was not let in", rc);
         }
-        close(e.fd);
+        unsigned n = rc == 0 ? enemy_random(&e.x) % N_HARMS : 0;
+        for (unsigned i = 0; i < n; i++) {
+            ring_enemy_harm(&e);
+        }
+        ring_enemy_close(&e);
         atomic_fetch_add(&s.n_hostile_done, 1);
     }
     return NULL;
@@ -476,9 +349,9 @@ int main(int argc, char **argv)
     stop_daemon();
     int after = count_fds();
     printf("ring_peer: seed %lu, %u hostile connections, %u doorbells, %u answers to others, "
-           "longest turn %.2f ms\n",
+           "longest turn %.2f ms, slowed for %u ticks\n",
            seed, atomic_load(&s.n_hostile_done), atomic_load(&s.n_bells), atomic_load(&s.n_answers),
-           (double)s.turn_ns_max / 1e6);
+           (double)s.turn_ns_max / 1e6, s.n_slowed_ticks);
     if (after > before || atomic_load(&s.n_answers) == 0) {
         fprintf(stderr, "ring_peer: %d descriptors before, %d after\n", before, after);
         return EXIT_FAILURE;
