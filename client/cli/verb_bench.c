@@ -152,6 +152,10 @@ static int run_test(struct cli *c, struct bench *b, const struct bench_model *m,
     if (code == CLI_OK && b->ops) {
         code = bench_ops_read(c, b->load.model, &after);
     }
+    /* A backend may begin to count with the reading before: only this one must tell something. */
+    if (code == CLI_OK && b->ops && json_array_size(after) == 0) {
+        code = cli_error(CLI_FAILED, "bench: the model's backend keeps no times of its ops");
+    }
     if (code == CLI_OK) {
         json_t *row = bench_row(m, test, tps, b->n_repeats);
         if (b->ops) {

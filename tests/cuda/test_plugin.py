@@ -5,6 +5,7 @@ import ctypes
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import unittest
 
@@ -14,6 +15,7 @@ from harness import Daemon, Folder, main, synth  # noqa: E402
 
 CPU = os.environ["GQAD_TEST_CPU"]
 CUDA = os.environ["GQAD_TEST_CUDA"]
+GQA = os.environ["GQAD_TEST_GQA"]
 EMULATED = os.environ.get("GQAD_TEST_EMULATED", "")
 PROMPT = [3 + (7 * k) % 400 for k in range(70)]
 # What leaves tokens of PROMPT out, in every way that there is.
@@ -145,6 +147,21 @@ class OnEmulatedGpu(Plugins):
             self.assertEqual(on_cuda["tokens"], on_cpu["tokens"][:6], policy)
             self.assertEqual(tokens, on_cpu["tokens"], policy)
         self.assertNotIn("a step failed", self.daemon.log_text())
+
+    def test_times_are_counted_from_the_first_reading_on(self):
+        synth(os.path.join(self.folder.path, "models", "q4.gguf"), type="q4_0")
+        self.client.call("model.load", {"model": "q4", "backend": "cuda"})
+        self.generate(4)
+        self.assertEqual(self.client.call("model.ops", {"model": "q4"})["ops"], [])
+        self.generate(4)
+        ops = {op["kind"]: op for op in self.client.call("model.ops", {"model": "q4"})["ops"]}
+        self.assertLess({"embed", "norm", "linear", "rope", "attention"}, set(ops))
+        self.assertTrue(all(op["calls"] > 0 and op["ns"] > 0 for op in ops.values()), ops)
+        bench = subprocess.run([GQA, "bench", "-m", "q4", "-p", "16", "-n", "4", "-r", "1", "--ops"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env=os.environ | {"GQA_SOCKET": self.daemon.socket})
+        self.assertEqual(bench.returncode, 0, bench.stdout)
+        self.assertIn("| attention ", bench.stdout)
 
 
 if __name__ == "__main__":
