@@ -27,13 +27,13 @@
 #include <sys/types.h>
 
 /* P(KIND, strikes, what). By the limit of 1,000 a uid is slowed by ten violations at once, or by
- * more than five, 500 connections or 500 cancelled calls a second for a while. */
+ * more than five, 250 connections or 500 cancelled calls a second for a while. */
 #define GQAD_PENALTIES(P)                                                                 \
     P(VIOLATION, 100, "broke the protocol")                                               \
     P(LATE, 20, "sent no first message, left one unfinished or did not read its answers") \
     P(IDLE_BELLS, 20, "rang its doorbell for nothing")                                    \
     P(ABRUPT_END, 5, "left in the middle of a call or of a message")                      \
-    P(CONNECTION, 1, "connected")                                                         \
+    P(CONNECTION, 2, "connected")                                                         \
     P(CANCEL, 1, "cancelled a call, or one that is not open")
 
 enum penalty_kind {

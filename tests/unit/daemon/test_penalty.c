@@ -74,7 +74,7 @@ Test(penalty, what_honest_programs_do_now_and_then_never_adds_up)
 {
     keep_doing(PENALTY_CANCEL, 10);     /* an editor, of completions */
     keep_doing(PENALTY_ABRUPT_END, 50); /* tests that are killed */
-    keep_doing(PENALTY_CONNECTION, 400);
+    keep_doing(PENALTY_CONNECTION, 200);
     keep_doing(PENALTY_LATE, 20);
     keep_doing(PENALTY_VIOLATION, 1); /* a wrong program that is started again and again */
     strike(PENALTY_ABRUPT_END, 190);  /* 190 connections of a program that crashed */
