@@ -15,13 +15,25 @@ uint32_t n_results;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static bool news;
+static bool news, held;
 
+/* The engine thread, when it has published something. */
 static void on_notify(void *arg)
 {
     pthread_mutex_lock(&lock);
     news = true;
-    pthread_cond_signal(&wake);
+    pthread_cond_broadcast(&wake);
+    while (held) {
+        pthread_cond_wait(&wake, &lock);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+void driver_hold(bool hold)
+{
+    pthread_mutex_lock(&lock);
+    held = hold;
+    pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
 }
 

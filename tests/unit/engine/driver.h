@@ -33,6 +33,8 @@ void driver_setup(const struct tiny *t);
 void driver_start(const struct engine_options *options);
 void driver_stop(void); /* ends the engine; another may be started */
 void driver_teardown(void);
+/* true: the engine stops behind the next step that publishes something, until it is let go. */
+void driver_hold(bool hold);
 
 /* Before submission; request_set_samples(). */
 void ask_for_samples(struct result *r, uint32_t n);

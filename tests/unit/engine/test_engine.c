@@ -134,6 +134,7 @@ Test(engine, parameters_that_do_not_fit_are_an_error)
 Test(engine, a_full_queue_says_so)
 {
     start(1, 2, MANY);
+    driver_hold(true);
     submit(make(REQUEST_GENERATE, 1, 10, 400));
     wait_tokens(&results[0], 1); /* it runs, and leaves the queue empty */
     submit(make(REQUEST_GENERATE, 2, 10, 3));
@@ -148,6 +149,7 @@ Test(engine, a_full_queue_says_so)
     cr_expect(eq(u32, s.n_running, 1));
     cr_expect(eq(u32, s.n_waiting, 2));
     cr_expect(eq(u32, engine_model_users(engine, model), 3));
+    driver_hold(false);
     wait_all();
 }
 
