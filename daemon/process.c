@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <linux/sched/types.h>
-#include <malloc.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -73,17 +72,6 @@ static void widen_fd_table(void)
     }
 }
 
-#define FREED_AT_ONCE_BYTES (8u << 20) /* more than an event of rows has */
-
-/* A long text or answer takes megabytes for a moment. malloc would learn from the first one to keep
- * as much, in each thread that ever had one; so it is told to give such back to the system. */
-static void keep_memory_small(void)
-{
-    if (mallopt(M_MMAP_THRESHOLD, FREED_AT_ONCE_BYTES) == 0) {
-        log_debug("freed memory is kept as the C library likes");
-    }
-}
-
 #define LOOP_SLICE_NS 100000u /* the least that the kernel takes */
 
 /* This thread becomes the loop's, which works in short steps and for others: it asks to be run
@@ -116,7 +104,6 @@ void process_prepare(void)
     forbid_core_files();
     raise_fd_limit();
     widen_fd_table();
-    keep_memory_small();
     ask_for_short_slices();
     survive_lost_pages();
 }

@@ -5,9 +5,9 @@
 /* 0, or -EPERM and a line in the log: users of this host cannot be told apart in here. */
 int process_check_identity(void);
 
-/* No core files, all the descriptors that it may have, memory given back early, short time slices
- * for the calling thread, which becomes the loop's, and a handler for mapped files that shrink.
- * What the system refuses is logged, and the daemon does without. */
+/* No core files, all the descriptors that it may have, short time slices for the calling thread,
+ * which becomes the loop's, and a handler for mapped files that shrink. What the system refuses is
+ * logged, and the daemon does without. */
 void process_prepare(void);
 
 #endif
