@@ -134,9 +134,10 @@ static bool refuses(struct trial *t, const struct side *cuda)
     return r < 0;
 }
 
-static bool check_kind(const struct side *cpu, const struct side *cuda, const struct kind *k,
-                       uint64_t seed)
+static bool check_kind(const struct side *cpu, const struct side *cuda, size_t index)
 {
+    const struct kind *k = &kinds[index];
+    const uint64_t seed = index + 1;
     struct trial t;
 
     make(&t, k, seed);
@@ -166,23 +167,5 @@ static bool check_kind(const struct side *cpu, const struct side *cuda, const st
 
 int main(int argc, char **argv)
 {
-    struct side cpu = {0}, cuda = {0};
-    int wrong = 0;
-
-    if (argc != 3) {
-        fprintf(stderr, "usage: check-adapters CPU.so CUDA.so\n");
-        return 1;
-    }
-    int r = side_open(&cpu, argv[1], "isa=c");
-    r = r == 0 ? side_open(&cuda, argv[2], "") : r;
-    if (r != 0) {
-        return r;
-    }
-    for (size_t i = 0; i < ARRAY_LENGTH(kinds); i++) {
-        wrong += !check_kind(&cpu, &cuda, &kinds[i], i + 1);
-    }
-    cuda.plugin->close(cuda.context);
-    cpu.plugin->close(cpu.context);
-    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
-    return wrong != 0;
+    return sides_check(argc, argv, ARRAY_LENGTH(kinds), check_kind);
 }

@@ -358,9 +358,10 @@ static bool stays_in_its_row(struct trial *t, const struct side *cuda, const flo
     return right;
 }
 
-static bool check_mixture(const struct side *cpu, const struct side *cuda, const struct mixture *m,
-                          uint64_t seed)
+static bool check_mixture(const struct side *cpu, const struct side *cuda, size_t index)
 {
+    const struct mixture *m = &mixtures[index];
+    const uint64_t seed = index + 1;
     struct trial t;
 
     make(&t, m, seed);
@@ -390,23 +391,5 @@ static bool check_mixture(const struct side *cpu, const struct side *cuda, const
 
 int main(int argc, char **argv)
 {
-    struct side cpu = {0}, cuda = {0};
-    int wrong = 0;
-
-    if (argc != 3) {
-        fprintf(stderr, "usage: check-experts CPU.so CUDA.so\n");
-        return 1;
-    }
-    int r = side_open(&cpu, argv[1], "isa=c");
-    r = r == 0 ? side_open(&cuda, argv[2], "") : r;
-    if (r != 0) {
-        return r;
-    }
-    for (size_t i = 0; i < ARRAY_LENGTH(mixtures); i++) {
-        wrong += !check_mixture(&cpu, &cuda, &mixtures[i], i + 1);
-    }
-    cuda.plugin->close(cuda.context);
-    cpu.plugin->close(cpu.context);
-    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
-    return wrong != 0;
+    return sides_check(argc, argv, ARRAY_LENGTH(mixtures), check_mixture);
 }

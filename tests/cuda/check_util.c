@@ -28,8 +28,15 @@ static void host_release(void *data, void *memory, size_t bytes)
     free(memory);
 }
 
-static const struct gqa_host host = {sizeof(host),  1,           NULL, host_log, host_parallel,
-                                     host_allocate, host_release};
+static const struct gqa_host host = {sizeof(host),
+                                     1,
+                                     NULL,
+                                     host_log,
+                                     host_parallel,
+                                     host_allocate,
+                                     host_release,
+                                     GQA_PLUGIN_ABI_MAJOR,
+                                     GQA_PLUGIN_ABI_MINOR};
 
 int side_open(struct side *s, const char *path, const char *options)
 {
@@ -55,4 +62,28 @@ int side_open(struct side *s, const char *path, const char *options)
     s->program = s->plugin->get_interface(s->context, GQA_PROGRAM_0);
     printf("%s on %s (%s)\n", s->plugin->name, probe.device, probe.isa);
     return s->program == NULL;
+}
+
+int sides_check(int argc, char **argv, size_t n,
+                bool (*check)(const struct side *cpu, const struct side *cuda, size_t index))
+{
+    struct side cpu = {0}, cuda = {0};
+    int wrong = 0;
+
+    if (argc != 3) {
+        fprintf(stderr, "usage: %s CPU.so CUDA.so\n", argv[0]);
+        return 1;
+    }
+    int r = side_open(&cpu, argv[1], "isa=c");
+    r = r == 0 ? side_open(&cuda, argv[2], "") : r;
+    if (r != 0) {
+        return r;
+    }
+    for (size_t i = 0; i < n; i++) {
+        wrong += !check(&cpu, &cuda, i);
+    }
+    cuda.plugin->close(cuda.context);
+    cpu.plugin->close(cpu.context);
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong != 0;
 }

@@ -3,6 +3,7 @@
 #define TESTS_CUDA_CHECK_UTIL_H
 
 #include <gqa/plugin.h>
+#include <stdbool.h>
 
 struct side {
     const struct gqa_plugin *plugin;
@@ -13,5 +14,10 @@ struct side {
 /* Loads and opens a plugin, and says on which device. 0; 77 where it cannot run, and it says why; 1
  * else. */
 int side_open(struct side *s, const char *path, const char *options);
+
+/* main() of a check of n cases: CPU.so at its reference against CUDA.so, the two arguments. check
+ * compares one case, prints a line and returns whether all was right. */
+int sides_check(int argc, char **argv, size_t n,
+                bool (*check)(const struct side *cpu, const struct side *cuda, size_t index));
 
 #endif
