@@ -1,5 +1,5 @@
 /* tests/bench/k_layouts.c - what the arrangement of K in a block costs: scores of r queries with 64
- * tokens, for the layouts that were considered (docs/performance.md).
+ * tokens, for the layouts that were considered (docs/experiments.md).
  *
  *     bench_k_layouts [seconds per line]
  *
