@@ -23,7 +23,10 @@ static int check_private(int fd, mode_t type)
     if ((st.st_mode & S_IFMT) != type || st.st_uid != geteuid() || (st.st_mode & 077) != 0) {
         return -EPERM;
     }
-    return type == S_IFREG && st.st_nlink != 1 ? -EPERM : 0;
+    if (type == S_IFREG && st.st_nlink == 0) {
+        return -ENOENT; /* removed since it was opened */
+    }
+    return type == S_IFREG && st.st_nlink > 1 ? -EPERM : 0;
 }
 
 static int open_private(int folder, const char *name, int flags, mode_t type)

@@ -15,6 +15,7 @@
 #define NAME_BYTES    80
 #define LISTED_MAX    65536u
 #define TROUBLE_BYTES 192
+#define BEGIN_TRIES   8
 
 struct weights_cache {
     char *folder;
@@ -236,26 +237,26 @@ static int by_use(const void *a, const void *b)
     return (x->used_ns > y->used_ns) - (x->used_ns < y->used_ns);
 }
 
-/* Notes when a file was used; whether it is one that nobody will finish any more. (One that has
- * been made and not yet locked goes as well: whoever writes it is told at the end, and has lost
- * time.) */
+/* Notes when a file was used. One that nobody will finish any more is removed: true. That happens
+ * under its lock, so that begin_new() can tell. */
 static bool look_at(struct weights_cache *c, int folder, struct listed *f)
 {
     int fd;
     int64_t written;
-    bool unfinished = ends_with(f->name, UNFINISHED), left = false;
+    bool unfinished = ends_with(f->name, UNFINISHED), removed = false;
     f->used_ns = INT64_MAX; /* one that is being written stays */
     if (c->files.open(c->files.self, folder, f->name, unfinished ? IO_OPEN_EXISTING : IO_OPEN_READ,
                       &fd) < 0) {
         return false;
     }
     if (unfinished) {
-        left = c->files.lock(c->files.self, fd) == 0;
+        removed = c->files.lock(c->files.self, fd) == 0 &&
+                  c->files.unlink(c->files.self, folder, f->name) == 0;
     } else {
         c->files.times(c->files.self, fd, &f->used_ns, &written);
     }
     c->files.close(c->files.self, fd);
-    return left;
+    return removed;
 }
 
 /* Removes what is left over, and of the rest what was used longest ago, until so many bytes more
@@ -269,9 +270,9 @@ static int make_room(struct weights_cache *c, int folder, const char *keep, uint
     int rc = c->files.list(c->files.self, folder, on_name, &l);
     for (uint32_t i = 0; rc == 0 && i < l.n; i++) {
         struct listed *f = &l.files[i];
-        bool left = look_at(c, folder, f);
+        bool removed = look_at(c, folder, f);
         bool replaced = strcmp(f->name, keep) == 0; /* by the one to come */
-        if (replaced || (left && c->files.unlink(c->files.self, folder, f->name) == 0)) {
+        if (replaced || removed) {
             l.bytes -= f->bytes;
             f->used_ns = INT64_MAX;
         }
@@ -296,22 +297,57 @@ static int make_room(struct weights_cache *c, int folder, const char *keep, uint
 
 /* ---- saving ------------------------------------------------------------------------------ */
 
-static int write_new(struct weights_cache *c, int folder, const char *new_name,
-                     const struct weights_want *want, struct weights_room *room,
-                     const atomic_bool *cancel)
+/* Whether the file that this process has just made and locked still has its name. */
+static int still_there(struct weights_cache *c, int folder, const char *new_name)
 {
-    char name[NAME_BYTES];
+    int fd;
+    int rc = c->files.open(c->files.self, folder, new_name, IO_OPEN_READ, &fd);
+    if (rc == 0) {
+        c->files.close(c->files.self, fd);
+    }
+    return rc;
+}
+
+/* A new file for the weights called name, locked. Another writer who makes room between its
+ * making and its locking takes it for one that was left over, and so it is begun again. */
+static int begin_new(struct weights_cache *c, int folder, const char *name,
+                     char new_name[NAME_BYTES], int *ret_fd)
+{
+    int rc = -ENOENT;
+    for (int tries = 0; tries < BEGIN_TRIES && (rc == -ENOENT || rc == -EWOULDBLOCK); tries++) {
+        pthread_mutex_lock(&c->lock);
+        uint32_t n = c->n_unfinished++;
+        pthread_mutex_unlock(&c->lock);
+        snprintf(new_name, NAME_BYTES, "%.32s.%d-%u" UNFINISHED, name, (int)getpid(), n);
+        rc = c->files.open(c->files.self, folder, new_name, IO_OPEN_EMPTY, ret_fd);
+        if (rc < 0) {
+            continue;
+        }
+        rc = c->files.lock(c->files.self, *ret_fd);
+        rc = rc < 0 ? rc : still_there(c, folder, new_name);
+        if (rc == 0) {
+            return 0;
+        }
+        c->files.unlink(c->files.self, folder, new_name);
+        c->files.close(c->files.self, *ret_fd);
+    }
+    return rc;
+}
+
+static int write_new(struct weights_cache *c, int folder, const struct weights_want *want,
+                     struct weights_room *room, const atomic_bool *cancel)
+{
+    char name[NAME_BYTES], new_name[NAME_BYTES];
     struct weights_layout l;
     int fd;
     file_name(want, name);
     int rc = weights_layout_of(want->data_bytes, &l);
     rc = rc < 0 ? rc : make_room(c, folder, name, l.file_bytes);
-    rc = rc < 0 ? rc : c->files.open(c->files.self, folder, new_name, IO_OPEN_EMPTY, &fd);
+    rc = rc < 0 ? rc : begin_new(c, folder, name, new_name, &fd);
     if (rc < 0) {
         return rc;
     }
-    rc = c->files.lock(c->files.self, fd);
-    rc = rc < 0 ? rc : weights_file_write(&c->files, fd, want, room, cancel);
+    rc = weights_file_write(&c->files, fd, want, room, cancel);
     rc = rc < 0 ? rc : c->files.rename(c->files.self, folder, new_name, name);
     if (rc < 0) {
         c->files.unlink(c->files.self, folder, new_name);
@@ -327,16 +363,11 @@ static int write_new(struct weights_cache *c, int folder, const char *new_name,
 int weights_cache_save(struct weights_cache *c, const struct weights_want *want,
                        struct weights_room *room, const atomic_bool *cancel)
 {
-    char name[NAME_BYTES], new_name[NAME_BYTES], text[TROUBLE_BYTES];
+    char text[TROUBLE_BYTES];
     int folder;
     int rc = c->files.open_folder(c->files.self, c->folder, &folder);
     if (rc == 0) {
-        pthread_mutex_lock(&c->lock);
-        uint32_t n = c->n_unfinished++;
-        pthread_mutex_unlock(&c->lock);
-        file_name(want, name);
-        snprintf(new_name, sizeof(new_name), "%.32s.%d-%u" UNFINISHED, name, (int)getpid(), n);
-        rc = write_new(c, folder, new_name, want, room, cancel);
+        rc = write_new(c, folder, want, room, cancel);
         c->files.close(c->files.self, folder);
     }
     if (rc == -EFBIG) {

@@ -35,7 +35,10 @@ static struct {
     long writes_left;                                 /* until writing fails; negative: never */
     long syncs_left;
     bool dies_at_rename;
+    int others_make_room; /* so many times when a file was just made and is not locked yet */
 } fault;
+
+static void other_makes_room(void);
 
 static int bad_open_folder(void *self, const char *path, int *ret)
 {
@@ -45,7 +48,12 @@ static int bad_open_folder(void *self, const char *path, int *ret)
 static int bad_open(void *self, int dir, const char *name, enum io_open how, int *ret)
 {
     bool writes = how != IO_OPEN_READ;
-    return writes && fault.open_new != 0 ? fault.open_new : real.open(self, dir, name, how, ret);
+    int rc = writes && fault.open_new != 0 ? fault.open_new : real.open(self, dir, name, how, ret);
+    if (rc == 0 && how == IO_OPEN_EMPTY && fault.others_make_room > 0) {
+        fault.others_make_room--;
+        other_makes_room();
+    }
+    return rc;
 }
 
 static int bad_allocate(void *self, int fd, uint64_t offset, uint64_t bytes)
@@ -465,6 +473,30 @@ Test(weights_cache, two_writers_leave_one_whole_file)
     }
     cr_expect(eq(int, find(1, DATA_BYTES), 0));
     cr_expect(eq(u32, n_files(), 1));
+}
+
+/* Another process saves other weights in the same folder. */
+static void other_makes_room(void)
+{
+    struct weights_cache *ours = cache;
+    struct io_files faulty = files;
+    cache = NULL;
+    files = real;
+    open_cache(0);
+    cr_expect(eq(int, save(2, SMALL_BYTES), 0));
+    weights_cache_destroy(cache);
+    files = faulty;
+    cache = ours;
+}
+
+Test(weights_cache, a_file_that_another_took_for_left_over_is_begun_again)
+{
+    fault.others_make_room = 2;
+    cr_expect(eq(int, save(1, SMALL_BYTES), 0));
+    cr_expect(eq(int, fault.others_make_room, 0));
+    cr_expect(eq(int, find(1, SMALL_BYTES), 0));
+    cr_expect(eq(int, find(2, SMALL_BYTES), 0));
+    cr_expect(eq(u32, n_files(), 2));
 }
 
 Test(weights_cache, a_writer_that_dies_leaves_nothing_for_long)
