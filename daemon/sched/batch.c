@@ -182,8 +182,8 @@ static bool adopt(struct sequence *s, const struct sequence *running, bool alone
 
 static bool takes_part(const struct sequence *s, const struct model *model, bool prefill)
 {
-    return s->has_place && s->request->model == model && sequence_is_prefilling(s) == prefill &&
-           !request_is_paused(s->request);
+    return s->has_place && !s->barred && s->request->model == model &&
+           sequence_is_prefilling(s) == prefill && !request_is_paused(s->request);
 }
 
 /* The prompts that could be computed now. Returns their number. */

@@ -101,10 +101,7 @@ static void *engine_main(void *arg)
     bool busy = false;
     while (wait_for_work(e, busy)) {
         kv_cache_poll(e->cache);
-        if (!engine_run_kv_calls(e)) {
-            busy = false;
-            continue;
-        }
+        engine_run_kv_calls(e);
         engine_run_swaps(e);
         engine_drop_ended(e);
         engine_retire_finished(e);

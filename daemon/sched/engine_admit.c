@@ -109,10 +109,16 @@ static struct order_key key_of(const struct request *r)
     return (struct order_key){r->priority, r->submitted_ns, r->user->served, r->turn_ns};
 }
 
+/* Whether this round may give it a place. */
+static bool is_eligible(const struct engine *e, const struct request *r)
+{
+    return r->skipped != e->round && !engine_is_barred(e, r);
+}
+
 static bool can_resume(const struct engine *e, const struct sequence *s)
 {
     return !s->has_place && s->request->finish == FINISH_NONE && !request_is_paused(s->request) &&
-           s->request->skipped != e->round;
+           is_eligible(e, s->request);
 }
 
 static void consider(struct candidate *best, struct request *r, struct sequence *s, int32_t highest,
@@ -139,7 +145,7 @@ static struct candidate pick(const struct engine *e, uint64_t now_ns)
             can_resume(e, s) && s->request->priority > highest ? s->request->priority : highest;
     }
     for (struct request *r = e->queue; r != NULL; r = r->next) {
-        highest = r->skipped != e->round && r->priority > highest ? r->priority : highest;
+        highest = is_eligible(e, r) && r->priority > highest ? r->priority : highest;
     }
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
         if (can_resume(e, s)) {
@@ -147,7 +153,7 @@ static struct candidate pick(const struct engine *e, uint64_t now_ns)
         }
     }
     for (struct request *r = e->queue; r != NULL; r = r->next) {
-        if (r->skipped != e->round) {
+        if (is_eligible(e, r)) {
             consider(&best, r, NULL, highest, now_ns);
         }
     }

@@ -55,9 +55,15 @@ void engine_settle(struct engine *e, struct request *r)
 
 /* ---- deadlines --------------------------------------------------------------------------- */
 
+/* The loop submits at any time: after now was looked at, too. */
+static uint64_t age_ns(const struct request *r, uint64_t now_ns)
+{
+    return now_ns > r->submitted_ns ? now_ns - r->submitted_ns : 0;
+}
+
 static bool is_late(const struct request *r, uint64_t now_ns)
 {
-    return r->deadline_ms > 0 && now_ns - r->submitted_ns >= (uint64_t)r->deadline_ms * 1000000u;
+    return r->deadline_ms > 0 && age_ns(r, now_ns) >= (uint64_t)r->deadline_ms * 1000000u;
 }
 
 /* What has been generated is the caller's; without anything, the time was for nothing. */
@@ -86,7 +92,7 @@ static void end_hopeless(struct request *r)
 
 static bool is_hopeless(const struct request *r, uint64_t now_ns)
 {
-    double left_ms = r->deadline_ms - (double)(now_ns - r->submitted_ns) / 1e6;
+    double left_ms = r->deadline_ms - (double)age_ns(r, now_ns) / 1e6;
     return r->deadline_ms > 0 && deadline_is_hopeless(r->needed_ms, left_ms);
 }
 

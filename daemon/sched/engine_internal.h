@@ -53,8 +53,8 @@ struct engine {
     uint32_t n_wanted;
 
     /* The engine thread's own. */
-    struct engine_kv_call *waiting_call; /* for the cache's io */
-    struct engine_kv_call *deferred;     /* likewise, but sequences step meanwhile */
+    struct engine_kv_call *waiting_call; /* for the cache's io; bars its realm */
+    struct engine_kv_call *deferred;     /* likewise, but sequences of the realm step meanwhile */
     struct kv_export *exports;
     struct engine_import *imports;
     uint64_t n_imports;       /* so far: the last one's number */
@@ -148,9 +148,11 @@ int engine_deadline_timeout_ms(const struct engine *e);
 
 /* ---- the cache, backends, steps ---- */
 
-/* Does what was asked of the cache. False: a drop or purge waits for what is being saved, and no
- * sequence may step before. */
-bool engine_run_kv_calls(struct engine *e);
+/* Does what was asked of the cache, for a bounded time. A drop or purge may have to wait for what
+ * is being saved of its realm. */
+void engine_run_kv_calls(struct engine *e);
+/* Whether one waits whose realm is the request's: it must not step, nor begin, before. */
+bool engine_is_barred(const struct engine *e, const struct request *r);
 /* Answers those that nobody will run any more. */
 void engine_end_kv_calls(struct engine *e);
 

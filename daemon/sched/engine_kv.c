@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define SPACES_MAX 1024
+#define CALLS_NS   2000000u /* then sequences step: who asks without end holds nobody up */
 
 int engine_kv(struct engine *e, struct engine_kv_call *call)
 {
@@ -57,8 +58,18 @@ static void purged(void *arg, int result, const struct kv_removed *removed)
     call->done(call->arg);
 }
 
-/* Sequences give their blocks back, and compute them again afterwards: what they were told to
- * forget, they do not serve from. */
+static bool concerns(const struct engine_kv_call *call, const struct request *r)
+{
+    return call->all || strcmp(call->realm, r->realm) == 0;
+}
+
+bool engine_is_barred(const struct engine *e, const struct request *r)
+{
+    return e->waiting_call != NULL && concerns(e->waiting_call, r);
+}
+
+/* Sequences of the realm give their blocks back, and compute them again afterwards: what they were
+ * told to forget, they do not serve from. Others are none of its business. */
 static void purge(struct engine *e, struct engine_kv_call *call, const char *realm)
 {
     if (!engine_release_exports(e, realm)) {
@@ -66,7 +77,9 @@ static void purge(struct engine *e, struct engine_kv_call *call, const char *rea
         return;
     }
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        kv_sequence_reset(&s->kv);
+        if (concerns(call, s->request)) {
+            kv_sequence_reset(&s->kv);
+        }
     }
     const struct kv_purge how = {purged, call};
     int rc = kv_cache_purge(e->cache, realm, &how);
@@ -92,7 +105,7 @@ static void run_call(struct engine *e, struct engine_kv_call *call)
     const char *realm = call->all ? NULL : call->realm;
     bool removes = call->op == ENGINE_KV_DROP || call->op == ENGINE_KV_PURGE;
     if (removes && !kv_cache_is_quiet(e->cache, realm)) {
-        e->waiting_call = call; /* for milliseconds: nobody steps before it */
+        e->waiting_call = call; /* for as long as a disk takes: nobody of the realm steps before */
         return;
     }
     switch (call->op) {
@@ -126,20 +139,24 @@ static void run_deferred(struct engine *e)
     }
 }
 
-bool engine_run_kv_calls(struct engine *e)
+void engine_run_kv_calls(struct engine *e)
 {
     engine_drop_idle_imports(e);
     run_deferred(e);
+    uint64_t end_ns = engine_now_ns() + CALLS_NS;
     struct engine_kv_call *call = e->waiting_call;
     e->waiting_call = NULL;
     while (call != NULL || (call = take_call(e)) != NULL) {
         run_call(e, call);
         if (e->waiting_call != NULL) {
-            return false;
+            return; /* the others wait behind it */
+        }
+        if (engine_now_ns() >= end_ns) {
+            engine_kick(e); /* there may be more */
+            return;
         }
         call = NULL;
     }
-    return true;
 }
 
 static void shut_out(struct engine_kv_call *call)

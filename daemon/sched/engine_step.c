@@ -13,7 +13,7 @@ static struct sequence *choose_sequence(struct engine *e)
 {
     struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        bool can_run = s->has_place && s->hold == SEQUENCE_READY &&
+        bool can_run = s->has_place && !s->barred && s->hold == SEQUENCE_READY &&
                        !request_is_paused(s->request) && !model_standby(s->request->model)->coming;
         if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
             chosen = s;
@@ -32,6 +32,7 @@ static bool form_some(struct engine *e)
 {
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
         s->hold = SEQUENCE_READY;
+        s->barred = engine_is_barred(e, s->request);
     }
     for (struct sequence *s; (s = choose_sequence(e)) != NULL;) {
         struct batch_rules rules;

@@ -41,6 +41,7 @@ struct sequence {
         SEQUENCE_STARVED, /* there was no memory for its next block */
         SEQUENCE_WAITING, /* for blocks that another computes, or that are being checked */
     } hold;               /* in the step that is being formed */
+    bool barred;          /* from that step: its realm's blocks are being removed */
 
     /* Of the step in progress. */
     uint32_t step_rows, step_first_row;
