@@ -364,21 +364,41 @@ void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
     }
 }
 
-/* Parents first, so that a crash in the midst leaves prefixes. */
+static bool has_unsaved(const struct kv_space *s, const struct kv_node *n)
+{
+    for (uint32_t c = 0; c < s->n_classes; c++) {
+        if (s->windows[c] == 0 && n->places[c].state == KV_UNSAVED && n->places[c].block != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Parents first, so that a crash in the midst leaves prefixes. Saving makes room by forgetting what
+ * nobody holds, and with it nodes: those that are still to be saved are held. */
 void kv_space_save_backlog(struct kv_space *s)
 {
     if (!s->backlog || s->state != KV_SPACE_OPEN || s->retry_ns != 0) {
         return;
     }
-    size_t count;
+    size_t count, n = 0;
     struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
     s->backlog = nodes == NULL;
-    for (size_t i = 0; i < count && !s->backlog; i++) {
+    for (size_t i = 0; i < count; i++) {
+        if (has_unsaved(s, nodes[i])) {
+            nodes[i]->users++;
+            nodes[n++] = nodes[i];
+        }
+    }
+    for (size_t i = 0; i < n && !s->backlog; i++) {
         for (uint32_t c = 0; c < s->n_classes; c++) {
             if (s->windows[c] == 0) {
                 kv_space_save(s, nodes[i], c);
             }
         }
+    }
+    for (size_t i = 0; i < n; i++) {
+        nodes[i]->users--;
     }
     free(nodes);
 }

@@ -370,7 +370,13 @@ static void copy_beginning(struct kv_sequence *s, const struct kv_text *text, ui
     uint32_t most = limit - s->n_tokens < BLOCK ? limit - s->n_tokens : BLOCK;
     uint32_t common;
     struct kv_node *n = find_beginning(s, text, most, &common);
-    if (n == NULL || kv_sequence_reserve(s, common) < 0) {
+    if (n == NULL) {
+        return;
+    }
+    n->users++; /* room is made by evicting what nobody holds */
+    int rc = kv_sequence_reserve(s, common);
+    n->users--;
+    if (rc < 0) {
         return;
     }
     uint32_t index = s->n_tokens / BLOCK;
