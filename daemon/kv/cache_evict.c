@@ -100,8 +100,23 @@ static int by_value(const void *a, const void *b)
     return x->value < y->value ? -1 : x->value > y->value;
 }
 
-/* Collects what may go from one space. in_store: from the store, else from the arena. */
-static void collect(struct kv_space *s, bool in_store, bool any, struct victims *v)
+/* Where room is to be made. */
+struct scope {
+    bool in_store;          /* else in the arena */
+    const char *realm;      /* NULL: of all */
+    struct kv_space *space; /* NULL: of all */
+    uint32_t layer_class;   /* of that one's blocks; ALL_CLASSES */
+};
+#define ALL_CLASSES UINT32_MAX
+
+static bool is_in(const struct scope *where, const struct kv_space *s)
+{
+    return (where->space == NULL || where->space == s) &&
+           (where->realm == NULL || strcmp(s->realm, where->realm) == 0);
+}
+
+/* Collects what may go from one space. */
+static void collect(struct kv_space *s, const struct scope *where, bool any, struct victims *v)
 {
     uint64_t now_s = kv_now_s();
     uint32_t bucket = 0;
@@ -109,7 +124,9 @@ static void collect(struct kv_space *s, bool in_store, bool any, struct victims 
         for (uint32_t c = 0; c < s->n_classes; c++) {
             const struct kv_place *p = &n->places[c];
             struct victim item = {s, n, c, 0};
-            bool holds = in_store ? p->state == KV_SAVED : p->block != NULL && p->block->refs == 1;
+            bool holds =
+                where->in_store ? p->state == KV_SAVED : p->block != NULL && p->block->refs == 1;
+            holds = holds && (where->layer_class == ALL_CLASSES || where->layer_class == c);
             if (holds && may_go(s, n, c, any, now_s, &item.value) && !add_victim(v, &item)) {
                 return;
             }
@@ -157,16 +174,16 @@ static int by_node(const void *a, const void *b)
     return x->node < y->node ? -1 : x->node > y->node;
 }
 
-static uint64_t evict_from(struct kv_cache *c, const char *realm, bool in_store, uint64_t bytes)
+static uint64_t evict_from(struct kv_cache *c, const struct scope *where, uint64_t bytes)
 {
     uint64_t freed = 0;
-    bool any = false;
+    bool any = false, in_store = where->in_store;
     struct victims v = {NULL, 0, 0};
     while (freed < bytes) {
         v.n = 0;
         for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
-            if (realm == NULL || strcmp(s->realm, realm) == 0) {
-                collect(s, in_store, any, &v);
+            if (is_in(where, s)) {
+                collect(s, where, any, &v);
             }
         }
         uint64_t round = evict(&v, in_store, bytes - freed);
@@ -186,12 +203,20 @@ static uint64_t evict_from(struct kv_cache *c, const char *realm, bool in_store,
 
 uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes)
 {
-    return evict_from(c, NULL, false, bytes);
+    const struct scope where = {.layer_class = ALL_CLASSES};
+    return evict_from(c, &where, bytes);
 }
 
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes)
 {
-    return evict_from(c, realm, true, bytes);
+    const struct scope where = {.in_store = true, .realm = realm, .layer_class = ALL_CLASSES};
+    return evict_from(c, &where, bytes);
+}
+
+uint64_t kv_space_evict_store(struct kv_space *s, uint32_t layer_class, uint64_t bytes)
+{
+    const struct scope where = {.in_store = true, .space = s, .layer_class = layer_class};
+    return evict_from(s->cache, &where, bytes);
 }
 
 uint64_t kv_cache_pinned_bytes(const struct kv_cache *c)

@@ -139,6 +139,8 @@ void kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n);
 uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes);
 /* Makes room in the stores, for one realm or (NULL) for all. */
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes);
+/* Makes room in one store for blocks of one class, whose files give none to the others. */
+uint64_t kv_space_evict_store(struct kv_space *s, uint32_t layer_class, uint64_t bytes);
 /* Bytes of all pinned nodes; a scan. */
 uint64_t kv_cache_pinned_bytes(const struct kv_cache *c);
 /* Removes every node that no sequence uses, from memory alone. */

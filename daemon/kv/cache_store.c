@@ -14,6 +14,7 @@
 
 #define OPEN_RETRY_NS (30ull * 1000000000u)
 #define SAVE_RETRY_NS (4ull * 1000000000u) /* a little after the store's own pause */
+#define EVICT_PART    64u                  /* of a bound, at once: a scan costs more than a block */
 
 /* Notes why nothing is saved ("": it is), and logs it once. */
 static void set_trouble(struct kv_space *s, const char *why)
@@ -243,6 +244,18 @@ static void count_written(struct kv_space *s, const struct kv_store_stats *stats
     s->written_bytes = written;
 }
 
+/* The store has no slot left, though the bounds allow more bytes: its index and what pads the files
+ * count there. Once for all writes that were under way. */
+static void make_slots(struct kv_space *s, uint32_t layer_class, uint64_t bytes_max)
+{
+    uint64_t now = kv_now_ns();
+    if (s->retry_ns == 0) {
+        bool some = kv_space_evict_store(s, layer_class,
+                                         s->block_bytes[layer_class] + bytes_max / EVICT_PART) > 0;
+        s->retry_ns = some ? now : now + SAVE_RETRY_NS; /* all of it is in use, or pinned */
+    }
+}
+
 static void take_saved(struct kv_news *news)
 {
     struct saving *w = (struct saving *)news;
@@ -273,7 +286,9 @@ static void take_saved(struct kv_news *news)
         p->state = KV_UNSAVED;
         count_saved(s, layer_class, false);
         s->backlog = true;
-        if (w->result != -ECANCELED && w->result != -EDQUOT) {
+        if (w->result == -EDQUOT) {
+            make_slots(s, layer_class, stats.bytes_max);
+        } else if (w->result != -ECANCELED) {
             s->retry_ns = s->retry_ns != 0 ? s->retry_ns : kv_now_ns() + SAVE_RETRY_NS;
             set_trouble(s, stats.sentence[0] != '\0' ? stats.sentence : strerror(-w->result));
         }
@@ -304,7 +319,7 @@ static bool make_room_for(struct kv_cache *c, const char *realm, uint64_t bound,
     if (bytes <= bound && used <= bound - bytes) {
         return true;
     }
-    kv_cache_evict_store(c, realm, bytes + bound / 64);
+    kv_cache_evict_store(c, realm, bytes + bound / EVICT_PART);
     used = bytes_saved(c, realm);
     return bytes <= bound && used <= bound - bytes;
 }

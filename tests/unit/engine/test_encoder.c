@@ -135,7 +135,7 @@ static size_t levels(char names[8][32])
          isa = strtok_r(NULL, ",", &rest)) {
         snprintf(names[n++], 32, "cpu:isa=%.20s", isa);
     }
-    cr_assert(gt(sz, n, 0));
+    cr_assert(lt(sz, 0, n));
     return n;
 }
 

@@ -140,7 +140,7 @@ Test(kv_sequence, the_same_memory_for_other_tokens_has_another_version)
     bool found = false;
     for (uint32_t i = 0; i < s.tables[0].n_pages; i++) {
         found = found || s.tables[0].pages[i] == page;
-        cr_expect(gt(u64, s.tables[0].versions[i], version));
+        cr_expect(lt(u64, version, s.tables[0].versions[i]));
     }
     cr_expect(found, "the arena hands out what was given back");
 }
