@@ -2,6 +2,7 @@
 #include "daemon/kv/view.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 static const char *const names[] = {
@@ -100,7 +101,8 @@ uint64_t kv_policy_blocks(const struct kv_policy *p, uint32_t window, uint64_t n
 /* ---- the choice -------------------------------------------------------------------------- */
 
 /* ret[i] = mean or maximum of the kernel around i; what lies outside counts as zero, as in the
- * paper's pooling with padding. */
+ * paper's pooling with padding. What is not a number, which a backend may give, has an order all
+ * the same: below everything. */
 static void pool(const float *votes, uint32_t n, uint32_t kernel, bool by_max, float *ret)
 {
     uint32_t reach = kernel / 2;
@@ -111,7 +113,8 @@ static void pool(const float *votes, uint32_t n, uint32_t kernel, bool by_max, f
             sum += votes[j];
             max = votes[j] > max ? votes[j] : max;
         }
-        ret[i] = by_max ? max : sum / (float)kernel;
+        float value = by_max ? max : sum / (float)kernel;
+        ret[i] = isnan(value) ? -INFINITY : value;
     }
 }
 
