@@ -138,7 +138,9 @@ static void close_idle_space(struct kv_cache *c)
         struct kv_space *s = *idle;
         *idle = s->next;
         c->n_spaces--;
+        kv_folder_closes(c, s);
         space_destroy(s);
+        kv_folder_make_room(c, 0);
     }
 }
 

@@ -108,6 +108,7 @@ void kv_cache_drop(struct kv_cache *c, const char *realm, const uint8_t *id, str
 /* One purge: the open stores one after the other, then the files of those that are not open. */
 struct purging {
     struct kv_news news;
+    struct purging *next; /* of the cache's */
     struct kv_store_call call;
     struct io_call_job files_call;
     struct kv_cache *cache;
@@ -166,7 +167,8 @@ static void note_open_stores(struct purging *p)
 {
     p->n_open = 0;
     for (const struct kv_space *s = p->cache->spaces; s != NULL; s = s->next) {
-        if (s->state != KV_SPACE_RAM && p->n_open <= KV_SPACES_MAX) {
+        bool is_open = s->store != NULL || (s->state == KV_SPACE_OPENING && !s->awaits_purge);
+        if (is_open && p->n_open <= KV_SPACES_MAX) {
             struct open_store *o = &p->open[p->n_open++];
             snprintf(o->realm, sizeof(o->realm), "%s", s->realm);
             kv_space_store_name(s, o->name);
@@ -190,6 +192,26 @@ static int wipe_file(const struct io_files *files, int folder, const char *name)
     return rc < 0 ? rc : gone;
 }
 
+/* Unless another process has its store open: -EWOULDBLOCK. */
+static int wipe_closed(const struct io_files *files, int folder, const char *name)
+{
+    char lock[KV_STORE_NAME_MAX + 8];
+    size_t stem = strcspn(name, ".");
+    int fd;
+    if (stem > KV_STORE_NAME_MAX) {
+        return wipe_file(files, folder, name);
+    }
+    snprintf(lock, sizeof(lock), "%.*s.lock", (int)stem, name);
+    int rc = files->open(files->self, folder, lock, IO_OPEN_EXISTING, &fd);
+    if (rc < 0) {
+        return rc == -ENOENT ? wipe_file(files, folder, name) : rc;
+    }
+    rc = files->lock(files->self, fd);
+    rc = rc < 0 ? rc : wipe_file(files, folder, name);
+    files->close(files->self, fd);
+    return rc;
+}
+
 /* The io thread. Stores that are opened from now on come after this call. */
 static int wipe_realm(struct purging *p, const char *realm)
 {
@@ -209,7 +231,7 @@ static int wipe_realm(struct purging *p, const char *realm)
     }
     for (struct dirent *e; (e = readdir(dir)) != NULL;) {
         if (e->d_name[0] != '.' && !is_open(p, realm, e->d_name)) {
-            int one = wipe_file(&files, folder, e->d_name);
+            int one = wipe_closed(&files, folder, e->d_name);
             rc = rc < 0 ? rc : one;
         }
     }
@@ -244,16 +266,42 @@ static void note_result(void *arg, int result)
     kv_cache_post(p->cache, &p->news);
 }
 
+/* Stores that were wanted meanwhile are opened now. */
 static void finish(struct purging *p)
 {
+    struct kv_cache *c = p->cache;
+    struct purging **link = &c->purges;
+    while (*link != p) {
+        link = &(*link)->next;
+    }
+    *link = p->next;
+    for (struct kv_space *s = c->spaces; s != NULL && !c->closing; s = s->next) {
+        if (s->awaits_purge && !kv_cache_is_purging(c, s->realm)) {
+            s->awaits_purge = false;
+            kv_space_open(s);
+        }
+    }
     p->purge.done(p->purge.arg, p->result, &p->removed);
     free(p);
+}
+
+bool kv_cache_is_purging(const struct kv_cache *c, const char *realm)
+{
+    for (const struct purging *p = c->purges; p != NULL; p = p->next) {
+        if (p->all || strcmp(p->realm, realm) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static void take_wiped(struct kv_news *news)
 {
     struct purging *p = (struct purging *)news;
     p->cache->n_pending--;
+    if (p->result == 0) {
+        kv_folder_wiped(p->cache, p->all ? NULL : p->realm);
+    }
     finish(p);
 }
 
@@ -304,6 +352,8 @@ int kv_cache_purge(struct kv_cache *c, const char *realm, const struct kv_purge 
     p->purge = *purge;
     p->all = realm == NULL;
     snprintf(p->realm, sizeof(p->realm), "%s", realm != NULL ? realm : "");
+    p->next = c->purges;
+    c->purges = p;
     for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
         if (is_of(s, realm)) {
             drop_space(s, true, &p->removed);

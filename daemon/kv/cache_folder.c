@@ -1,6 +1,6 @@
 /* daemon/kv/cache_folder.c - stores that lie in the folder but are not open: of models that were
- * not used since the start. They count in the bound too, and are the first to go: whole, the oldest
- * before the others.
+ * not used since the start, or not for long. They count in the bound too, and are the first to go:
+ * whole, the oldest before the others.
  *
  * The folder is listed once, on the io thread; afterwards the engine thread keeps the list. */
 #include "daemon/io/files.h"
@@ -114,13 +114,32 @@ static void list_done(void *arg, int result)
     kv_cache_post(l->cache, &l->news);
 }
 
+/* What points to the entry, or NULL. */
+static struct kv_closed_store **find_closed(struct kv_closed_store **link, const char *realm,
+                                            const char *name)
+{
+    while (*link != NULL &&
+           (strcmp((*link)->realm, realm) != 0 || strcmp((*link)->name, name) != 0)) {
+        link = &(*link)->next;
+    }
+    return *link != NULL ? link : NULL;
+}
+
 static void take_listing(struct kv_news *news)
 {
     struct listing *l = (struct listing *)news;
     struct kv_cache *c = l->cache;
     c->n_pending--;
-    c->closed = l->stores;
-    for (struct kv_closed_store *s = c->closed; s != NULL; s = s->next) {
+    struct kv_closed_store *known = c->closed; /* closed meanwhile */
+    while (l->stores != NULL) {
+        struct kv_closed_store *s = l->stores;
+        l->stores = s->next;
+        if (find_closed(&known, s->realm, s->name) != NULL) {
+            free(s);
+            continue;
+        }
+        s->next = c->closed;
+        c->closed = s;
         c->closed_bytes += s->bytes;
     }
     free(l);
@@ -150,18 +169,62 @@ void kv_folder_opened(struct kv_cache *c, const struct kv_space *s)
 {
     char name[KV_STORE_NAME_MAX + 1];
     kv_space_store_name(s, name);
-    for (struct kv_closed_store **link = &c->closed; *link != NULL; link = &(*link)->next) {
+    struct kv_closed_store **link = find_closed(&c->closed, s->realm, name);
+    if (link != NULL) {
         struct kv_closed_store *closed = *link;
-        if (strcmp(closed->realm, s->realm) == 0 && strcmp(closed->name, name) == 0) {
-            *link = closed->next;
-            c->closed_bytes -= closed->bytes;
-            free(closed);
-            return;
+        *link = closed->next;
+        c->closed_bytes -= closed->bytes;
+        free(closed);
+    }
+}
+
+void kv_folder_closes(struct kv_cache *c, const struct kv_space *s)
+{
+    struct kv_closed_store *closed = s->store != NULL ? calloc(1, sizeof(*closed)) : NULL;
+    if (closed == NULL) {
+        return; /* without memory the next start finds it */
+    }
+    struct kv_store_stats stats;
+    kv_store_stats(s->store, &stats);
+    snprintf(closed->realm, sizeof(closed->realm), "%s", s->realm);
+    kv_space_store_name(s, closed->name);
+    closed->bytes = stats.bytes_files;
+    closed->used_s = (int64_t)kv_now_s();
+    closed->next = c->closed;
+    c->closed = closed;
+    c->closed_bytes += closed->bytes;
+}
+
+void kv_folder_wiped(struct kv_cache *c, const char *realm)
+{
+    for (struct kv_closed_store **link = &c->closed; *link != NULL;) {
+        struct kv_closed_store *closed = *link;
+        if (realm != NULL && strcmp(closed->realm, realm) != 0) {
+            link = &closed->next;
+            continue;
         }
+        *link = closed->next;
+        c->closed_bytes -= closed->bytes;
+        free(closed);
     }
 }
 
 /* ---- removing ---------------------------------------------------------------------------- */
+
+static void unlink_files(const struct removal *r, const struct io_files *files, int folder,
+                         const char *path)
+{
+    size_t stem = strlen(r->store->name);
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir != NULL && (e = readdir(dir)) != NULL;) {
+        if (strncmp(e->d_name, r->store->name, stem) == 0 && e->d_name[stem] == '.') {
+            files->unlink(files->self, folder, e->d_name);
+        }
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+}
 
 /* The io thread. A store that another process has open stays. */
 static int remove_store(void *arg)
@@ -178,16 +241,12 @@ static int remove_store(void *arg)
         return rc;
     }
     rc = files.open(files.self, folder, lock, IO_OPEN_CREATE, &fd);
-    rc = rc < 0 ? rc : files.lock(files.self, fd);
-    DIR *dir = rc == 0 ? opendir(path) : NULL;
-    size_t stem = strlen(r->store->name);
-    for (struct dirent *e; dir != NULL && (e = readdir(dir)) != NULL;) {
-        if (strncmp(e->d_name, r->store->name, stem) == 0 && e->d_name[stem] == '.') {
-            files.unlink(files.self, folder, e->d_name);
+    if (rc == 0) {
+        rc = files.lock(files.self, fd);
+        if (rc == 0) {
+            unlink_files(r, &files, folder, path);
         }
-    }
-    if (dir != NULL) {
-        closedir(dir);
+        files.close(files.self, fd);
     }
     files.close(files.self, folder);
     return rc;

@@ -33,6 +33,7 @@ struct kv_space {
     uint64_t last_turn; /* of the cache's count of uses */
 
     enum kv_space_state state;
+    bool awaits_purge;      /* OPENING: to be opened when the realm's purge has ended */
     struct kv_store *store; /* OPEN */
     uint64_t retry_ns;      /* FAILED: open again; OPEN with a backlog: save again */
     bool backlog;           /* blocks could not be saved, or not yet */
@@ -55,6 +56,7 @@ struct kv_cache {
     struct kv_space *spaces;
     struct kv_closed_store *closed; /* in the folder, not open; cache_folder.c's */
     uint64_t closed_bytes;
+    struct purging *purges;          /* under way; cache_admin.c's */
     atomic_uint n_spaces, n_pending; /* written by the engine thread */
     uint64_t turn, faults_seen, n_news;
     pthread_mutex_t lock;  /* guards the mailbox */
@@ -93,7 +95,7 @@ static inline void kv_space_end_job(struct kv_space *s)
 
 /* What the files of its store are called. */
 void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX + 1]);
-/* Begins to open the space's store. */
+/* Begins to open the space's store; while its realm is being purged that waits. */
 void kv_space_open(struct kv_space *s);
 /* Waits for what is being saved, and closes the store. Nothing of the space may be pending. */
 void kv_space_close(struct kv_space *s);
@@ -109,6 +111,11 @@ void kv_space_note_flags(struct kv_space *s, const struct kv_node *n);
 /* The place's block in the store is gone, or not to be believed. */
 void kv_space_forget(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
 
+/* ---- cache_admin.c ---------------------------------------------------------------------- */
+
+/* Whether a purge that concerns the realm is under way: what its files hold is to go. */
+bool kv_cache_is_purging(const struct kv_cache *c, const char *realm);
+
 /* ---- cache_check.c ---------------------------------------------------------------------- */
 
 /* Finds out whether saved blocks are what their checksums say: all places of the nodes that are
@@ -122,6 +129,10 @@ bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint
 void kv_folder_list(struct kv_cache *c);
 /* The space's store is not among the closed ones any more. */
 void kv_folder_opened(struct kv_cache *c, const struct kv_space *s);
+/* It is about to be, with all that it holds. */
+void kv_folder_closes(struct kv_cache *c, const struct kv_space *s);
+/* The realm's closed stores (NULL: all) were removed by others. */
+void kv_folder_wiped(struct kv_cache *c, const char *realm);
 /* Removes closed stores, the oldest first, until so many bytes more fit the bound, or none is
  * left. */
 void kv_folder_make_room(struct kv_cache *c, uint64_t bytes);

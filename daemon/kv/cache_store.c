@@ -180,6 +180,11 @@ void kv_space_open(struct kv_space *s)
         s->state = KV_SPACE_RAM;
         return;
     }
+    if (kv_cache_is_purging(c, s->realm)) {
+        s->state = KV_SPACE_OPENING;
+        s->awaits_purge = true;
+        return;
+    }
     struct opening *o = calloc(1, sizeof(*o));
     if (o == NULL) {
         s->state = KV_SPACE_FAILED;

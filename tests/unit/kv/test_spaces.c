@@ -1,0 +1,354 @@
+/* Spaces over real folders: what makes room, what a purge leaves, what is held meanwhile. */
+#include "daemon/io/io.h"
+#include "daemon/kv/cache_admin.h"
+#include "daemon/kv/cache_internal.h"
+#include "daemon/kv/sequence.h"
+
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define BLOCK       GQA_KV_BLOCK_TOKENS
+#define BLOCK_BYTES (64u << 10)
+#define SLAB_BLOCKS 32u /* in 2 MiB, which the arena maps at once */
+
+static char folder[64];
+static struct io *io;
+static struct kv_cache *cache;
+static struct kv_layout layout;
+
+static void setup(void)
+{
+    /* One class: 64 tokens x 2 heads x (64 + 64) dimensions of 4 bytes are 64 KiB. */
+    const struct kv_layer_desc layer = {0, 2, 64, 64, GQA_TYPE_F32, GQA_TYPE_F32};
+    cr_assert(eq(int, kv_layout_init(&layout, &layer, 1), 0));
+    cr_assert(eq(u64, layout.classes[0].block_bytes, BLOCK_BYTES));
+    strcpy(folder, "/tmp/gqad-test-XXXXXX");
+    cr_assert(ne(ptr, mkdtemp(folder), NULL));
+    cr_assert(eq(int, io_create(false, &io), 0));
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *walk)
+{
+    return remove(path);
+}
+
+static void stop(void)
+{
+    kv_cache_destroy(cache);
+    cache = NULL;
+}
+
+static void teardown(void)
+{
+    stop();
+    io_destroy(io);
+    kv_layout_finish(&layout);
+    nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+TestSuite(kv_spaces, .init = setup, .fini = teardown, .timeout = 60);
+
+static void on_wake(void *arg)
+{
+}
+
+static void start(uint64_t arena_bytes, uint64_t store_bytes)
+{
+    const struct kv_cache_options options = {
+        .arena_bytes_max = arena_bytes,
+        .folder = store_bytes > 0 ? folder : NULL,
+        .io = io,
+        .store_bytes_max = store_bytes,
+        .wake = on_wake,
+    };
+    cr_assert(eq(int, kv_cache_create(&options, &cache), 0));
+}
+
+static void settle(void)
+{
+    while (kv_cache_is_busy(cache)) {
+        kv_cache_poll(cache);
+        sched_yield();
+    }
+}
+
+static struct kv_space *begin_space(const char *realm, uint8_t model)
+{
+    struct kv_identity identity = {.id = {model}};
+    struct kv_space *s = kv_cache_space(cache, realm, &identity, &layout);
+    cr_assert(ne(ptr, s, NULL));
+    return s;
+}
+
+static struct kv_space *open_space(const char *realm, uint8_t model)
+{
+    struct kv_space *s = begin_space(realm, model);
+    settle();
+    return s;
+}
+
+/* Tokens that begin with others for every seed. */
+static void fill(int32_t *tokens, uint32_t n, uint32_t seed)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        tokens[i] = (int32_t)(seed * 1000 + i);
+    }
+}
+
+/* One whole block of that seed goes to the tree, and nobody holds it. */
+static void compute(struct kv_space *space, uint32_t seed)
+{
+    int32_t tokens[BLOCK];
+    const struct kv_text text = {tokens, BLOCK, BLOCK};
+    struct kv_sequence s;
+    fill(tokens, BLOCK, seed);
+    kv_sequence_init(&s, &layout, cache, space, false);
+    cr_assert(eq(int, kv_sequence_reserve(&s, BLOCK), 0));
+    memset(s.lists[0].pages[0], (int)(seed % 251), BLOCK_BYTES);
+    kv_sequence_commit(&s, BLOCK, &text);
+    kv_sequence_finish(&s);
+}
+
+static bool is_known(const struct kv_space *space, uint32_t seed)
+{
+    int32_t tokens[BLOCK];
+    const struct kv_text text = {tokens, BLOCK, BLOCK};
+    fill(tokens, BLOCK, seed);
+    return kv_space_known_tokens(space, &text, false) == BLOCK;
+}
+
+/* ---- room -------------------------------------------------------------------------------- */
+
+/* Room for the copy is made by evicting, and not by evicting what is to be copied. */
+Test(kv_spaces, what_a_sequence_copies_from_is_not_evicted_for_the_copy)
+{
+    start(2u << 20, 0);
+    struct kv_space *space = open_space("r", 1);
+    struct kv_sequence hog, s;
+    compute(space, 1);
+    kv_sequence_init(&hog, &layout, cache, NULL, false);
+    cr_assert(eq(int, kv_sequence_reserve(&hog, (SLAB_BLOCKS - 1) * BLOCK), 0));
+    int32_t tokens[BLOCK];
+    const struct kv_text text = {tokens, BLOCK, BLOCK};
+    fill(tokens, BLOCK, 1);
+    tokens[40] = 7;
+    kv_sequence_init(&s, &layout, cache, space, false);
+    cr_expect(eq(int, kv_sequence_adopt(&s, &text, BLOCK - 1, false), 0));
+    cr_expect(eq(u32, s.n_tokens, 0)); /* no memory: it is computed instead */
+    cr_expect(is_known(space, 1));
+    kv_sequence_finish(&hog);
+    cr_expect(eq(int, kv_sequence_adopt(&s, &text, BLOCK - 1, false), 0));
+    cr_expect(eq(u32, s.n_tokens, 40));
+    cr_expect(eq(int, *(unsigned char *)s.lists[0].pages[0], 1));
+    kv_sequence_finish(&s);
+}
+
+static int lock_store(const char *realm, uint8_t model)
+{
+    char path[256];
+    snprintf(path, sizeof(path), "%s/%s/%02x000000000000000000000000000000.lock", folder, realm,
+             model);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    cr_assert(ge(int, fd, 0));
+    cr_assert(eq(int, flock(fd, LOCK_EX | LOCK_NB), 0));
+    return fd;
+}
+
+/* A store that was locked by somebody is full when it opens: what could not be saved meanwhile
+ * takes the place of what was there. */
+Test(kv_spaces, a_backlog_is_saved_into_a_full_store)
+{
+    enum { N = 48 };
+    uint64_t bound = (N + 2) * (uint64_t)BLOCK_BYTES;
+    start(16u << 20, bound);
+    struct kv_space *space = open_space("r", 1);
+    for (uint32_t i = 0; i < N; i++) {
+        compute(space, i);
+        settle();
+    }
+    stop();
+    int fd = lock_store("r", 1);
+    start(16u << 20, bound);
+    space = open_space("r", 1);
+    cr_assert(eq(int, space->state, KV_SPACE_FAILED));
+    for (uint32_t i = 0; i < N; i++) {
+        compute(space, 100 + i);
+    }
+    close(fd);
+    space->retry_ns = 1;
+    kv_cache_poll(cache);
+    settle();
+    cr_assert(eq(int, space->state, KV_SPACE_OPEN));
+    struct kv_cache_stats stats;
+    kv_cache_stats(cache, &stats);
+    cr_expect(lt(u64, 0, stats.n_evicted_store));
+    cr_expect(le(u64, stats.store_bytes, bound));
+    cr_expect(eq(u64, stats.n_nodes, space->tree.n_nodes));
+    for (uint32_t i = 0; i < N; i++) {
+        cr_expect(is_known(space, 100 + i), "%u", i);
+    }
+}
+
+static uint32_t count_fds(void)
+{
+    uint32_t n = 0;
+    DIR *dir = opendir("/proc/self/fd");
+    while (readdir(dir) != NULL) {
+        n++;
+    }
+    closedir(dir);
+    return n;
+}
+
+static uint64_t bytes_found;
+
+static int add_bytes(const char *path, const struct stat *st, int type, struct FTW *walk)
+{
+    bytes_found += type == FTW_F ? (uint64_t)st->st_blocks * 512 : 0;
+    return 0;
+}
+
+static uint64_t bytes_on_disk(void)
+{
+    bytes_found = 0;
+    nftw(folder, add_bytes, 16, FTW_PHYS);
+    return bytes_found;
+}
+
+Test(kv_spaces, stores_that_make_room_leave_nothing_open)
+{
+    start(16u << 20, 1ull << 30);
+    for (uint8_t i = 1; i <= 8; i++) {
+        compute(open_space("r", i), i);
+        settle();
+    }
+    stop();
+    uint32_t before = count_fds();
+    start(16u << 20, 128u << 10);
+    settle();
+    cr_expect(lt(u64, bytes_on_disk(), 256u << 10));
+    stop();
+    cr_expect(eq(u32, count_fds(), before));
+}
+
+static uint32_t n_stores;
+
+static int add_store(const char *path, const struct stat *st, int type, struct FTW *walk)
+{
+    n_stores += strstr(path, ".index") != NULL;
+    return 0;
+}
+
+static uint32_t count_stores(void)
+{
+    n_stores = 0;
+    nftw(folder, add_store, 16, FTW_PHYS);
+    return n_stores;
+}
+
+/* More spaces than may be open at once, in a folder that is full: what those that were closed have
+ * left counts in the bound all the same, and goes. */
+Test(kv_spaces, stores_that_were_closed_count)
+{
+    enum { N = KV_SPACES_MAX + 40 };
+    uint64_t bound = 8u << 20;
+    start(16u << 20, bound);
+    for (uint32_t i = 0; i < N; i++) {
+        char realm[16];
+        snprintf(realm, sizeof(realm), "r%u", i);
+        struct kv_space *space = open_space(realm, 1);
+        for (uint32_t k = 0; k < 4; k++) {
+            compute(space, k);
+            settle();
+        }
+    }
+    settle();
+    cr_expect(le(u32, count_stores(), KV_SPACES_MAX));
+}
+
+/* ---- purges ------------------------------------------------------------------------------ */
+
+struct purged {
+    bool done;
+    int result;
+};
+
+static void on_purged(void *arg, int result, const struct kv_removed *removed)
+{
+    *(struct purged *)arg = (struct purged){true, result};
+}
+
+static void begin_purge(struct purged *p, const char *realm)
+{
+    const struct kv_purge how = {on_purged, p};
+    *p = (struct purged){0};
+    cr_assert(eq(int, kv_cache_purge(cache, realm, &how), 0));
+}
+
+/* A model of the realm that comes back while a purge is under way: what it left on the disk goes
+ * as well. */
+Test(kv_spaces, a_purge_takes_a_store_that_is_wanted_meanwhile)
+{
+    struct purged purge;
+    start(16u << 20, 1ull << 30);
+    compute(open_space("r", 1), 1);
+    compute(open_space("r", 2), 2);
+    compute(open_space("other", 2), 2);
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    cr_assert(is_known(open_space("r", 1), 1));
+    begin_purge(&purge, "r");
+    struct kv_space *late = begin_space("r", 2), *other = begin_space("other", 2);
+    settle();
+    cr_expect(purge.done);
+    cr_expect(eq(int, purge.result, 0));
+    cr_expect(kv_space_is_ready(late));
+    cr_expect(eq(int, late->state, KV_SPACE_OPEN));
+    cr_expect(not(is_known(late, 2)));
+    cr_expect(is_known(other, 2));
+    compute(late, 3);
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    late = open_space("r", 2);
+    cr_expect(is_known(late, 3));
+    cr_expect(not(is_known(late, 2)));
+}
+
+/* What another process has open is not wiped under it, and the purge says that it is not gone. */
+Test(kv_spaces, a_purge_tells_of_a_store_that_is_locked)
+{
+    struct purged purge;
+    start(16u << 20, 1ull << 30);
+    compute(open_space("r", 1), 1);
+    settle();
+    stop();
+    int fd = lock_store("r", 1);
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    cr_assert(eq(int, space->state, KV_SPACE_FAILED));
+    begin_purge(&purge, "r");
+    settle();
+    cr_expect(purge.done);
+    cr_expect(eq(int, purge.result, -EWOULDBLOCK));
+    cr_expect(lt(u64, BLOCK_BYTES, bytes_on_disk()));
+    close(fd);
+    begin_purge(&purge, "r");
+    settle();
+    cr_expect(purge.done);
+    cr_expect(eq(int, purge.result, 0));
+    cr_expect(eq(u64, bytes_on_disk(), 0));
+}
