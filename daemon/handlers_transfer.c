@@ -6,6 +6,7 @@
  * one at a time, and a piece that fails, or the connection's end, drops all of it. */
 #include "daemon/handlers_internal.h"
 
+#include "daemon/kv/numbers.h"
 #include "daemon/log.h"
 
 #include <errno.h>
@@ -411,7 +412,8 @@ static void piece_written(struct call *call)
     }
 }
 
-/* The task pool. The block is checked when its last byte has come. */
+/* The task pool. The block is checked when its last byte has come; also for numbers that would
+ * make a step fail which others take part in. */
 static void write_work(struct task *task)
 {
     struct call *call = call_of_task(task);
@@ -420,7 +422,13 @@ static void write_work(struct task *task)
     memcpy(e->to, call->params.kv_import.data.data, p->data_bytes);
     bool whole = p->offset + p->data_bytes == p->bytes;
     const void *block = (const char *)e->to - p->offset;
-    call->task_result = whole && !kv_import_is_sound(block, p->bytes, p->checksum) ? -EBADMSG : 0;
+    call->task_result = 0;
+    if (whole && !kv_import_is_sound(block, p->bytes, p->checksum)) {
+        call->task_result = -EBADMSG;
+    } else if (whole &&
+               !kv_numbers_are_sound(model_kv_layout(call->model), p->layer_class, block)) {
+        call->task_result = -EDOM;
+    }
     atomic_store_explicit(e->writing, false, memory_order_release);
 }
 
@@ -429,6 +437,12 @@ static void write_done(struct task *task)
     struct call *call = call_of_task(task);
     const struct kv_import_piece *p = &call->transfer->engine.piece;
     call->wait = CALL_WAIT_NOTHING;
+    if (call->task_result == -EDOM) {
+        call_fail(call, PROTO_E_INVALID_PARAMS,
+                  "'data': position %u, class %u holds what are not numbers below 2^%u",
+                  p->position, p->layer_class, KV_NUMBER_BITS_MAX);
+        return;
+    }
     if (call->task_result < 0) {
         call_fail(call, PROTO_E_INVALID_PARAMS,
                   "'checksum': the bytes of position %u, class %u are not those that it is of",

@@ -1,10 +1,11 @@
 /* Where K and V of every layer lie in a block. */
-#include "daemon/kv/layout.h"
+#include "daemon/kv/numbers.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct kv_layer_desc layer(uint32_t window, uint32_t n_kv_heads, uint32_t dim, uint32_t type)
@@ -123,4 +124,72 @@ Test(kv_layout, what_has_no_layout_is_refused)
     cr_expect(eq(int, kv_type_by_name("q4_k", &type), -EINVAL));
     cr_expect(eq(u32, type, 7));
     cr_expect(eq(int, strcmp(kv_type_name(12345), "unknown"), 0));
+}
+
+/* ---- numbers ----------------------------------------------------------------------------- */
+
+/* Where a value, or the scale of its quant, lies in its group's K or V. */
+static size_t place_of(uint32_t type, uint32_t n_dims, uint32_t token, uint32_t dim, bool is_v)
+{
+    bool quant = type == GQA_TYPE_Q8_0 || type == GQA_TYPE_Q4_0;
+    size_t bytes = type == GQA_TYPE_F32 ? 4 : 2;
+    if (quant) {
+        return is_v ? gqa_v_quant_scale(type, n_dims, token, dim)
+                    : gqa_k_quant_scale(type, n_dims, token, dim);
+    }
+    return bytes * (is_v ? gqa_v_index(n_dims, token, dim) : gqa_k_index(n_dims, token, dim));
+}
+
+/* Of every type: the bits of a number, and how many bytes. */
+static uint32_t bits_of(uint32_t type, float x, size_t *ret_bytes)
+{
+    uint32_t bits = gqa_float_bits(x);
+    *ret_bytes = type == GQA_TYPE_F32 ? 4 : 2;
+    return type == GQA_TYPE_F32 ? bits : type == GQA_TYPE_BF16 ? bits >> 16 : gqa_f32_to_f16(x);
+}
+
+static void check_numbers(uint32_t type, uint32_t n_dims)
+{
+    const struct kv_layer_desc all = layer(0, 2, n_dims, type), some = layer(64, 1, n_dims, type);
+    const struct kv_layer_desc layers[] = {all, some, all};
+    struct kv_layout l;
+    cr_assert(eq(int, kv_layout_init(&l, layers, 3), 0));
+    char *block = malloc(l.classes[0].block_bytes);
+    /* Bytes of quants may be anything: only their scales are numbers. */
+    memset(block, type == GQA_TYPE_Q8_0 || type == GQA_TYPE_Q4_0 ? 0x7b : 0,
+           l.classes[0].block_bytes);
+    cr_expect(kv_numbers_are_sound(&l, 0, block), "type %u", type);
+    for (uint32_t i = 0; i < 400; i++) {
+        struct gqa_attn_layer a;
+        const float odd[] = {__builtin_nanf(""), __builtin_inff(), -__builtin_inff(),
+                             type == GQA_TYPE_F32 || type == GQA_TYPE_BF16 ? 65536.0f
+                                                                           : __builtin_inff()};
+        uint32_t token = i * 7 % 64, dim = i * 11 % n_dims, group = i % 2;
+        kv_layout_describe(&l, i % 3 == 0 ? 0 : 2, &a);
+        size_t at =
+            i % 4 < 2 ? a.k_offset + group * a.k_head_bytes : a.v_offset + group * a.v_head_bytes;
+        at += place_of(type, n_dims, token, dim, i % 4 >= 2);
+        size_t bytes;
+        char before[4];
+        uint32_t bits = bits_of(type, odd[i / 4 % 4], &bytes);
+        memcpy(before, block + at, bytes);
+        memcpy(block + at, &bits, bytes);
+        cr_expect(not(kv_numbers_are_sound(&l, 0, block)), "type %u: %u", type, i);
+        memcpy(block + at, before, bytes);
+        bits = bits_of(type, i % 2 ? 65472.0f : -65280.0f, &bytes);
+        memcpy(block + at, &bits, bytes);
+        cr_expect(kv_numbers_are_sound(&l, 0, block), "type %u: %u", type, i);
+    }
+    free(block);
+    kv_layout_finish(&l);
+}
+
+Test(kv_layout, blocks_of_others_hold_numbers)
+{
+    const uint32_t types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0,
+                              GQA_TYPE_Q4_0};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        check_numbers(types[i], 64);
+        check_numbers(types[i], 40);
+    }
 }
