@@ -88,12 +88,12 @@ static void pack_shadows(struct ipc_buffer *b, struct service *s)
     struct registry_entry *entries = NULL;
     struct shadow_facts f;
     size_t count = 0, n = 0;
-    if (registry_list(s->registry, &entries, &count) < 0) {
+    if (registry_loaded(s->registry, &entries, &count) < 0) {
         count = 0;
     }
     for (size_t i = 0; i < count; i++) {
-        bool has = entries[i].model && model_shadow_facts(entries[i].model, &f);
-        if (entries[i].model && !has) {
+        bool has = model_shadow_facts(entries[i].model, &f);
+        if (!has) {
             model_unref(entries[i].model);
             entries[i].model = NULL;
         }
@@ -297,23 +297,22 @@ static struct model *find_model(struct call *call)
     }
     struct registry_entry *entries = NULL;
     struct model *only = NULL;
-    size_t count = 0, n_loaded = 0;
-    if (registry_list(call->service->registry, &entries, &count) < 0) {
+    size_t count = 0;
+    if (registry_loaded(call->service->registry, &entries, &count) < 0) {
         count = 0;
     }
     for (size_t i = 0; i < count; i++) {
-        n_loaded += entries[i].model != NULL;
-        if (entries[i].model && !only) {
+        if (!only) {
             only = entries[i].model;
         } else {
             model_unref(entries[i].model);
         }
     }
     free(entries);
-    if (n_loaded != 1) {
+    if (count != 1) {
         model_unref(only);
         call_fail(call, PROTO_E_INVALID_PARAMS, "'model' is missing, and %zu models are loaded",
-                  n_loaded);
+                  count);
         return NULL;
     }
     return only;

@@ -112,6 +112,10 @@ void call_drop(struct call *call)
     backend_job_destroy(call);
     model_unref(call->model);
     request_destroy(call->request);
+    for (size_t i = 0; i < call->n_entries; i++) {
+        model_unref(call->entries[i].model);
+    }
+    free(call->entries);
     free(call->frame);
     free(call->tokens);
     free(call->text);

@@ -71,6 +71,8 @@ struct call {
     size_t n_encoded; /* of text.embed's texts */
     char *text;       /* of a detokenise */
     size_t text_bytes;
+    struct registry_entry *entries; /* (n_entries) of a model.list */
+    size_t n_entries;
     struct request *request;
     struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
     struct backend_job

@@ -135,11 +135,22 @@ static void pack_entry(struct ipc_buffer *b, const struct call *call,
     }
 }
 
-void handle_model_list(struct call *call)
+/* The task pool: folders may lie on slow disks. */
+static void list_work(struct task *t)
 {
-    struct registry_entry *entries = NULL;
-    size_t count = 0;
-    int rc = registry_list(call->service->registry, &entries, &count);
+    struct call *call = call_of_task(t);
+    call->task_result = registry_list(call->service->registry, &call->entries, &call->n_entries);
+}
+
+static void list_done(struct task *t)
+{
+    struct call *call = call_of_task(t);
+    int rc = call->task_result;
+    call->wait = CALL_WAIT_NOTHING;
+    if (call_is_stopped(call)) {
+        call_fail_cancelled(call);
+        return;
+    }
     if (rc < 0) {
         call_fail(call, rc == -ENOMEM ? PROTO_E_NO_MEMORY : PROTO_E_IO,
                   "the models cannot be listed: %s", strerror(-rc));
@@ -147,13 +158,16 @@ void handle_model_list(struct call *call)
     }
     struct ipc_buffer *b = call_begin_result(call);
     ipc_pack_map(b, 1);
-    pack_kv_array(b, "models", count);
-    for (size_t i = 0; i < count; i++) {
-        pack_entry(b, call, &entries[i]);
-        model_unref(entries[i].model);
+    pack_kv_array(b, "models", call->n_entries);
+    for (size_t i = 0; i < call->n_entries; i++) {
+        pack_entry(b, call, &call->entries[i]);
     }
-    free(entries);
     call_end(call);
+}
+
+void handle_model_list(struct call *call)
+{
+    call_run(call, list_work, list_done);
 }
 
 /* ---- model.info -------------------------------------------------------------------------- */

@@ -94,19 +94,13 @@ static void pack_models(struct ipc_buffer *b, struct service *s)
     size_t n_requests = list_requests(s, requests);
     struct registry_entry *entries = NULL;
     size_t count = 0;
-    size_t n_loaded = 0;
-    if (registry_list(s->registry, &entries, &count) < 0) {
+    if (registry_loaded(s->registry, &entries, &count) < 0) {
         count = 0;
     }
+    pack_kv_array(b, "models", count);
     for (size_t i = 0; i < count; i++) {
-        n_loaded += entries[i].model != NULL;
-    }
-    pack_kv_array(b, "models", n_loaded);
-    for (size_t i = 0; i < count; i++) {
-        if (entries[i].model) {
-            pack_model(b, &entries[i], requests, n_requests);
-            model_unref(entries[i].model);
-        }
+        pack_model(b, &entries[i], requests, n_requests);
+        model_unref(entries[i].model);
     }
     free(entries);
 }

@@ -100,7 +100,7 @@ static void unlink_entry(struct registry *r, struct entry *e)
     *link = e->next;
 }
 
-static void dirs_free(char **dirs, size_t n_dirs)
+void registry_free_dirs(char **dirs, size_t n_dirs)
 {
     for (size_t i = 0; dirs != NULL && i < n_dirs; i++) {
         free(dirs[i]);
@@ -117,7 +117,7 @@ int registry_set_dirs(struct registry *r, const char *const *dirs, size_t n_dirs
         rc = copy[i] == NULL ? -ENOMEM : 0;
     }
     if (rc < 0) {
-        dirs_free(copy, n_dirs);
+        registry_free_dirs(copy, n_dirs);
         return rc;
     }
     pthread_mutex_lock(&r->lock);
@@ -126,13 +126,13 @@ int registry_set_dirs(struct registry *r, const char *const *dirs, size_t n_dirs
     r->dirs = copy;
     r->n_dirs = n_dirs;
     pthread_mutex_unlock(&r->lock);
-    dirs_free(old, n_old);
+    registry_free_dirs(old, n_old);
     return 0;
 }
 
 static void registry_free(struct registry *r)
 {
-    dirs_free(r->dirs, r->n_dirs);
+    registry_free_dirs(r->dirs, r->n_dirs);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->wake);
     free(r);

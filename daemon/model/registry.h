@@ -67,7 +67,10 @@ struct registry_entry {
     uint64_t bytes;
     struct model *model; /* a reference when loaded (model_unref it), else NULL */
 };
-/* Loaded, loading and available models. *ret is malloc'ed. */
+/* Loaded, loading and available models. *ret is malloc'ed. Reads the models' folders, which may
+ * take long: not for the loop. */
 int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count);
+/* Loaded models only, without bytes: at once. */
+int registry_loaded(struct registry *r, struct registry_entry **ret, size_t *ret_count);
 
 #endif

@@ -48,6 +48,9 @@ bool registry_is_plain_name(const char *name);
 int registry_resolve(struct registry *r, const char *name, char path[PATH_MAX],
                      struct fmt_error *err);
 
+/* A malloc'ed list of malloc'ed names; NULL is legal. */
+void registry_free_dirs(char **dirs, size_t n_dirs);
+
 /* "name" of "/a/b/name.gguf". Malloc'ed. */
 char *registry_base_name(const char *path);
 

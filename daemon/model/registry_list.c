@@ -101,9 +101,15 @@ static int list_add(struct listing *l, const char *name, const char *path,
     snprintf(item->name, sizeof(item->name), "%s", name);
     snprintf(item->path, sizeof(item->path), "%s", path);
     item->model = model != NULL ? model_ref(model) : NULL;
-    struct stat st;
-    item->bytes = stat(path, &st) == 0 ? (uint64_t)st.st_size : 0;
     return 0;
+}
+
+static void list_finish(struct listing *l)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        model_unref(l->items[i].model);
+    }
+    free(l->items);
 }
 
 /* "NAME-00002-of-00003.gguf": a later part of a split model is no model of its own. */
@@ -124,18 +130,18 @@ static bool is_later_part(const char *name)
     return strncmp(at, "-00001", 6) != 0;
 }
 
-static bool is_listed(const struct listing *l, const char *name)
+static bool is_listed(const struct listing *l, const char *name, const char *path)
 {
     for (size_t i = 0; i < l->count; i++) {
-        if (strcmp(l->items[i].name, name) == 0) {
+        if (strcmp(l->items[i].name, name) == 0 || strcmp(l->items[i].path, path) == 0) {
             return true;
         }
     }
     return false;
 }
 
-/* Models of one folder that no entry has; of one name, the first folder's counts. */
-static int list_folder(struct registry *r, const char *dir, struct listing *l)
+/* Models of one folder that are not listed yet; of one name, the first folder's counts. */
+static int list_folder(const char *dir, struct listing *l)
 {
     DIR *d = opendir(dir);
     if (d == NULL) {
@@ -151,8 +157,7 @@ static int list_folder(struct registry *r, const char *dir, struct listing *l)
         }
         char *name = registry_base_name(path);
         rc = name == NULL ? -ENOMEM : 0;
-        if (rc == 0 && registry_find(r, name) == NULL && registry_find(r, path) == NULL &&
-            !is_listed(l, name)) {
+        if (rc == 0 && !is_listed(l, name, path)) {
             rc = list_add(l, name, path, REGISTRY_AVAILABLE, NULL);
         }
         free(name);
@@ -161,24 +166,69 @@ static int list_folder(struct registry *r, const char *dir, struct listing *l)
     return rc;
 }
 
+/* Under the lock. */
+static int list_entries(struct registry *r, bool loaded_only, struct listing *l)
+{
+    int rc = 0;
+    for (struct entry *e = r->entries; rc == 0 && e != NULL; e = e->next) {
+        if (e->model != NULL || !loaded_only) {
+            rc = list_add(l, e->name, e->path,
+                          e->model != NULL ? REGISTRY_LOADED : REGISTRY_LOADING, e->model);
+        }
+    }
+    return rc;
+}
+
+/* A copy of the folders' names, so that nobody waits for a disk to get the lock. Under the lock. */
+static int copy_dirs(const struct registry *r, char ***ret, size_t *ret_n)
+{
+    char **dirs = calloc(r->n_dirs + 1, sizeof(*dirs));
+    for (size_t i = 0; dirs != NULL && i < r->n_dirs; i++) {
+        dirs[i] = strdup(r->dirs[i]);
+        if (dirs[i] == NULL) {
+            registry_free_dirs(dirs, i);
+            return -ENOMEM;
+        }
+    }
+    *ret = dirs;
+    *ret_n = r->n_dirs;
+    return dirs != NULL ? 0 : -ENOMEM;
+}
+
 int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count)
 {
     struct listing l = {0};
-    int rc = 0;
+    char **dirs = NULL;
+    size_t n_dirs = 0;
     pthread_mutex_lock(&r->lock);
-    for (struct entry *e = r->entries; rc == 0 && e != NULL; e = e->next) {
-        rc = list_add(&l, e->name, e->path, e->model != NULL ? REGISTRY_LOADED : REGISTRY_LOADING,
-                      e->model);
+    int rc = list_entries(r, false, &l);
+    rc = rc < 0 ? rc : copy_dirs(r, &dirs, &n_dirs);
+    pthread_mutex_unlock(&r->lock);
+    for (size_t i = 0; rc == 0 && i < n_dirs; i++) {
+        rc = list_folder(dirs[i], &l);
     }
-    for (size_t i = 0; rc == 0 && i < r->n_dirs; i++) {
-        rc = list_folder(r, r->dirs[i], &l);
+    registry_free_dirs(dirs, n_dirs);
+    if (rc < 0) {
+        list_finish(&l);
+        return rc;
     }
+    for (size_t i = 0; i < l.count; i++) {
+        struct stat st;
+        l.items[i].bytes = stat(l.items[i].path, &st) == 0 ? (uint64_t)st.st_size : 0;
+    }
+    *ret = l.items;
+    *ret_count = l.count;
+    return 0;
+}
+
+int registry_loaded(struct registry *r, struct registry_entry **ret, size_t *ret_count)
+{
+    struct listing l = {0};
+    pthread_mutex_lock(&r->lock);
+    int rc = list_entries(r, true, &l);
     pthread_mutex_unlock(&r->lock);
     if (rc < 0) {
-        for (size_t i = 0; i < l.count; i++) {
-            model_unref(l.items[i].model);
-        }
-        free(l.items);
+        list_finish(&l);
         return rc;
     }
     *ret = l.items;

@@ -281,6 +281,11 @@ int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_c
     return 0;
 }
 
+int registry_loaded(struct registry *r, struct registry_entry **ret, size_t *ret_count)
+{
+    return registry_list(r, ret, ret_count);
+}
+
 size_t backend_catalogue_list(struct backend_catalogue *c, struct backend_info *ret, size_t max)
 {
     return 0;

@@ -70,6 +70,32 @@ Test(handlers, a_client_that_leaves_while_its_prompt_is_encoded)
     cr_assert_eq(fakes.n_submitted, 0);
 }
 
+static void send_list(struct client *c, uint32_t id)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "model.list");
+    ipc_pack_map(&b, 0);
+    hand_in(c, &b);
+}
+
+/* Folders may lie on a slow disk: the loop does not read them. */
+Test(handlers, models_are_listed_on_the_task_pool)
+{
+    struct client *c = client_create(0);
+    send_list(c, 1);
+    cr_assert_null(next(c));
+    cr_assert_not_null(fakes.tasks);
+    fake_run_tasks();
+    const struct ipc_message *m = next(c);
+    cr_assert_not_null(m);
+    cr_expect_not_null(ipc_value_get(m->result, "models"));
+    send_list(c, 2);
+    client_destroy(c);
+    fake_run_tasks();
+    cr_expect_eq(service_n_open(service), 0);
+}
+
 static void send_dry(struct client *c)
 {
     struct ipc_buffer b;
