@@ -24,7 +24,7 @@ void client_unlink(struct gqa *g, struct client_pending *p)
     g->n_pending--;
 }
 
-static void appclient_end(struct gqa *g, struct client_pending *p)
+static void append_pending(struct gqa *g, struct client_pending *p)
 {
     struct client_pending **at = &g->pending;
     while (*at != NULL) {
@@ -137,7 +137,7 @@ int client_start(struct gqa *g, const char *method, const struct gqa_params *par
     p->event = o.event;
     p->done = o.done;
     p->arg = o.arg;
-    appclient_end(g, p);
+    append_pending(g, p);
     if (ret_id != NULL) {
         *ret_id = p->id;
     }

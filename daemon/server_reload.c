@@ -70,7 +70,10 @@ static void on_changed(void *arg, const struct config_setting *setting)
 int server_reload(struct server *s, struct config_error *err)
 {
     struct config *fresh;
-    notify_reloading();
+    bool serves = s->state == SERVER_SERVING; /* else it is not ready, or about to end */
+    if (serves) {
+        notify_reloading();
+    }
     int rc = config_create(s->source, &fresh, err);
     if (rc == 0) {
         struct change change = {.current = s->config, .fresh = fresh};
@@ -83,6 +86,8 @@ int server_reload(struct server *s, struct config_error *err)
             snprintf(err->text, sizeof(err->text), "no memory for the new settings");
         }
     }
-    notify_ready();
+    if (serves) {
+        notify_ready();
+    }
     return rc;
 }
