@@ -124,11 +124,6 @@ void service_stop(struct service *s)
     s->stopped = true;
 }
 
-bool service_is_draining(const struct service *s)
-{
-    return s->draining;
-}
-
 uint32_t service_n_open(const struct service *s)
 {
     return s->n_open;

@@ -94,7 +94,6 @@ void service_preload(struct service *s, const char *name, void (*done)(void *arg
 
 /* No new work from now on: it is answered with DRAINING. */
 void service_drain(struct service *s);
-bool service_is_draining(const struct service *s);
 /* Calls that are open, those of server.drain not counted. */
 uint32_t service_n_open(const struct service *s);
 /* The end of a drain: answers the calls that wait for it. */

@@ -74,7 +74,7 @@ struct kv_store_options {
  * so). Blocks; for the io thread or any other but the loop and the engine. Reads the index only,
  * and verifies no data.
  *
- * Negative: nothing is open, err has a sentence, kv_store_state_of() the state:
+ * Negative: nothing is open, err has a sentence:
  * -EWOULDBLOCK another process has it; -EACCES, -EPERM, -EROFS not ours to write, or others may
  * read it; -EIO; -ENOSPC; -ENOMEM; -EINVAL options out of range; else as the system says. The
  * caller serves without and tries again later. A disk that is full, or an index with a torn end,
@@ -165,13 +165,7 @@ enum kv_store_state {
     KV_STORE_OK,
     KV_STORE_PAUSED_FULL,  /* the disk; tried again after pause_ms */
     KV_STORE_PAUSED_ERROR, /* likewise */
-    KV_STORE_READ_ONLY,    /* only as the reason why nothing is open, as all below */
-    KV_STORE_LOCKED,
-    KV_STORE_REFUSED, /* owner or mode of folder or files */
-    KV_STORE_FAILED,
 };
-const char *kv_store_state_name(enum kv_store_state state); /* "ok", "paused: disk full", ... */
-enum kv_store_state kv_store_state_of(int open_result);
 
 struct kv_store_stats {
     enum kv_store_state state;

@@ -70,37 +70,6 @@ bool kv_store_intact(struct kv_store *s)
 
 /* ---- facts ---------------------------------------------------------------------------------- */
 
-const char *kv_store_state_name(enum kv_store_state state)
-{
-    static const char *const names[] = {
-        [KV_STORE_OK] = "ok",
-        [KV_STORE_PAUSED_FULL] = "paused: disk full",
-        [KV_STORE_PAUSED_ERROR] = "paused: error",
-        [KV_STORE_READ_ONLY] = "read-only",
-        [KV_STORE_LOCKED] = "locked by another process",
-        [KV_STORE_REFUSED] = "refused: owner or mode",
-        [KV_STORE_FAILED] = "failed",
-    };
-    return state <= KV_STORE_FAILED ? names[state] : "unknown";
-}
-
-enum kv_store_state kv_store_state_of(int open_result)
-{
-    switch (open_result) {
-    case 0:
-        return KV_STORE_OK;
-    case -EWOULDBLOCK:
-        return KV_STORE_LOCKED;
-    case -EROFS:
-    case -EACCES:
-        return KV_STORE_READ_ONLY;
-    case -EPERM:
-        return KV_STORE_REFUSED;
-    default:
-        return KV_STORE_FAILED;
-    }
-}
-
 void store_publish(struct kv_store *s)
 {
     struct kv_store_stats *f = &s->facts;
