@@ -38,6 +38,9 @@ int cli_verb_ping(struct cli *c, int argc, char **argv)
         code = cli_call(c, "gqa.ping", NULL, NULL, NULL, NULL);
         us[n++] = cli_now_us() - start;
     }
+    if (code == CLI_OK && n == 0) {
+        code = CLI_INTERRUPTED; /* before the first of them */
+    }
     if (code == CLI_OK) {
         double p50 = cli_percentile(us, n, 50), p99 = cli_percentile(us, n, 99);
         double mean = cli_mean(us, n);

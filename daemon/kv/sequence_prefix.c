@@ -462,9 +462,8 @@ int kv_sequence_adopt(struct kv_sequence *s, const struct kv_text *text, uint32_
     while (verified < n && all_verified(s, found[verified], first_needed)) {
         verified++;
     }
-    n = verified == n ? n : 0;
-    if (n > 0 && take_nodes(s, text, found, n, first_needed) < 0) {
-        n = 0;
+    if (verified == n && n > 0) {
+        take_nodes(s, text, found, n, first_needed); /* without memory they are computed instead */
     }
     free(found);
     if (s->n_tokens < limit && !s->whole_blocks) {

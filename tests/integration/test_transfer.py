@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Prefixes carried from one daemon to another: kv.export, kv.import, and the files of gqa kv."""
+import ctypes
 import os
 import random
 import struct
@@ -18,6 +19,12 @@ SHAPES = {"mixed": "gemma-2-2b,n_layers=4,n_embd=64,n_heads=4,n_kv_heads=2,head_
 SHAPES["large"] = "tiny,n_layers=24,n_heads=12,n_kv_heads=12,head_dim=64,n_vocab=512"
 LAYOUT_OF_HEAD = "<32sIIQ128s"
 LAYOUT_OF_PIECE = "<IIIIQQQ64i"
+
+
+def checksum(data):
+    xxhash = ctypes.CDLL("libxxhash.so.0")
+    xxhash.XXH3_64bits.restype = ctypes.c_uint64
+    return xxhash.XXH3_64bits(data, ctypes.c_size_t(len(data)))
 
 
 def tokens(seed, n):
@@ -284,6 +291,15 @@ class Refusals(Case):
             data[len(data) // 2] ^= 4
             self.refused(self.head, self.change(i, data=bytes(data)), "checksum", f"position {i}")
         self.refused(self.head, self.change(2, checksum=self.pieces[2]["checksum"] ^ 1), "checksum")
+
+    def test_what_are_no_numbers(self):
+        """Their checksum is right: whoever makes a block makes it, too."""
+        for i, at, value in ((0, 0, 0x7e00), (3, 700, 0x7c00), (5, -2, 0xfc00)):
+            data = bytearray(self.pieces[i]["data"])
+            at %= len(data)
+            data[at:at + 2] = struct.pack("<H", value)
+            self.refused(self.head, self.change(i, data=bytes(data), checksum=checksum(bytes(data))), "data",
+                         "numbers", f"position {i}")
 
     def test_a_flipped_byte_in_one_of_several_pieces(self):
         for i in range(5):
