@@ -13,17 +13,25 @@
 #include <math.h>
 #include <string.h>
 
+/* Rows whose sums, 16 outputs each, stay in registers for a block. */
 #define GROUP_ROWS 4
 #define HALF       8u /* outputs in a register */
 
 /* As in linear_avx512.c: decode waits for memory. */
 #define PREFETCH_BYTES 4096u
 
-/* What the sums of one half of a block's outputs are multiplied with. */
+/* What a block's sums are multiplied with, for each half of its outputs. */
 struct scales {
-    __m256 scale, min;
-    __m256 half_scale[2];
-    __m256i half_min; /* pairs of 16 bits */
+    __m256 scale[2], min[2];
+    __m256i part_scale[2][2]; /* of each half of k: every output's twice, in 16 bits */
+    __m256i part_offset[2];   /* pairs of 16 bits, one for each half of k */
+    __m256i part_min[2];
+};
+
+/* A block as several groups of rows read it. */
+struct unpacked {
+    struct scales scales;
+    __m256i q[8][2];
 };
 
 CPU_SPECIALISE __m256 load_f16(const uint8_t *at)
@@ -108,49 +116,68 @@ CPU_SPECIALISE __m256 load_header(const struct cpu_layout *l, const uint8_t *hea
                                                 _mm256_slli_epi32(_mm256_add_epi32(e, one), 21)));
 }
 
-/* The scales and minimums of the halves of Q2_K, four bits each. */
-CPU_SPECIALISE void unpack_nibbles(__m128i first, __m128i second, struct scales *s)
+/* Eight words of a and of b in turns. */
+CPU_SPECIALISE __m256i interleave(__m128i a, __m128i b)
 {
-    const __m256i low_half = _mm256_set1_epi32(0x0f);
-    __m256i a = _mm256_cvtepu8_epi32(first), b = _mm256_cvtepu8_epi32(second);
-
-    s->half_scale[0] = _mm256_cvtepi32_ps(_mm256_and_si256(a, low_half));
-    s->half_scale[1] = _mm256_cvtepi32_ps(_mm256_and_si256(b, low_half));
-    s->half_min =
-        _mm256_or_si256(_mm256_srli_epi32(a, 4), _mm256_slli_epi32(_mm256_srli_epi32(b, 4), 16));
+    return _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
 }
 
-CPU_SPECIALISE struct scales unpack_scales(const struct cpu_layout *l, const uint8_t *header,
-                                           const uint8_t *block, int half)
+/* Scales of the halves of k of Q3_K and Q6_K. The offset is taken off each half's sum before that
+ * is scaled: -offset * scale times the sum of the half's activations does it after. */
+CPU_SPECIALISE void unpack_parts(const struct cpu_layout *l, __m128i first, __m128i second,
+                                 int half, struct scales *s)
+{
+    const __m128i offset = _mm_set1_epi16((short)-l->offset);
+    __m128i a = _mm_cvtepi8_epi16(first), b = _mm_cvtepi8_epi16(second);
+
+    s->part_scale[0][half] = interleave(a, a);
+    s->part_scale[1][half] = interleave(b, b);
+    s->part_offset[half] = interleave(_mm_mullo_epi16(a, offset), _mm_mullo_epi16(b, offset));
+}
+
+/* The scales and minimums of the halves of Q2_K, four bits each. */
+CPU_SPECIALISE void unpack_nibbles(__m128i first, __m128i second, int half, struct scales *s)
+{
+    const __m128i low = _mm_set1_epi16(0x0f);
+    __m128i a = _mm_cvtepu8_epi16(first), b = _mm_cvtepu8_epi16(second);
+    __m128i a_scale = _mm_and_si128(a, low), b_scale = _mm_and_si128(b, low);
+
+    s->part_scale[0][half] = interleave(a_scale, a_scale);
+    s->part_scale[1][half] = interleave(b_scale, b_scale);
+    s->part_min[half] = interleave(_mm_srli_epi16(a, 4), _mm_srli_epi16(b, 4));
+}
+
+CPU_SPECIALISE void unpack_scales(const struct cpu_layout *l, const uint8_t *header,
+                                  const uint8_t *block, int half, struct scales *s)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    struct scales s = {.scale = load_header(l, header, half)};
 
+    s->scale[half] = load_header(l, header, half);
     if (l->has_min) {
-        s.min = load_f16(header + cpu_layout_header_scales_bytes(l) + half * 16);
+        s->min[half] = load_f16(header + cpu_layout_header_scales_bytes(l) + half * 16);
     }
     if (l->scales == CPU_SCALES_NONE) {
-        return s;
+        return;
     }
     __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)(block + half * 8));
     if (l->scales == CPU_SCALES_BLOCK) {
-        s.scale = _mm256_mul_ps(s.scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first)));
-        return s;
+        s->scale[half] =
+            _mm256_mul_ps(s->scale[half], _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first)));
+        return;
     }
     __m128i second =
         _mm_loadl_epi64((const __m128i *)(const void *)(block + CPU_STRIP_ROWS + half * 8));
     if (l->scales == CPU_SCALES_HALVES) {
-        s.half_scale[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first));
-        s.half_scale[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second));
+        unpack_parts(l, first, second, half, s);
     } else if (l->scales == CPU_SCALES_HALVES_MIN) {
-        unpack_nibbles(first, second, &s);
-        s.min = _mm256_xor_ps(s.min, sign);
+        unpack_nibbles(first, second, half, s);
+        s->min[half] = _mm256_xor_ps(s->min[half], sign);
     } else {
-        __m256 min = _mm256_mul_ps(s.min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(second)));
-        s.scale = _mm256_mul_ps(s.scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(first)));
-        s.min = _mm256_xor_ps(min, sign);
+        __m256 min = _mm256_mul_ps(s->min[half], _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(second)));
+        s->scale[half] =
+            _mm256_mul_ps(s->scale[half], _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(first)));
+        s->min[half] = _mm256_xor_ps(min, sign);
     }
-    return s;
 }
 
 /* Pairs that 16 bits can hold, a power of two up to most. */
@@ -161,129 +188,193 @@ CPU_SPECIALISE int pairs_held(const struct cpu_layout *l, int most)
     return held >= most ? most : (held >= 4 ? 4 : (held >= 2 ? 2 : 1));
 }
 
-/* 32-bit products of vectors [first, first + n) of one half with n_rows rows; a's rows lie side by
- * side. Adds to dots. */
-CPU_SPECIALISE void dot(const struct cpu_layout *l, __m256i levels, const uint8_t *lines, int half,
-                        int first, int n, const int n_rows, const int8_t *a, __m256i *dots)
+/* Where a block's vectors come from: unpacked once for several groups, or here and now. */
+struct source {
+    int is_unpacked; /* known when compiled */
+    const struct unpacked *unpacked;
+    __m256i levels;
+    const uint8_t *lines;
+};
+
+/* Exact sums of n_rows rows with both halves of the outputs; the offset is not taken off. a's rows
+ * lie side by side. */
+CPU_SPECIALISE void dot(const struct cpu_layout *l, const struct source *from,
+                        const struct scales *s, const int n_rows, const int8_t *a,
+                        __m256i sums[GROUP_ROWS][2])
 {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const int held = pairs_held(l, n);
-    __m256i pairs[GROUP_ROWS] = {_mm256_setzero_si256()}; /* for loops that are not unrolled */
+    const int parts = cpu_layout_has_halves(l) ? 2 : 1;
+    const int held = pairs_held(l, 8 / parts);
+    __m256i pairs[GROUP_ROWS][2] = {{_mm256_setzero_si256()}}; /* for loops that stay loops */
 
     CPU_UNROLL
-    for (int v = first; v < first + n; v++) {
-        __m256i q = unpack_vector(l, levels, lines, v, half);
+    for (int v = 0; v < 8; v++) {
+        __m256i q[2], peaks[2];
+        CPU_UNROLL
+        for (int half = 0; half < 2; half++) {
+            q[half] = from->is_unpacked ? from->unpacked->q[v][half]
+                                        : unpack_vector(l, from->levels, from->lines, v, half);
+            peaks[half] = is_signed(l) ? _mm256_abs_epi8(q[half]) : q[half];
+        }
         CPU_UNROLL
         for (int r = 0; r < n_rows; r++) {
             __m256i x = broadcast_dword(a + r * (int)CPU_BLOCK + 4 * v);
-            __m256i p = is_signed(l)
-                            ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
-                            : _mm256_maddubs_epi16(q, x);
-            pairs[r] = v % held == 0 ? p : _mm256_add_epi16(pairs[r], p);
-            if (v % held == held - 1) {
-                dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(pairs[r], ones));
+            CPU_UNROLL
+            for (int half = 0; half < 2; half++) {
+                __m256i p = _mm256_maddubs_epi16(peaks[half],
+                                                 is_signed(l) ? _mm256_sign_epi8(x, q[half]) : x);
+                pairs[r][half] = v % held == 0 ? p : _mm256_add_epi16(pairs[r][half], p);
+                CPU_CHAIN(pairs[r][half]);
+                if (v % held == held - 1) {
+                    __m256i by = parts == 2 ? s->part_scale[v / 4][half] : _mm256_set1_epi16(1);
+                    __m256i sum = _mm256_madd_epi16(pairs[r][half], by);
+                    sums[r][half] = v < held ? sum : _mm256_add_epi32(sums[r][half], sum);
+                }
             }
         }
     }
 }
 
-/* Adds one block of n_rows rows, from row at on, to one half of their outputs. Halves stay below
- * 2^24 also when scaled (Q6_K: 65,024 x 128, and their sum): float32 adds them exactly. */
-CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, __m256i levels,
-                                   const struct scales *s, const uint8_t *lines, int half,
-                                   const int n_rows, const struct cpu_act_tile *tile, size_t at,
+/* Adds one block of n_rows rows, from row at on, to their outputs. */
+CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const struct source *from,
+                                   const struct scales *s, const int n_rows,
+                                   const struct cpu_act_tile *tile, size_t at,
                                    __m256 acc[GROUP_ROWS][2])
 {
-    const uint32_t offset = is_signed(l) ? 0 : (uint32_t)-l->offset & 0xffff;
-    const int parts = cpu_layout_has_halves(l) ? 2 : 1;
-    __m256i dots[2][GROUP_ROWS], halves[GROUP_ROWS];
+    const int8_t *a = tile->q + at * CPU_BLOCK;
+    __m256i sums[GROUP_ROWS][2];
 
+    CPU_APART(a);
+    dot(l, from, s, n_rows, a, sums);
     CPU_UNROLL
     for (int r = 0; r < n_rows; r++) {
-        halves[r] = broadcast_dword(tile->halves + (at + (size_t)r) * 2);
-    }
-    CPU_UNROLL
-    for (int part = 0; part < parts; part++) {
-        uint32_t pair = parts == 1 ? offset << 16 | offset : (part == 0 ? offset : offset << 16);
+        const __m256 a_scale = _mm256_broadcast_ss(tile->scale + at + r);
         CPU_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            dots[part][r] = _mm256_madd_epi16(halves[r], _mm256_set1_epi32((int32_t)pair));
-        }
-        dot(l, levels, lines, half, part * 4, 8 / parts, n_rows, tile->q + at * CPU_BLOCK,
-            dots[part]);
-    }
-    CPU_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        __m256 products = _mm256_cvtepi32_ps(dots[0][r]);
-        __m256 a_scale = _mm256_broadcast_ss(tile->scale + at + r);
-        if (parts == 2) {
-            products = _mm256_mul_ps(products, s->half_scale[0]);
-            products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[1][r]), s->half_scale[1], products);
-        }
-        acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->scale, a_scale), products, acc[r][half]);
-        if (l->scales == CPU_SCALES_HALVES_MIN) {
-            __m256i sums = _mm256_madd_epi16(halves[r], s->half_min);
-            __m256 total = _mm256_mul_ps(a_scale, _mm256_cvtepi32_ps(sums));
-            acc[r][half] = _mm256_fmadd_ps(s->min, total, acc[r][half]);
-        } else if (l->has_min) {
-            __m256 total = _mm256_broadcast_ss(tile->total + at + r);
-            acc[r][half] = _mm256_fmadd_ps(s->min, total, acc[r][half]);
+        for (int half = 0; half < 2; half++) {
+            __m256i sum = sums[r][half];
+            if (l->scales == CPU_SCALES_HALVES) {
+                __m256i halves = broadcast_dword(tile->halves + (at + (size_t)r) * 2);
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(halves, s->part_offset[half]));
+            } else if (l->offset != 0 && !is_signed(l)) {
+                __m256i minus = broadcast_dword(tile->minus + at + r);
+                sum = _mm256_add_epi32(
+                    sum, _mm256_slli_epi32(minus, __builtin_ctz((unsigned)l->offset)));
+            }
+            acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(s->scale[half], a_scale),
+                                           _mm256_cvtepi32_ps(sum), acc[r][half]);
+            if (l->scales == CPU_SCALES_HALVES_MIN) {
+                __m256i halves = broadcast_dword(tile->halves + (at + (size_t)r) * 2);
+                __m256i mins = _mm256_madd_epi16(halves, s->part_min[half]);
+                __m256 total = _mm256_mul_ps(a_scale, _mm256_cvtepi32_ps(mins));
+                acc[r][half] = _mm256_fmadd_ps(s->min[half], total, acc[r][half]);
+            } else if (l->has_min) {
+                __m256 total = _mm256_broadcast_ss(tile->total + at + r);
+                acc[r][half] = _mm256_fmadd_ps(s->min[half], total, acc[r][half]);
+            }
         }
     }
 }
 
-/* n_rows rows of the tile from first on. out (n_rows, 16) */
-CPU_SPECIALISE void multiply_rows(const enum cpu_layout_id id, const int n_rows,
-                                  const struct cpu_act_tile *tile, uint32_t first,
-                                  const uint8_t *strip, float *out)
+/* Where a strip's block lies, and its unit's header. */
+struct place {
+    const uint8_t *header, *block;
+};
+
+CPU_SPECIALISE struct place enter_block(const struct cpu_layout *l, const uint8_t *strip,
+                                        uint32_t b)
+{
+    const uint32_t unit_blocks = l->unit / CPU_BLOCK;
+    const uint8_t *header = strip + (size_t)(b / unit_blocks) * cpu_layout_unit_bytes(l);
+    const uint8_t *block =
+        header + cpu_layout_header_bytes(l) + b % unit_blocks * cpu_layout_block_bytes(l);
+
+    for (uint32_t i = 0; i < cpu_layout_block_bytes(l); i += CPU_BLOCK_LINE) {
+        _mm_prefetch((const char *)block + PREFETCH_BYTES + i, _MM_HINT_T0);
+    }
+    return (struct place){header, block};
+}
+
+CPU_SPECIALISE void store(const int n_rows, __m256 acc[][2], float *out)
+{
+    CPU_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        _mm256_storeu_ps(out + r * (int)CPU_STRIP_ROWS, acc[r][0]);
+        _mm256_storeu_ps(out + r * (int)CPU_STRIP_ROWS + HALF, acc[r][1]);
+    }
+}
+
+/* A tile of n_rows rows, one group. out (n_rows, 16) */
+CPU_SPECIALISE void multiply_group(const enum cpu_layout_id id, const int n_rows,
+                                   const struct cpu_act_tile *tile, const uint8_t *strip,
+                                   float *out)
 {
     const struct cpu_layout *l = &cpu_layouts[id];
-    const uint32_t unit_blocks = l->unit / CPU_BLOCK;
-    const __m256i levels = load_levels(l);
+    struct source from = {0, NULL, load_levels(l), NULL};
     __m256 acc[GROUP_ROWS][2];
 
     CPU_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        acc[r][0] = _mm256_setzero_ps();
-        acc[r][1] = _mm256_setzero_ps();
+    for (int i = 0; i < 2 * n_rows; i++) {
+        acc[i / 2][i % 2] = _mm256_setzero_ps();
     }
     for (uint32_t b = 0; b < tile->n_blocks; b++) {
-        const uint8_t *header = strip + (size_t)(b / unit_blocks) * cpu_layout_unit_bytes(l);
-        const uint8_t *block =
-            header + cpu_layout_header_bytes(l) + b % unit_blocks * cpu_layout_block_bytes(l);
-        size_t at = (size_t)b * tile->n_tile_rows + first;
+        struct place at = enter_block(l, strip, b);
+        struct scales s;
 
-        for (uint32_t i = 0; i < cpu_layout_block_bytes(l); i += CPU_BLOCK_LINE) {
-            _mm_prefetch((const char *)block + PREFETCH_BYTES + i, _MM_HINT_T0);
-        }
-        CPU_UNROLL
-        for (int half = 0; half < 2; half++) {
-            struct scales s = unpack_scales(l, header, block, half);
-            multiply_block(l, levels, &s, block + cpu_layout_scales_bytes(l), half, n_rows, tile,
-                           at, acc);
-        }
+        unpack_scales(l, at.header, at.block, 0, &s);
+        unpack_scales(l, at.header, at.block, 1, &s);
+        from.lines = at.block + cpu_layout_scales_bytes(l);
+        multiply_block(l, &from, &s, n_rows, tile, (size_t)b * tile->n_tile_rows, acc);
     }
+    store(n_rows, acc, out);
+}
+
+CPU_SPECIALISE void unpack_block(const struct cpu_layout *l, __m256i levels, const struct place *at,
+                                 struct unpacked *w)
+{
     CPU_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        _mm256_storeu_ps(out + r * CPU_STRIP_ROWS, acc[r][0]);
-        _mm256_storeu_ps(out + r * CPU_STRIP_ROWS + HALF, acc[r][1]);
+    for (int half = 0; half < 2; half++) {
+        unpack_scales(l, at->header, at->block, half, &w->scales);
+        CPU_UNROLL
+        for (int v = 0; v < 8; v++) {
+            w->q[v][half] =
+                unpack_vector(l, levels, at->block + cpu_layout_scales_bytes(l), v, half);
+        }
     }
 }
 
-/* All rows of a tile, in groups whose sums fit the registers. */
-CPU_SPECIALISE void multiply_tile(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
-                                  const uint8_t *strip, float *out)
+/* A tile of several groups: a block is unpacked once for all of them, and their outputs lie in the
+ * first level. out (n_rows, 16) */
+CPU_SPECIALISE void multiply_groups(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                                    const uint8_t *strip, float *out)
 {
-    uint32_t row = 0;
+    const struct cpu_layout *l = &cpu_layouts[id];
+    const __m256i levels = load_levels(l);
+    struct unpacked memory, *w = &memory;
+    __m256 acc[CPU_TILE_ROWS][2];
 
-    for (; tile->n_rows - row >= GROUP_ROWS; row += GROUP_ROWS) {
-        multiply_rows(id, GROUP_ROWS, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    memset(acc, 0, tile->n_rows * sizeof(acc[0]));
+    for (uint32_t b = 0; b < tile->n_blocks; b++) {
+        struct place place = enter_block(l, strip, b);
+        size_t at = (size_t)b * tile->n_tile_rows;
+
+        unpack_block(l, levels, &place, w);
+        CPU_APART(w);
+        const struct source from = {1, w, levels, NULL};
+        for (uint32_t row = 0; row < tile->n_rows;) {
+            uint32_t left = tile->n_rows - row;
+            if (left >= GROUP_ROWS && left != GROUP_ROWS + 1) {
+                multiply_block(l, &from, &w->scales, GROUP_ROWS, tile, at + row, acc + row);
+                row += GROUP_ROWS;
+            } else if (left >= 3) {
+                multiply_block(l, &from, &w->scales, 3, tile, at + row, acc + row);
+                row += 3;
+            } else {
+                multiply_block(l, &from, &w->scales, 2, tile, at + row, acc + row);
+                row += 2;
+            }
+        }
     }
-    for (; tile->n_rows - row >= 2; row += 2) {
-        multiply_rows(id, 2, tile, row, strip, out + row * CPU_STRIP_ROWS);
-    }
-    if (row < tile->n_rows) {
-        multiply_rows(id, 1, tile, row, strip, out + row * CPU_STRIP_ROWS);
+    for (uint32_t r = 0; r < tile->n_rows; r++) {
+        store(1, acc + r, out + r * CPU_STRIP_ROWS);
     }
 }
 
@@ -291,8 +382,26 @@ CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_t
                              const struct cpu_quant_strips *strips, float *out)
 {
     for (uint32_t i = 0; i < strips->n; i++) {
-        multiply_tile(id, tile, strips->first + i * strips->bytes,
-                      out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS);
+        const uint8_t *strip = strips->first + i * strips->bytes;
+        float *at = out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS;
+
+        switch (tile->n_rows) {
+        case 1:
+            multiply_group(id, 1, tile, strip, at);
+            break;
+        case 2:
+            multiply_group(id, 2, tile, strip, at);
+            break;
+        case 3:
+            multiply_group(id, 3, tile, strip, at);
+            break;
+        case 4:
+            multiply_group(id, 4, tile, strip, at);
+            break;
+        default:
+            multiply_groups(id, tile, strip, at);
+            break;
+        }
     }
 }
 

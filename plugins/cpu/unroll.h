@@ -19,4 +19,15 @@
  * instead of pointers of their own, which it would keep in memory. */
 #define CPU_KEEP(pointer) __asm__("" : "+r"(pointer))
 
+/* What is computed from the pointer belongs to this place, and what it points to is in memory:
+ * where branches begin with the same steps the compiler would take those in front of all of them,
+ * and keep their results wherever it can. */
+#define CPU_APART(pointer) __asm__ volatile("" : "+r"(pointer) : : "memory")
+
+/* Makes the compiler add to a vector in the order that is written: it would make a tree of the sums
+ * instead, and keep the leaves in memory. */
+#ifndef CPU_CHAIN
+#define CPU_CHAIN(vector) __asm__ volatile("" : "+x"(vector))
+#endif
+
 #endif
