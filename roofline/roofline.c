@@ -101,8 +101,6 @@ static read_fn pick_read(void)
     }                                               \
     (void)unused;
 
-typedef void (*compute_fn)(void);
-
 #ifdef __x86_64__
 #define REGISTER "v"
 #else
@@ -134,12 +132,12 @@ __attribute__((target("avx512f"))) static void f32_avx512(void)
 #undef STEP
 }
 
-/* Without VNNI a product of bytes takes three instructions: to 16 bits, to 32, and the sum. */
+/* VPMADDUBSW and nothing else: sums of small weights fit 16 bits, where other units of the core add
+ * them while this one multiplies on. */
 __attribute__((target("avx2"))) static void int8_avx2(void)
 {
-    __m256i x = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
-#define STEP(k) \
-    acc##k = _mm256_add_epi32(acc##k, _mm256_madd_epi16(_mm256_maddubs_epi16(x, acc##k), ones));
+    __m256i x = _mm256_set1_epi8(3);
+#define STEP(k) acc##k = _mm256_maddubs_epi16(x, acc##k);
     ROUNDS(__m256i, STEP)
 #undef STEP
 }
@@ -195,8 +193,7 @@ static bool may_use_tiles(void)
 }
 #endif
 
-/* ops: of one kernel call. NULL where the processor lacks the unit. */
-static compute_fn pick_compute(const char *unit, double *ret_ops)
+roofline_kernel_fn roofline_kernel(const char *unit, double *ret_ops)
 {
     const double steps = (double)COMPUTE_ROUNDS * CHAINS;
 #ifdef __x86_64__
@@ -245,7 +242,7 @@ struct team {
     pthread_barrier_t barrier;
     int tries;    /* 0: the measurement does not take place */
     read_fn read; /* or NULL: compute */
-    compute_fn compute;
+    roofline_kernel_fn compute;
 };
 
 struct worker {
@@ -353,7 +350,7 @@ double roofline_bandwidth(unsigned n_threads)
 double roofline_compute(const char *unit, unsigned n_threads)
 {
     double ops = 0;
-    struct team team = {.compute = pick_compute(unit, &ops)};
+    struct team team = {.compute = roofline_kernel(unit, &ops)};
     n_threads = clamp_threads(n_threads);
     if (team.compute == NULL) {
         return 0;

@@ -2,14 +2,15 @@
  *
  *   bench_linear [-t threads] [-s isa] [-y type] [-m outputs,inputs] [-r rows] [-n rounds]
  *
- * Each round measures read bandwidth and the unit's peak (VNNI, or float32 for float weights) and
- * then the product, so that a neighbour's load hits all of them. The limit of a product is the
- * longer of reading its weights and of computing; printed are the best of all rounds and the median
- * of the rounds' shares of the limit. Weights rotate through copies far larger than the last
- * cache. */
+ * Each round measures read bandwidth and the peak of the level's unit (roofline.h: of int8, or of
+ * float32 for float weights) and then the product, so that a neighbour's load hits all of them. The
+ * limit of a product is the longer of reading its weights and of computing; printed are the best of
+ * all rounds and the median of the rounds' shares of the limit. Weights rotate through copies far
+ * larger than the last cache. */
 #include "plugins/cpu/linear.h"
 
 #include "format/types.h"
+#include "roofline/roofline.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -211,63 +212,42 @@ static double read_bandwidth(struct pool *p, const uint8_t *from, size_t bytes)
     return (double)bytes / (seconds() - start);
 }
 
-#define PEAK_STEPS 200000u
-
 struct peak_job {
-    int floats; /* float32 multiply-adds instead of int8 ones */
-    atomic_int sink;
+    roofline_kernel_fn kernel;
 };
 
-#if defined(__x86_64__)
-/* Twelve independent chains: more than latency times throughput of any core. */
-__attribute__((target("avx512f,avx512vnni"))) static void peak_task(void *arg, uint32_t index,
-                                                                    uint32_t worker)
+static void peak_task(void *arg, uint32_t index, uint32_t worker)
 {
     struct peak_job *job = arg;
-    __m512i ints[12], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
-    __m512 floats[12], x = _mm512_set1_ps(0.5f);
-
-    for (int i = 0; i < 12; i++) {
-        ints[i] = _mm512_set1_epi32(i);
-        floats[i] = _mm512_set1_ps((float)i);
-    }
-    for (uint32_t step = 0; !job->floats && step < PEAK_STEPS; step++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) {
-            ints[i] = _mm512_dpbusd_epi32(ints[i], a, b);
-        }
-        __asm__ volatile("" : "+v"(a), "+v"(b));
-    }
-    for (uint32_t step = 0; job->floats && step < PEAK_STEPS; step++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) {
-            floats[i] = _mm512_fmadd_ps(floats[i], x, x);
-        }
-        __asm__ volatile("" : "+v"(x));
-    }
-    for (int i = 1; i < 12; i++) {
-        ints[0] = _mm512_add_epi32(ints[0], ints[i]);
-        floats[0] = _mm512_add_ps(floats[0], floats[i]);
-    }
-    ints[0] = _mm512_add_epi32(ints[0], _mm512_cvtps_epi32(floats[0]));
-    atomic_fetch_add(&job->sink, _mm512_reduce_add_epi32(ints[0]));
+    job->kernel();
 }
-#endif
 
-/* Multiply-adds per second, two operations each, on int8 or float32 with AVX-512; 0 where it is
- * lacking. */
-static double peak_ops(struct pool *p, int floats)
+/* The unit that a level computes with. */
+static const char *unit_of(enum cpu_isa isa, int floats)
 {
-#if defined(__x86_64__)
-    static struct peak_job job;
-    if (cpu_isa_usable(CPU_ISA_AVX512)) {
-        double start = seconds();
-        job.floats = floats;
-        pool_parallel(p, peak_task, &job, p->n_threads);
-        return 2.0 * (floats ? 16 : 64) * 12 * PEAK_STEPS * p->n_threads / (seconds() - start);
+    switch (isa) {
+    case CPU_ISA_AVX2:
+        return floats ? "f32-avx2" : "int8-avx2";
+    case CPU_ISA_AVX512:
+    case CPU_ISA_AMX:
+        return floats ? "f32-avx512" : "int8-vnni512";
+    default:
+        return floats ? "f32" : "";
     }
-#endif
-    return 0.0;
+}
+
+/* Operations per second of all threads together; 0 for a unit without a yardstick. */
+static double peak_ops(struct pool *p, const char *unit)
+{
+    double ops;
+    struct peak_job job = {roofline_kernel(unit, &ops)};
+
+    if (job.kernel == NULL) {
+        return 0.0;
+    }
+    double start = seconds();
+    pool_parallel(p, peak_task, &job, p->n_threads);
+    return ops * p->n_threads / (seconds() - start);
 }
 
 /* ---- the products ------------------------------------------------------------------------ */
@@ -394,7 +374,7 @@ static int bench_shape(struct pool *p, enum cpu_isa isa, uint32_t type, struct s
     for (uint32_t i = 0; i < rounds; i++) {
         size_t read_bytes = c.n * c.bytes_each / READ_PIECE * READ_PIECE;
         double bandwidth = read_bandwidth(p, c.memory, read_bytes);
-        double peak = peak_ops(p, c.matrix.layout == CPU_LAYOUT_COUNT);
+        double peak = peak_ops(p, unit_of(isa, c.matrix.layout == CPU_LAYOUT_COUNT));
         double rate = 1.0 / time_products(&lin, &c, x, n_rows, y);
         double by_bytes = rate * (double)c.bytes_each / bandwidth;
         double by_ops = peak > 0.0 ? rate * ops / peak : 0.0;

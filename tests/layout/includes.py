@@ -27,7 +27,7 @@ ALLOWED = {
 }
 
 # Whoever tells a share of what the machine can do measures that there.
-for folder in ("client/cli", "tools", "roofline"):
+for folder in ("client/cli", "tools", "roofline", "tests"):
     ALLOWED.setdefault(folder, []).append("roofline/")
 
 # Inside the daemon: a layer may include itself and the ones below it; news travels up by callback.
