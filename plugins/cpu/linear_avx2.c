@@ -228,6 +228,7 @@ CPU_SPECIALISE void dot(const struct cpu_layout *l, const struct source *from,
                     __m256i by = parts == 2 ? s->part_scale[v / 4][half] : _mm256_set1_epi16(1);
                     __m256i sum = _mm256_madd_epi16(pairs[r][half], by);
                     sums[r][half] = v < held ? sum : _mm256_add_epi32(sums[r][half], sum);
+                    CPU_CHAIN(sums[r][half]);
                 }
             }
         }
