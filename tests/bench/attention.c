@@ -4,13 +4,15 @@
  * group has queries, more than some processors multiply while they read one.
  *
  *     bench_attention [seconds per line [kind]]        kind: decode, grid, shared or prefill
+ *     bench_attention SECONDS SHAPE...                 decode of GROUPSxQUERIES:TYPE@DEPTH each
  *
  * Decode runs over the layers of a model one after the other, so that K and V come from memory and
  * not from the last-level cache, as in a real step. */
-#include "plugins/cpu/attention.h"
 #include "plugins/cpu/unroll.h"
-#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_cpu.h"
 
+#include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -137,18 +139,6 @@ struct model {
     struct gqa_attn_io io;
 };
 
-static int append(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_append(context, layer, batch, io);
-}
-
-static int attend(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_attend(context, layer, batch, io);
-}
-
 /* The problem's pages over and over, n_pages of them for each layer. */
 static void copy_layers(struct model *m, uint32_t n_pages, size_t bytes_least)
 {
@@ -199,8 +189,7 @@ static void model_init(struct model *m, uint32_t n_groups, uint32_t group_size, 
     float *out = calloc(n, sizeof(float));
     attn_host_init(&host, ATTN_HOST_BACKWARDS, 1);
     if (out == NULL || cpu_attention_create(&host, cpu_isa_best(), &a) != 0 ||
-        attn_problem_run(&m->problem, &(struct attn_backend){a, append, attend}, n_rows, out) !=
-            0) {
+        attn_cpu_run(&m->problem, a, n_rows, out) != 0) {
         fprintf(stderr, "cannot set up\n");
         exit(1);
     }
@@ -423,6 +412,7 @@ static const char *type_name(uint32_t type)
 {
     return type == GQA_TYPE_F32    ? "f32"
            : type == GQA_TYPE_F16  ? "f16"
+           : type == GQA_TYPE_BF16 ? "bf16"
            : type == GQA_TYPE_Q8_0 ? "q8_0"
                                    : "q4_0";
 }
@@ -553,6 +543,28 @@ static void bench_grid(double seconds)
     }
 }
 
+/* Decode of "4x8:q8_0@4096" at the best level. 0 or -EINVAL. */
+static int bench_shape(const char *shape, double seconds)
+{
+    static const uint32_t types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0,
+                                     GQA_TYPE_Q4_0};
+    uint32_t n_groups, group_size, depth;
+    char name[8];
+
+    if (sscanf(shape, "%" SCNu32 "x%" SCNu32 ":%7[a-z0-9_]@%" SCNu32, &n_groups, &group_size, name,
+               &depth) != 4 ||
+        n_groups == 0 || group_size == 0 || depth == 0) {
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++) {
+        if (strcmp(type_name(types[i]), name) == 0) {
+            bench_decode(n_groups, group_size, depth, types[i], 0, seconds);
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
 int main(int argc, char **argv)
 {
     const char *kind = argc > 2 ? argv[2] : "";
@@ -560,6 +572,15 @@ int main(int argc, char **argv)
 
     printf("| d=64 | isa | threads | rate | memory | multiply-adds | share of the lower |\n"
            "|---|---|---|---|---|---|---|\n");
+    if (strchr(kind, '@') != NULL) {
+        for (int i = 2; i < argc; i++) {
+            if (bench_shape(argv[i], seconds) < 0) {
+                fprintf(stderr, "%s is no shape such as 4x8:q8_0@4096\n", argv[i]);
+                return 1;
+            }
+        }
+        return 0;
+    }
     if (strstr("decode", kind) != NULL) {
         bench_decode(4, 8, 4096, GQA_TYPE_F16, 1, seconds);
         bench_decode(4, 8, 16384, GQA_TYPE_F16, 1, seconds);

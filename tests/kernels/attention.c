@@ -1,8 +1,7 @@
 /* tests/kernels/attention.c - every level of the cpu's attention against the reference, and the
  * reference against float64. */
-#include "plugins/cpu/attention.h"
 #include "plugins/cpu/attention_kernels.h"
-#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_cpu.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -14,18 +13,6 @@
 
 #define SEED 20260731u
 
-static int append(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_append(context, layer, batch, io);
-}
-
-static int attend(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_attend(context, layer, batch, io);
-}
-
 static void run_level(struct attn_problem *p, enum cpu_isa isa, float *out)
 {
     struct gqa_host host;
@@ -34,8 +21,7 @@ static void run_level(struct attn_problem *p, enum cpu_isa isa, float *out)
     attn_host_init(&host, ATTN_HOST_BACKWARDS, 3);
     cr_assert_eq(cpu_attention_create(&host, isa, &a), 0);
     attn_problem_forget(p);
-    cr_assert_eq(attn_problem_run(p, &(struct attn_backend){a, append, attend}, UINT32_MAX, out),
-                 0);
+    cr_assert_eq(attn_cpu_run(p, a, UINT32_MAX, out), 0);
     cpu_attention_destroy(a);
 }
 

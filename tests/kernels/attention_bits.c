@@ -1,25 +1,12 @@
 /* tests/kernels/attention_bits.c - a row's result is the same bits whatever runs beside it: alone
  * or in a batch, in any chunks, on any number of workers, in any order. */
-#include "plugins/cpu/attention.h"
-#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_cpu.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int append(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_append(context, layer, batch, io);
-}
-
-static int attend(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_attend(context, layer, batch, io);
-}
 
 static void run(struct attn_problem *p, enum cpu_isa isa, enum attn_host_kind kind,
                 uint32_t n_threads, uint32_t chunk, float *out)
@@ -30,7 +17,7 @@ static void run(struct attn_problem *p, enum cpu_isa isa, enum attn_host_kind ki
     attn_host_init(&host, kind, n_threads);
     cr_assert_eq(cpu_attention_create(&host, isa, &a), 0);
     attn_problem_forget(p);
-    cr_assert_eq(attn_problem_run(p, &(struct attn_backend){a, append, attend}, chunk, out), 0);
+    cr_assert_eq(attn_cpu_run(p, a, chunk, out), 0);
     cpu_attention_destroy(a);
 }
 

@@ -1,26 +1,13 @@
 /* tests/kernels/attention_groups.c - groups that a worker takes through their segments together:
  * every group, row and segment once, enough for all workers, and the same bits as one by one. */
-#include "plugins/cpu/attention.h"
 #include "plugins/cpu/attention_plan.h"
-#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_cpu.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int append(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_append(context, layer, batch, io);
-}
-
-static int attend(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_attend(context, layer, batch, io);
-}
-
-/* attend() with a layer of one group at a time, which is all that it then knows of. */
+/* Attends with a layer of one group at a time, which is all that it then knows of. */
 static int attend_one_by_one(void *context, const struct gqa_attn_layer *layer,
                              const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
 {
@@ -65,11 +52,12 @@ static void run(struct attn_problem *p, enum cpu_isa isa, uint32_t n_threads, in
 
     attn_host_init(&host, n_threads > 1 ? ATTN_HOST_THREADS : ATTN_HOST_BACKWARDS, n_threads);
     cr_assert_eq(cpu_attention_create(&host, isa, &a), 0);
+    struct attn_backend backend = attn_cpu_backend(a);
+    if (one_by_one) {
+        backend.attend = attend_one_by_one;
+    }
     attn_problem_forget(p);
-    cr_assert_eq(
-        attn_problem_run(
-            p, &(struct attn_backend){a, append, one_by_one ? attend_one_by_one : attend}, 40, out),
-        0);
+    cr_assert_eq(attn_problem_run(p, &backend, 40, out), 0);
     cpu_attention_destroy(a);
 }
 

@@ -368,6 +368,8 @@ void attn_host_init(struct gqa_host *host, enum attn_host_kind kind, uint32_t n_
 {
     *host = (struct gqa_host){
         .struct_size = sizeof(*host),
+        .abi_major = GQA_PLUGIN_ABI_MAJOR,
+        .abi_minor = GQA_PLUGIN_ABI_MINOR,
         .n_threads = n_threads,
         .data = host,
         .log = host_log,

@@ -1,8 +1,7 @@
 /* tests/kernels/attention_shared.c - sequences that begin with the same pages: attended together
  * or one by one, the same bits; whatever the hint says. */
-#include "plugins/cpu/attention.h"
 #include "plugins/cpu/attention_plan.h"
-#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_cpu.h"
 
 #include <criterion/criterion.h>
 #include <stdio.h>
@@ -12,18 +11,6 @@
 #define N_SEQS   5u
 #define N_COMMON 2u /* segments */
 #define N_BLOCKS (N_COMMON * CPU_ATTN_SEGMENT_BLOCKS)
-
-static int append(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_append(context, layer, batch, io);
-}
-
-static int attend(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_attend(context, layer, batch, io);
-}
 
 /* A problem whose KV is all there, and a batch of its sequences' new rows that is yet to be
  * attended. Sequences 1.. have the first pages of sequence 0, N_BLOCKS and one more. */
@@ -72,7 +59,7 @@ static void company_init(struct company *c, uint32_t group_size, uint32_t type, 
     c->out = calloc(c->n_out, sizeof(float));
     attn_host_init(&host, ATTN_HOST_BACKWARDS, 2);
     cr_assert_eq(cpu_attention_create(&host, cpu_isa_best(), &a), 0);
-    cr_assert_eq(attn_problem_run(p, &(struct attn_backend){a, append, attend}, 9, c->out), 0);
+    cr_assert_eq(attn_cpu_run(p, a, 9, c->out), 0);
     cpu_attention_destroy(a);
     for (uint32_t i = 0, row = 0; i < N_SEQS; row += shapes[i++][1]) {
         const struct attn_problem_seq *s = &p->seqs[i];

@@ -1,7 +1,6 @@
 /* tests/kernels/attention_trees.c - new rows that see each other otherwise than causally: trees,
  * encoders; and batches that leave nothing behind. */
-#include "plugins/cpu/attention.h"
-#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/attention_cpu.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -14,18 +13,6 @@
 #define SEED     20260801u
 #define MASK_MAX 300u /* rows */
 
-static int append(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_append(context, layer, batch, io);
-}
-
-static int attend(void *context, const struct gqa_attn_layer *layer,
-                  const struct gqa_attn_batch *batch, const struct gqa_attn_io *io)
-{
-    return cpu_attention_attend(context, layer, batch, io);
-}
-
 static void run(struct attn_problem *p, enum cpu_isa isa, enum attn_host_kind kind,
                 uint32_t n_threads, float *out)
 {
@@ -35,8 +22,7 @@ static void run(struct attn_problem *p, enum cpu_isa isa, enum attn_host_kind ki
     attn_host_init(&host, kind, n_threads);
     cr_assert_eq(cpu_attention_create(&host, isa, &a), 0);
     attn_problem_forget(p);
-    cr_assert_eq(attn_problem_run(p, &(struct attn_backend){a, append, attend}, UINT32_MAX, out),
-                 0);
+    cr_assert_eq(attn_cpu_run(p, a, UINT32_MAX, out), 0);
     cpu_attention_destroy(a);
 }
 
@@ -468,9 +454,8 @@ Test(attention_trees, without_a_commit_pages_stay_as_they_are)
         attn_problem_init(&p, &spec);
         attn_host_init(&host, ATTN_HOST_BACKWARDS, 2);
         cr_assert_eq(cpu_attention_create(&host, isa, &a), 0);
-        struct attn_backend backend = {a, append, attend};
         p.spec.no_commit = 1;
-        cr_assert_eq(attn_problem_run(&p, &backend, UINT32_MAX, out), 0);
+        cr_assert_eq(attn_cpu_run(&p, a, UINT32_MAX, out), 0);
         for (uint32_t b = 1; b < p.seqs[0].n_pages; b++) {
             uint32_t past = b == 1 ? 6 : 0;
             for (uint32_t t = past; t < GQA_KV_BLOCK_TOKENS; t++) {
@@ -492,7 +477,7 @@ Test(attention_trees, without_a_commit_pages_stay_as_they_are)
         }
         /* The guess taken back, the same rows committed: nothing of it is left. */
         p.spec.no_commit = 0;
-        cr_assert_eq(attn_problem_run(&p, &backend, UINT32_MAX, again), 0);
+        cr_assert_eq(attn_cpu_run(&p, a, UINT32_MAX, again), 0);
         cr_assert(memcmp(out, again, sizeof(out)) == 0);
         cpu_attention_destroy(a);
         attn_problem_finish(&p);

@@ -110,6 +110,8 @@ void test_host_init(struct test_host *h, uint32_t n_threads)
 {
     h->host = (struct gqa_host){
         .struct_size = sizeof(struct gqa_host),
+        .abi_major = GQA_PLUGIN_ABI_MAJOR,
+        .abi_minor = GQA_PLUGIN_ABI_MINOR,
         .n_threads = n_threads,
         .data = h,
         .log = host_log,
