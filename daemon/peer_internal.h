@@ -1,11 +1,14 @@
 /* daemon/peer_internal.h - what the files of a peer share.
  *
- *   peer.c         its life, a step of work for it, what the handlers tell it
- *   peer_turn.c    whose turn it is
- *   peer_input.c   from a stream of bytes, however it comes, to whole messages
- *   peer_output.c  from the output's buffer to the client, by socket or ring, at its pace
- *   peer_ring.c    its rings in shared memory, and the looking at them
- *   peer_area.c    that memory's life, which may be longer than the rings'
+ *   peer.c            its life, a step of work for it, what the handlers tell it
+ *   peer_user.c       the uids, and the waiting of those that are paced
+ *   peer_turn.c       whose turn it is
+ *   peer_deadlines.c  who has waited too long
+ *   peer_input.c      from a stream of bytes, however it comes, to whole messages
+ *   peer_output.c     from the output's buffer to the client, by socket or ring, at its pace
+ *   peer_ring.c       its rings in shared memory
+ *   peer_ring_look.c  when they are looked at
+ *   peer_area.c       that memory's life, which may be longer than the rings'
  */
 #ifndef DAEMON_PEER_INTERNAL_H
 #define DAEMON_PEER_INTERNAL_H
@@ -24,7 +27,7 @@ struct peer_user {
     struct peer_user_queue *queue; /* host->fresh, host->waiting, host->paced or NULL */
     TAILQ_HEAD(, peer) ready;      /* in the order in which they came */
     uid_t uid;
-    uint32_t n_peers;
+    uint32_t n_refs;         /* its peers, and who serves one of them just now */
     struct penalty *penalty; /* a reference */
 };
 
@@ -44,8 +47,12 @@ struct peer_input {
 struct peer_ring {
     struct peer *peer;
     LIST_ENTRY(peer_ring) awake_entry;
-    bool awake;   /* looked at in every turn; else its doorbell calls */
-    bool pending; /* something was seen in it: for the peer's next step */
+    bool awake;           /* looked at in every turn; else its doorbell calls */
+    bool pending;         /* something was seen in it: for the peer's next step */
+    uint64_t found_ns;    /* when a request was last found in it */
+    bool is_looked_for;   /* the next one, since then */
+    uint32_t n_fruitless; /* windows of looking in a row in which none came, up to a few */
+    uint32_t n_left_out;  /* windows still to be left out for that */
     struct ring_map map;
     struct ring_in in;
     struct ring_out out;
@@ -117,19 +124,33 @@ void peer_broke(struct peer *p, const char *what);
 void peer_step(struct peer *p);
 bool peer_has_work(const struct peer *p);
 
-/* ---- peer_turn.c ------------------------------------------------------------------------- */
+/* ---- peer_user.c ------------------------------------------------------------------------- */
 
 /* Makes the peer one of its uid's, and has the loop told of its socket. -errno. */
 int peer_enter(struct peer *p);
 void peer_leave(struct peer *p);
-/* There is something to do for it. */
-void peer_ready(struct peer *p);
-/* Has the loop told of room in the socket as well, while output waits for it. -errno. */
-int peer_watch(struct peer *p);
+void peer_user_unref(struct peer_host *h, struct peer_user *u);
+/* To the end of a queue; NULL: of none. */
+void peer_user_move(struct peer_user *u, struct peer_user_queue *to);
+/* Where it waits for its next step: among the paced, or for its first one in `otherwise`. */
+void peer_user_enqueue(struct peer_host *h, struct peer_user *u, struct peer_user_queue *otherwise);
+/* One of the paced that has waited long enough, or need not wait any more; NULL: none. */
+struct peer_user *peers_next_paced(struct peer_host *h, uint64_t now);
+/* So that the loop does not sleep beyond the first of them. */
+void peers_set_paced_alarm(struct peer_host *h);
+/* With the loop. -errno, or what libuv says. */
+int peers_init_users(struct peer_host *h);
 /* Its uid has done what only a faulty or hostile program does, or wasted something. */
 void peer_strike(struct peer *p, enum penalty_kind kind);
 /* Whether its uid waits between its steps. */
 bool peer_is_paced(const struct peer *p);
+
+/* ---- peer_turn.c ------------------------------------------------------------------------- */
+
+/* There is something to do for it. */
+void peer_ready(struct peer *p);
+/* Has the loop told of room in the socket as well, while output waits for it. -errno. */
+int peer_watch(struct peer *p);
 /* Whether the step has taken its time: what can wait for the next one is to wait. */
 bool peer_step_is_over(const struct peer_host *host);
 
@@ -185,8 +206,6 @@ void peer_ring_serve(struct peer_ring *r);
 void peer_ring_destroy(struct peer *p);
 /* About once a second. May close the peer. */
 void peer_ring_tick(struct peer *p);
-/* Looks at the rings in every turn again. */
-void peer_ring_wake(struct peer_ring *r);
 /* The descriptors for the announcement are on their way. */
 void peer_ring_sent(struct peer_ring *r);
 /* Whether the client has taken all that was put. */
@@ -194,6 +213,21 @@ bool peer_ring_is_drained(const struct peer_ring *r);
 /* Puts what fits of that output, and wakes the client. Bytes put; -EAGAIN: the ring is full;
  * -EPROTO. */
 ssize_t peer_ring_put(struct peer_ring *r, const uint8_t *data, size_t bytes);
+
+/* Whether there is something to take, to put, or an end to come to. */
+bool peer_ring_may_take(const struct peer_ring *r);
+bool peer_ring_may_put(const struct peer_ring *r);
+/* Whether the client's taking is waited for, by output or by an end; and whether it has taken what
+ * was waited for. */
+bool peer_ring_waits_for_room(const struct peer_ring *r);
+bool peer_ring_has_room(const struct peer_ring *r);
+
+/* ---- peer_ring_look.c -------------------------------------------------------------------- */
+
+/* Looks at the rings in every turn again. */
+void peer_ring_wake(struct peer_ring *r);
+/* Nobody does any more. */
+void peer_ring_fall_asleep(struct peer_ring *r);
 
 /* ---- peer_area.c ------------------------------------------------------------------------- */
 

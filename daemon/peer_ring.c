@@ -1,10 +1,4 @@
-/* A peer's rings: made, looked at, taken away.
- *
- * The client rings the doorbell, an eventfd, only if the daemon has told that it waits
- * (daemon_wait); its ring is then awake and looked at in every turn of the loop. While rings have
- * had something lately, and a core is idle, the loop does not sleep: each turn looks at them for
- * SLICE_NS and then at everything else. An awake ring that stays empty falls asleep when the loop
- * does: it tells that it waits, is looked at once more, and costs nothing from then on.
+/* A peer's rings: made, served, taken away; when they are looked at, peer_ring_look.c decides.
  *
  * A doorbell that rings without end and for nothing is not listened to for a moment: whoever does
  * that waits for the next tick, and costs the others a few turns of the loop.
@@ -25,7 +19,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define SLICE_NS       5000u
 #define IDLE_BELLS_MAX 64u /* in a row; who plays well rings for nothing once in a while */
 
 _Static_assert(PEER_SCRATCH_BYTES >= RING_RECORD_MAX, "a record fits the scratch buffer");
@@ -46,22 +39,6 @@ static void wake_client(struct peer_ring *r, uint32_t wait)
         ssize_t n =
             send(r->peer->fd, wake_message, sizeof(wake_message), MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)n; /* a socket that is broken is found out by its poll */
-    }
-}
-
-void peer_ring_wake(struct peer_ring *r)
-{
-    if (!r->awake) {
-        r->awake = true;
-        LIST_INSERT_HEAD(&r->peer->host->awake, r, awake_entry);
-    }
-}
-
-static void fall_asleep(struct peer_ring *r)
-{
-    if (r->awake) {
-        r->awake = false;
-        LIST_REMOVE(r, awake_entry);
     }
 }
 
@@ -190,28 +167,26 @@ static bool take(struct peer_ring *r)
     return taken > 0;
 }
 
-/* Whether the client's taking is waited for: by output, or by an end. */
-static bool waits_for_room(const struct peer_ring *r)
+bool peer_ring_waits_for_room(const struct peer_ring *r)
 {
     const struct peer *p = r->peer;
     bool ends = p->ending || p->out_gone >= r->last;
     return p->out_gone >= r->first && (peer_queued(p) > 0 || (ends && !peer_ring_is_drained(r)));
 }
 
-/* Whether it has taken what was waited for. */
-static bool has_room(const struct peer_ring *r)
+bool peer_ring_has_room(const struct peer_ring *r)
 {
     bool to_put = peer_queued(r->peer) > 0 && r->peer->out_gone < r->last;
     return to_put ? ring_out_has_moved(&r->out) : peer_ring_is_drained(r);
 }
 
-static bool may_put(const struct peer_ring *r)
+bool peer_ring_may_put(const struct peer_ring *r)
 {
     bool ends = r->peer->ending || r->peer->out_gone >= r->last;
-    return (waits_for_room(r) || ends) && has_room(r);
+    return (peer_ring_waits_for_room(r) || ends) && peer_ring_has_room(r);
 }
 
-static bool may_take(const struct peer_ring *r)
+bool peer_ring_may_take(const struct peer_ring *r)
 {
     return peer_may_read(r->peer, &r->input) && ring_in_has_some(&r->in);
 }
@@ -228,7 +203,7 @@ void peer_ring_serve(struct peer_ring *r)
         peer_ring_wake(r); /* it may have fallen asleep over what it could not take */
     }
     bool some = take(r); /* which may close the peer */
-    if (!p->closed && may_put(r)) {
+    if (!p->closed && peer_ring_may_put(r)) {
         p->dirty = some = true;
     }
     if (p->closed) {
@@ -238,90 +213,6 @@ void peer_ring_serve(struct peer_ring *r)
         heed(r);
     } else if (r->is_muted && r->idle_bells <= IDLE_BELLS_MAX && listen_to(r) < 0) {
         peer_close(p); /* it was muted until this step */
-    }
-}
-
-/* ---- the loop ---------------------------------------------------------------------------- */
-
-static bool serve_awake(struct peer_host *host)
-{
-    struct peer_ring *r;
-    bool some = false;
-    LIST_FOREACH(r, &host->awake, awake_entry)
-    {
-        if (may_take(r) || may_put(r)) {
-            r->pending = true;
-            peer_ready(r->peer);
-            some |= !peer_is_paced(r->peer);
-        }
-    }
-    if (some) {
-        peers_serve(host);
-    }
-    return some;
-}
-
-/* Tells what is waited for; whoever finds something after all stays awake. */
-static void try_to_sleep(struct peer_ring *r)
-{
-    _Atomic uint32_t *wait = &r->map.control->daemon_wait;
-    bool room = waits_for_room(r);
-    ring_wait_for(wait, RING_WAIT_FUTEX | (room ? RING_WAIT_ROOM : 0));
-    if (may_take(r) || (room && has_room(r))) {
-        ring_wait_for(wait, RING_WAIT_NOTHING);
-    } else {
-        fall_asleep(r);
-    }
-}
-
-/* Of a uid that is paced: what is in it waits for a step of its peer, and keeps nobody awake. */
-static void set_aside(struct peer_ring *r)
-{
-    if (!r->pending) {
-        try_to_sleep(r);
-    }
-    if (r->awake) {
-        r->pending = true;
-        peer_ready(r->peer);
-        fall_asleep(r);
-    }
-}
-
-static void stay_awake(uv_idle_t *idle)
-{
-}
-
-void peers_serve_rings(struct peer_host *host)
-{
-    struct peer_ring *next;
-    bool some = serve_awake(host);
-    if (LIST_EMPTY(&host->awake)) {
-        uv_idle_stop(&host->spinning);
-        return;
-    }
-    uint64_t start = uv_hrtime(), now = start;
-    uint64_t poll_ns = host->ring_poll_ns > 0 && host->has_idle_core(host) ? host->ring_poll_ns : 0;
-    while (true) {
-        host->ring_poll_until = some ? now + poll_ns : host->ring_poll_until;
-        if (now - start >= SLICE_NS || now >= host->ring_poll_until || poll_ns == 0) {
-            break;
-        }
-        ring_pause();
-        some = serve_awake(host);
-        now = uv_hrtime();
-    }
-    for (struct peer_ring *r = LIST_FIRST(&host->awake); r; r = next) {
-        next = LIST_NEXT(r, awake_entry);
-        if (peer_is_paced(r->peer)) {
-            set_aside(r);
-        } else if (poll_ns == 0 || now >= host->ring_poll_until) {
-            try_to_sleep(r);
-        }
-    }
-    if (LIST_EMPTY(&host->awake)) {
-        uv_idle_stop(&host->spinning);
-    } else {
-        uv_idle_start(&host->spinning, stay_awake); /* the loop's poll does not sleep then */
     }
 }
 
@@ -433,7 +324,7 @@ void peer_ring_destroy(struct peer *p)
     }
     p->ring = NULL;
     p->caller.area = NULL;
-    fall_asleep(r);
+    peer_ring_fall_asleep(r);
     /* Before close(): the client holds the same open eventfd, so that epoll would keep it. */
     uv_close((uv_handle_t *)&r->doorbell, on_doorbell_closed);
     close(r->doorbell_fd);

@@ -13,9 +13,7 @@
  * waits all the same. A step looks at the clock between two messages and two sends
  * (peer_step_is_over), so it is as long as its longest message takes, beyond STEP_NS.
  *
- * Who misbehaves and is not alone (penalty.h) leaves that circle for host->paced, where it gets a
- * short step, pays for it by waiting, and gets another: none of its events makes the loop work
- * for it in between, so that the loop sleeps, and is woken at once, as if it were not there.
+ * Who misbehaves leaves that circle (peer_user.c) and gets a shorter step now and then.
  *
  * Sockets are told of by an epoll of our own below the loop's, edge-triggered: each event is noted
  * once, at the cost of a few loads, and a socket that waits for its turn costs nothing until then.
@@ -33,112 +31,6 @@
 #define PACED_STEP_NS  20000u
 #define EVENTS_AT_ONCE 256
 
-/* ---- users ------------------------------------------------------------------------------- */
-
-static struct peer_user *user_of(struct peer_host *h, uid_t uid)
-{
-    struct peer_user *u;
-    LIST_FOREACH(u, &h->users, entry)
-    {
-        if (u->uid == uid) {
-            return u;
-        }
-    }
-    u = calloc(1, sizeof(*u));
-    struct penalty *penalty = u ? penalty_ref(h->penalties, uid) : NULL;
-    if (!penalty) {
-        free(u);
-        return NULL;
-    }
-    u->uid = uid;
-    u->penalty = penalty;
-    TAILQ_INIT(&u->ready);
-    LIST_INSERT_HEAD(&h->users, u, entry);
-    return u;
-}
-
-static void move_user(struct peer_user *u, struct peer_user_queue *to)
-{
-    if (u->queue) {
-        TAILQ_REMOVE(u->queue, u, turn);
-    }
-    u->queue = to;
-    if (to) {
-        TAILQ_INSERT_TAIL(to, u, turn);
-    }
-}
-
-static bool is_paced(const struct peer_host *h, const struct peer_user *u, uint64_t now)
-{
-    return penalty_is_paced(h->penalties, u->penalty, now);
-}
-
-/* Where it waits for its next step, or for its first one in `otherwise`. */
-static void enqueue(struct peer_host *h, struct peer_user *u, struct peer_user_queue *otherwise)
-{
-    bool paced = u->penalty->slowed && is_paced(h, u, uv_hrtime());
-    move_user(u, paced ? &h->paced : otherwise);
-    if (paced && u->penalty->next_ns < h->paced_due_ns) {
-        h->paced_due_ns = u->penalty->next_ns;
-    }
-}
-
-static void forget_empty(struct peer_host *h, struct peer_user *u)
-{
-    if (u->n_peers == 0) {
-        LIST_REMOVE(u, entry);
-        penalty_unref(h->penalties, u->penalty);
-        free(u);
-    }
-}
-
-int peer_enter(struct peer *p)
-{
-    struct peer_user *u = user_of(p->host, p->uid);
-    if (!u) {
-        return -ENOMEM;
-    }
-    p->user = u;
-    u->n_peers++;
-    peer_strike(p, PENALTY_CONNECTION);
-    struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.ptr = p};
-    p->events = e.events;
-    if (epoll_ctl(p->host->sockets, EPOLL_CTL_ADD, p->fd, &e) < 0) {
-        int rc = -errno;
-        u->n_peers--;
-        forget_empty(p->host, u);
-        return rc;
-    }
-    return 0;
-}
-
-void peer_leave(struct peer *p)
-{
-    struct peer_user *u = p->user;
-    if (p->queued) {
-        p->queued = false;
-        TAILQ_REMOVE(&u->ready, p, turn);
-    }
-    if (TAILQ_EMPTY(&u->ready)) {
-        move_user(u, NULL);
-    }
-    /* A child that is about to exec may hold the socket as well: closing it is not enough. */
-    epoll_ctl(p->host->sockets, EPOLL_CTL_DEL, p->fd, NULL);
-    p->user = NULL;
-    u->n_peers--;
-    forget_empty(p->host, u);
-}
-
-void peer_strike(struct peer *p, enum penalty_kind kind)
-{
-    penalty_strike(p->host->penalties, p->user->penalty, kind, uv_hrtime());
-}
-
-bool peer_is_paced(const struct peer *p)
-{
-    return p->user->penalty->slowed && is_paced(p->host, p->user, uv_hrtime());
-}
-
 /* ---- what is to be done ------------------------------------------------------------------ */
 
 void peer_ready(struct peer *p)
@@ -148,7 +40,7 @@ void peer_ready(struct peer *p)
         return;
     }
     if (!p->user->queue) {
-        enqueue(h, p->user, &h->fresh);
+        peer_user_enqueue(h, p->user, &h->fresh);
     }
     if (p->gone && p->user->queue == &h->paced) {
         TAILQ_INSERT_HEAD(&p->user->ready, p, turn); /* its requests are not to run any longer */
@@ -225,8 +117,8 @@ static uint64_t serve(struct peer_host *h, struct peer_user *u, uint64_t step_ns
 {
     bool paced = u->queue == &h->paced;
     uint64_t end;
-    move_user(u, &h->waiting);
-    u->n_peers++; /* one that closes does not take its user along */
+    peer_user_move(u, &h->waiting);
+    u->n_refs++; /* one that closes does not take its user along */
     h->step_ends_ns = now + step_ns;
     do {
         serve_peer(h, u);
@@ -237,41 +129,17 @@ static uint64_t serve(struct peer_host *h, struct peer_user *u, uint64_t step_ns
         penalty_charge(h->penalties, u->penalty, end - now, end);
     }
     if (TAILQ_EMPTY(&u->ready)) {
-        move_user(u, NULL);
+        peer_user_move(u, NULL);
     } else if (u->penalty->slowed) {
-        enqueue(h, u, &h->waiting);
+        peer_user_enqueue(h, u, &h->waiting);
     }
-    u->n_peers--;
-    forget_empty(h, u);
+    peer_user_unref(h, u);
     return end;
 }
 
 static uint64_t serve_first(struct peer_host *h, struct peer_user_queue *queue, uint64_t now)
 {
     return serve(h, TAILQ_FIRST(queue), STEP_NS, now);
-}
-
-/* One step for one of those that have waited long enough, or need not wait any more. */
-static void serve_paced(struct peer_host *h, uint64_t now)
-{
-    struct peer_user *u, *due = NULL;
-    uint64_t next_ns = UINT64_MAX;
-    if (now < h->paced_due_ns) {
-        return;
-    }
-    TAILQ_FOREACH(u, &h->paced, turn)
-    {
-        uint64_t at = is_paced(h, u, now) ? u->penalty->next_ns : now;
-        if (at <= now && !due) {
-            due = u;
-        } else if (at < next_ns) {
-            next_ns = at;
-        }
-    }
-    h->paced_due_ns = next_ns;
-    if (due) {
-        serve(h, due, PACED_STEP_NS, now);
-    }
 }
 
 static void free_gone(struct peer_host *h)
@@ -287,11 +155,6 @@ static void keep_working(uv_idle_t *idle)
 {
 }
 
-/* What is due is found before the loop sleeps again. */
-static void on_paced_due(struct peer_alarm *a)
-{
-}
-
 /* Whether the loop may sleep now, and until when. */
 static void prepare_sleep(struct peer_host *h, bool has_more)
 {
@@ -300,9 +163,7 @@ static void prepare_sleep(struct peer_host *h, bool has_more)
     } else {
         uv_idle_start(&h->working, keep_working); /* the loop's poll does not sleep then */
     }
-    if (!TAILQ_EMPTY(&h->paced)) {
-        peer_alarm_set(&h->paced_alarm, h->paced_due_ns);
-    }
+    peers_set_paced_alarm(h);
 }
 
 void peers_serve(struct peer_host *h)
@@ -317,7 +178,10 @@ void peers_serve(struct peer_host *h)
             now = serve_first(h, &h->waiting, now);
         } while (now < end && !TAILQ_EMPTY(&h->waiting));
     }
-    serve_paced(h, now);
+    struct peer_user *due = peers_next_paced(h, now);
+    if (due) {
+        serve(h, due, PACED_STEP_NS, now);
+    }
     free_gone(h);
     prepare_sleep(h, to_check);
 }
@@ -330,18 +194,15 @@ int peers_init(struct peer_host *h, uv_loop_t *loop)
     LIST_INIT(&h->all);
     LIST_INIT(&h->gone);
     LIST_INIT(&h->timed);
-    LIST_INIT(&h->users);
     TAILQ_INIT(&h->fresh);
     TAILQ_INIT(&h->waiting);
-    TAILQ_INIT(&h->paced);
-    h->paced_due_ns = UINT64_MAX;
     LIST_INIT(&h->awake);
     uv_idle_init(loop, &h->working);
     uv_idle_init(loop, &h->spinning);
     h->scratch = malloc(PEER_SCRATCH_BYTES);
     h->sockets = epoll_create1(EPOLL_CLOEXEC);
     int rc = !h->scratch ? -ENOMEM : h->sockets < 0 ? -errno : 0;
-    rc = rc < 0 ? rc : peer_alarm_init(&h->paced_alarm, loop, on_paced_due);
+    rc = rc < 0 ? rc : peers_init_users(h);
     rc = rc < 0 ? rc : uv_poll_init(loop, &h->sockets_poll, h->sockets);
     h->sockets_poll.data = h;
     return rc < 0 ? rc : uv_poll_start(&h->sockets_poll, UV_READABLE, on_sockets);
