@@ -132,6 +132,7 @@ int client_start(struct gqa *g, const char *method, const struct gqa_params *par
         free(p);
         return r;
     }
+    g->has_asked = true;
     memcpy(p->method, method, method_bytes + 1);
     client_deadline_start(g, p, &o);
     p->event = o.event;

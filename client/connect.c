@@ -196,6 +196,22 @@ static int choose_transport(struct gqa_connect_options *o, struct gqa_error *ret
     return 0;
 }
 
+static int choose_spin(struct gqa_connect_options *o, struct gqa_error *ret_error)
+{
+    const char *wanted = getenv("GQA_SPIN_US");
+    if (o->spin_us > 0 || wanted == NULL || wanted[0] == '\0') {
+        return 0;
+    }
+    char *end;
+    unsigned long us = strtoul(wanted, &end, 10);
+    if (*end != '\0' || wanted[0] < '0' || wanted[0] > '9' || us >= GQA_SPIN_NEVER) {
+        return client_fail(ret_error, -EINVAL,
+                           "GQA_SPIN_US is '%.40s'; it may be a number of microseconds", wanted);
+    }
+    o->spin_us = us > 0 ? (uint32_t)us : GQA_SPIN_NEVER;
+    return 0;
+}
+
 int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
                 struct gqa_error *ret_error)
 {
@@ -207,6 +223,7 @@ int gqa_connect(const struct gqa_connect_options *options, struct gqa **ret,
     uint64_t deadline_us = client_now_us() + (uint64_t)timeout_ms * 1000u;
     int fd;
     int r = choose_transport(&o, ret_error);
+    r = r < 0 ? r : choose_spin(&o, ret_error);
     r = r < 0 ? r : connect_socket(&o, deadline_us, &fd, ret_error);
     if (r < 0) {
         return r;

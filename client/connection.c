@@ -1,4 +1,4 @@
-/* client/connection.c - a connection's life, its buffers, and the loop's four functions. */
+/* client/connection.c - a connection's life, its buffers, and what a loop calls. */
 #include "client/internal.h"
 
 #include <errno.h>
@@ -385,30 +385,4 @@ int gqa_process(struct gqa *g)
     g->dispatching = false;
     client_unref(g);
     return r;
-}
-
-int gqa_wait(struct gqa *g, uint64_t timeout_usec)
-{
-    if (g->dispatching) {
-        return -EDEADLK;
-    }
-    if (g->lost < 0) {
-        return -ENOTCONN;
-    }
-    uint64_t now = client_now_us(), due = client_timeout_usec(g);
-    uint64_t left = due <= now ? 0 : due == UINT64_MAX ? UINT64_MAX : due - now;
-    bool due_first = left <= timeout_usec && left != UINT64_MAX;
-    uint64_t wait = left < timeout_usec ? left : timeout_usec;
-    if (g->ring != NULL) {
-        int n = client_ring_wait(g, wait < UINT64_MAX - now ? now + wait : UINT64_MAX);
-        return n != 0 ? n : due_first;
-    }
-    struct timespec t = {.tv_sec = (time_t)(wait / 1000000u),
-                         .tv_nsec = (long)(wait % 1000000u) * 1000};
-    struct pollfd p = {.fd = g->fd, .events = (short)gqa_events(g)};
-    int n = ppoll(&p, 1, wait == UINT64_MAX ? NULL : &t, NULL);
-    if (n < 0) {
-        return -errno;
-    }
-    return n > 0 || due_first ? 1 : 0;
 }

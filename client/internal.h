@@ -103,7 +103,10 @@ struct gqa {
     size_t n_ring_fds;
     gqa_reconnect_fn ring_opened; /* of the ring.open that is under way */
     void *ring_opened_arg;
-    uint32_t flags, spin_us;
+    uint32_t flags;
+    uint32_t spin_us; /* as the options have it */
+    uint32_t pace_us; /* how soon answers came of late, from the beginning of the first wait */
+    bool has_asked;   /* since the last wait */
     uint64_t ring_in_bytes, ring_out_bytes; /* wanted; 0: the daemon's defaults */
     unsigned n_reads;                       /* since deadlines were last looked at */
 
@@ -207,8 +210,13 @@ void client_ring_give_back(struct gqa *g);
 /* Before a sleep on the socket: asks for a message there. True: there is something already. */
 bool client_ring_arm(struct client_ring *r);
 void client_ring_disarm(struct client_ring *r); /* awake again */
-/* gqa_wait() until then: 1, 0, -errno. */
-int client_ring_wait(struct gqa *g, uint64_t until_us);
+/* gqa_wait() until then, after looking until an earlier time: 1, 0, -errno. */
+int client_ring_wait(struct gqa *g, uint64_t look_until_us, uint64_t until_us);
+
+/* wait.c: what is left until then. */
+uint64_t client_left_until(uint64_t deadline_us);
+/* poll() of the socket until then; UINT64_MAX: for ever; 0: just now. -errno. */
+int client_poll(const struct gqa *g, short events, uint64_t until_us);
 
 /* call.c. The caller's options in this library's size; those that an older caller does not know,
  * and all where given is NULL, are zero. -EINVAL. */

@@ -1,10 +1,10 @@
 /* client/ring.c - messages by shared memory (ipc/ring.h): opening, taking, putting, waiting.
  *
  * The daemon wakes by a futex or by a message on the socket, as the client asks each time it goes
- * to sleep (client_wait). gqa_wait() looks for spin_us, then sleeps on the futex for a moment,
- * which is the quickest, and then on the socket, which also tells of the daemon's death. A program
- * with a loop of its own watches the socket: gqa_events() and gqa_timeout_usec(), which it asks
- * before it sleeps, ask for the message. */
+ * to sleep (client_wait). gqa_wait() looks for a while (wait.c), then sleeps on the futex for a
+ * moment, which is the quickest, and then on the socket, which also tells of the daemon's death. A
+ * program with a loop of its own watches the socket: gqa_events() and gqa_timeout_usec(), which it
+ * asks before it sleeps, ask for the message. */
 #include "client/internal.h"
 
 #include <errno.h>
@@ -280,23 +280,17 @@ void client_ring_disarm(struct client_ring *r)
     }
 }
 
-static uint64_t left_until(uint64_t deadline_us)
+static bool look(const struct client_ring *r, uint64_t until_us)
 {
-    uint64_t now = client_now_us();
-    return now < deadline_us ? deadline_us - now : 0;
-}
-
-static bool spin(const struct client_ring *r, uint64_t until_us)
-{
-    do {
+    while (client_now_us() < until_us) {
         for (unsigned i = 0; i < SPINS_PER_LOOK; i++) {
             if (is_due(r)) {
                 return true;
             }
             ring_pause();
         }
-    } while (client_now_us() < until_us);
-    return false;
+    }
+    return is_due(r);
 }
 
 /* 1: there is something; 0: there is not; -EINTR. */
@@ -307,38 +301,31 @@ static int sleep_on_futex(struct client_ring *r, uint64_t until_us)
     int rc = 0;
     tell(r, RING_WAIT_FUTEX);
     if (!is_due(r)) {
-        rc = ring_bell_wait(bell, seen, left_until(until_us));
+        rc = ring_bell_wait(bell, seen, client_left_until(until_us));
     }
     return rc == -EINTR ? rc : is_due(r);
 }
 
-int client_ring_wait(struct gqa *g, uint64_t until_us)
+int client_ring_wait(struct gqa *g, uint64_t look_until_us, uint64_t until_us)
 {
     struct client_ring *r = g->ring;
-    uint64_t now = client_now_us();
-    uint64_t spin_end = until_us - now > g->spin_us ? now + g->spin_us : until_us;
-    uint64_t futex_end = until_us - now > FUTEX_US_MAX ? now + FUTEX_US_MAX : until_us;
-    if (until_us <= now) {
-        return is_due(r);
-    }
-    if (g->spin_us > 0 ? spin(r, spin_end) : is_due(r)) {
+    if (look(r, look_until_us)) {
         return 1;
     }
-    if (g->out_by_socket == 0 && spin_end < futex_end) {
-        int rc = sleep_on_futex(r, futex_end);
+    uint64_t now = client_now_us();
+    if (g->out_by_socket == 0 && now < until_us) {
+        int rc = sleep_on_futex(r, until_us - now > FUTEX_US_MAX ? now + FUTEX_US_MAX : until_us);
         if (rc != 0) {
             return rc;
         }
+    }
+    if (now >= until_us) {
+        return 0;
     }
     tell(r, RING_WAIT_MESSAGE);
     if (is_due(r)) {
         return 1;
     }
-    uint64_t left = left_until(until_us);
-    struct timespec t = {.tv_sec = (time_t)(left / 1000000u),
-                         .tv_nsec = (long)(left % 1000000u) * 1000};
-    struct pollfd p = {.fd = g->fd,
-                       .events = (short)(POLLIN | (g->out_by_socket > 0 ? POLLOUT : 0))};
-    int n = ppoll(&p, 1, until_us == UINT64_MAX ? NULL : &t, NULL);
-    return n < 0 ? -errno : n > 0 || is_due(r);
+    int n = client_poll(g, (short)(POLLIN | (g->out_by_socket > 0 ? POLLOUT : 0)), until_us);
+    return n < 0 ? n : n > 0 || is_due(r);
 }

@@ -45,6 +45,7 @@ static void on_waiting_done(void *arg, uint32_t id, int status, const struct gqa
 static void run_until_ended(struct gqa *g, const struct waiting *w)
 {
     client_ref(g);
+    gqa_wait(g, UINT64_MAX); /* first: the answer cannot be there yet, and a look costs a call */
     while (!w->ended) {
         /* Errors of either end all calls, ours among them; signals are not ours to act upon. */
         if (gqa_process(g) == 0 && !w->ended) {

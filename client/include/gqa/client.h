@@ -106,6 +106,8 @@ int gqa_strcode(int32_t code);
 #define GQA_F_SHM      0x100u
 #define GQA_F_SHM_AUTO 0x200u
 
+#define GQA_SPIN_NEVER 0xffffffffu /* spin_us: every wait sleeps at once */
+
 struct gqa_connect_options {
     size_t struct_size;
     /* Path of the socket. NULL: the environment's GQA_SOCKET; without it the first that answers of
@@ -115,8 +117,10 @@ struct gqa_connect_options {
     uint32_t flags;
     int fd;              /* with GQA_CONNECT_FD */
     uint32_t timeout_ms; /* to connect, and the default of quick calls; 0: 30 s */
-    /* With rings: gqa_wait() and the synchronous helpers look at them for so long before they
-     * sleep. It takes some microseconds off a quick call and a core's time while they wait. */
+    /* For so long gqa_wait() and the synchronous helpers look for what may come before they sleep,
+     * which takes a core's time and spares that of being woken. 0: as the environment's GQA_SPIN_US
+     * says (0 there: never); without it only the first wait after a request does, for twice as long
+     * as answers of late took and at most 100 us, and only while they take less than 150. */
     uint32_t spin_us;
     /* Shared memory for what the program gives and what the daemon gives; 0: 1 and 16 MiB. */
     uint64_t ring_in_bytes, ring_out_bytes;
