@@ -3,7 +3,8 @@
 another, nothing is left behind. And what a client sees: the time between two tokens around a swap.
 
 60 swaps over four models; with GQAD_TEST_LONG=1, 1,000 over all of the list. GQAD_TEST_SWAP_MODEL=FILE
-measures the gaps with that model, too, between the levels of the cpu backend that are not its reference."""
+measures the gaps with that model, too, between the levels of the cpu backend that are not its reference; where
+there is one such level only, between files of it that are new each time."""
 import array
 import json
 import operator
@@ -30,6 +31,7 @@ MODELS = {**SHORT_MODELS, "llama-q-Q4_0": "f16", "llama-q-Q8_0": "q8_0", "llama-
 N_TOKENS = 160          # of a stream
 TOKENS_BETWEEN = 3      # of a model's stream, between one swap of it and the next
 REPLACE_EVERY = 10      # swaps after which the cpu plugin's file is another
+LEVELS = ("amx", "avx512", "avx2", "c")  # that there are: swaps are between those that this machine has
 PAUSE_MS_MAX = 50
 # Two tokens whose logits are nearer than this are a tie, on any model: levels differ by 1e-5 where weights are floats.
 # Where they are quantised, one rounding that decides the code of an activation (8 bits) sends others after it, and
@@ -212,11 +214,11 @@ class Swaps(unittest.TestCase):
             self.use(model, backend="cpu")
             self.client.generate(**request(model, [1, 5, 9], 100))
 
-    def swap(self, streams, choices, n, replace):
-        """n swaps, one model after the other; what each took, and when."""
+    def swap(self, streams, choices, n, replace_every):
+        """n swaps, one model after the other; what each took, and when. replace_every 0: never."""
         pauses, prepares, swaps = [], [], []
         for k in range(n):
-            if replace and k % REPLACE_EVERY == REPLACE_EVERY - 1:
+            if replace_every and k % replace_every == replace_every - 1:
                 self.install(CPU, "cpu.so")
             stream = streams[k % len(streams)]
             mine = choices[stream.model]
@@ -228,18 +230,20 @@ class Swaps(unittest.TestCase):
             stream.wait_tokens(TOKENS_BETWEEN)
         return sorted(pauses), sorted(prepares), swaps
 
-    def run_swaps(self, streams, choices, n, replace):
+    def run_swaps(self, streams, choices, n, replace_every):
         for s in streams:
             s.start()
         try:
-            pauses, prepares, swaps = self.swap(streams, choices, n, replace)
+            pauses, prepares, swaps = self.swap(streams, choices, n, replace_every)
         finally:
             for s in streams:
                 s.ending = True
             for s in streams:
                 s.finish()
         around, usual = gaps_of(streams, swaps)
-        print(f"{n} swaps of {len(streams)} models between {', '.join(self.levels)} and a second file; "
+        others = [level for level in LEVELS if level not in self.levels]
+        print(f"levels here: {', '.join(self.levels)}; not here, and not tried: {', '.join(others) or 'none'}")
+        print(f"{n} swaps of {len(streams)} models; "
               f"{sum(s.n_texts for s in streams)} texts, {sum(s.n_tokens for s in streams)} tokens, "
               f"{sum(s.n_ties for s in streams)} parted at a tie")
         print(f"no step could begin for: median {pauses[n // 2]:.4f} ms, most {pauses[-1]:.3f}; "
@@ -270,7 +274,7 @@ class Swaps(unittest.TestCase):
             streams.append(Stream(self.daemon, name, prompt, expected, noise.tie()))
         self.settle(names)
         before = self.leaks()
-        self.run_swaps(streams, choices, N_SWAPS, True)
+        self.run_swaps(streams, choices, N_SWAPS, REPLACE_EVERY)
         self.settle(names)
         wire.wait_until(lambda: self.leaks() == before, f"threads, descriptors and mappings are {before} again")
         faults = {b["name"]: b["faults"] for b in self.client.call("backend.list")["backends"]}
@@ -289,7 +293,7 @@ class Swaps(unittest.TestCase):
             self.use("large", backend="cpu", isa=level)
             noise.measure()
         self.run_swaps([Stream(self.daemon, "large", prompt, expected, noise.tie())],
-                       {"large": [{"backend": "cpu", "isa": level} for level in fast]}, 100, False)
+                       {"large": [{"backend": "cpu", "isa": level} for level in fast]}, 100, 0 if len(fast) > 1 else 1)
         self.daemon.stop()
 
 
