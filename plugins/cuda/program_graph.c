@@ -97,13 +97,25 @@ static int capture(struct cuda_program *p, struct cuda_graph *g, uint32_t first,
     return cuda_check(p->context, CUDA(d, cuGraphLaunch)(g->exec, stream), "starting a graph");
 }
 
+/* Whether a range begins or ends behind an ATTENTION that is not the last op: see above. */
+static bool is_cut(const struct cuda_program *p, uint32_t first, uint32_t last)
+{
+    return (first > 0 && p->ops[first - 1].op.kind == GQA_OP_ATTENTION) ||
+           (last < p->n_ops && p->ops[last - 1].op.kind == GQA_OP_ATTENTION);
+}
+
+/* Whether what is to run may be a graph: few rows, of a step that is not cut. */
+static bool may_be_graph(const struct cuda_program *p, uint32_t first, uint32_t last)
+{
+    return p->step.batch->n_rows <= CUDA_GRAPH_ROWS_MAX && last > first + 1 &&
+           !is_cut(p, first, last);
+}
+
 int cuda_graphs_run(struct cuda_program *p, uint32_t first, uint32_t last,
                     int (*run)(struct cuda_program *p, uint32_t first, uint32_t last))
 {
     uint32_t n = KEY_HEAD + KEY_PLAN * p->n_kinds;
-    uint64_t *key = p->step.batch->n_rows <= CUDA_GRAPH_ROWS_MAX && last - first > 1
-                        ? malloc(n * sizeof(*key))
-                        : NULL;
+    uint64_t *key = may_be_graph(p, first, last) ? malloc(n * sizeof(*key)) : NULL;
 
     if (key == NULL) {
         return run(p, first, last);

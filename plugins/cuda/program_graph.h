@@ -5,7 +5,11 @@
  * buffers: plans, angles, embeddings), until a sequence comes or goes, or a table grows beyond its
  * room. So the launches of a range of ops are captured when a shape is first seen twice, and
  * replayed as long as everything that they were told is the same. A graph that cannot be made is no
- * error: the launches are made one by one. */
+ * error: the launches are made one by one.
+ *
+ * So are those of a step that the host cuts behind its attention, to hear of votes: a prompt's last
+ * chunk is like no other, and its ranges, one of each layer, would push out the graphs of all who
+ * generate. */
 #ifndef PLUGINS_CUDA_PROGRAM_GRAPH_H
 #define PLUGINS_CUDA_PROGRAM_GRAPH_H
 

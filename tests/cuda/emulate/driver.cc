@@ -5,6 +5,7 @@
  * EMULATED_CUDA=error makes cuInit fail as where a driver has no device. */
 #include <cuda.h>
 
+#include "tests/cuda/emulate/counts.h"
 #include "tests/cuda/emulate/device.h"
 #include "tests/cuda/emulate/kernels.h"
 
@@ -17,6 +18,14 @@
 #define API extern "C" __attribute__((visibility("default"))) CUresult
 
 static int something; /* handles point at it */
+
+/* For tests: what was called since the process began. */
+static emulated_counts counts;
+
+extern "C" __attribute__((visibility("default"))) const emulated_counts *emulated_cuda_counts()
+{
+    return &counts;
+}
 
 API cuInit(unsigned int)
 {
@@ -78,6 +87,9 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice)
         break;
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
         *value = 2;
+        break;
+    case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
+        *value = 1000; /* kHz */
         break;
     default:
         *value = 0;
@@ -176,12 +188,14 @@ API cuMemsetD8Async(CUdeviceptr at, unsigned char value, size_t bytes, CUstream)
 
 API cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream)
 {
+    counts.uploads++;
     memcpy((void *)(uintptr_t)to, from, bytes);
     return CUDA_SUCCESS;
 }
 
 API cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream)
 {
+    counts.downloads++;
     memcpy(to, (const void *)(uintptr_t)from, bytes);
     return CUDA_SUCCESS;
 }
@@ -205,6 +219,7 @@ API cuStreamDestroy(CUstream)
 
 API cuStreamSynchronize(CUstream)
 {
+    counts.waits++;
     return CUDA_SUCCESS;
 }
 
@@ -250,6 +265,7 @@ API cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long 
 
 API cuGraphLaunch(CUgraphExec exec, CUstream)
 {
+    counts.graphs++;
     for (captured &c : *(graph_of *)exec) {
         if (c.event != nullptr) {
             c.event->ms = now_ms();
@@ -281,9 +297,11 @@ API cuLaunchKernel(CUfunction f, unsigned int grid_x, unsigned int grid_y, unsig
     const emulated_kernel *kernel = (const emulated_kernel *)f;
     emulated_launch launch = {grid_x, grid_y, threads, shared_bytes, kernel->run, params[0]};
     if (capturing == nullptr) {
+        counts.launches++;
         emulated_run(launch);
         return CUDA_SUCCESS;
     }
+    counts.captured++;
     capturing->push_back({launch, std::vector<uint64_t>((kernel->args_bytes + 7) / 8), nullptr});
     memcpy(capturing->back().args.data(), params[0], kernel->args_bytes);
     return CUDA_SUCCESS;
