@@ -2,6 +2,7 @@
 
 #include "plugins/common/options.h"
 #include "plugins/cuda/attention.h"
+#include "plugins/cuda/cublaslt.h"
 #include "plugins/cuda/pages.h"
 
 #include <errno.h>
@@ -130,9 +131,14 @@ void cuda_product_shape(const struct cuda_context *c, uint32_t n_strips, uint32_
 
 /* ---- opening ----------------------------------------------------------------------------- */
 
+struct wanted {
+    uint32_t device;
+    enum cuda_lt_wish lt;
+};
+
 static int option_device(void *arg, const char *value, struct gqa_reason *reason)
 {
-    uint32_t *ret = arg;
+    struct wanted *ret = arg;
     char *end;
 
     errno = 0;
@@ -141,8 +147,24 @@ static int option_device(void *arg, const char *value, struct gqa_reason *reason
         snprintf(reason->text, sizeof(reason->text), "device=%s: no number of a device", value);
         return -EINVAL;
     }
-    *ret = (uint32_t)n;
+    ret->device = (uint32_t)n;
     return 0;
+}
+
+static int option_cublaslt(void *arg, const char *value, struct gqa_reason *reason)
+{
+    static const char *const words[] = {
+        [CUDA_LT_AUTO] = "auto", [CUDA_LT_OFF] = "off", [CUDA_LT_ON] = "on"};
+    struct wanted *ret = arg;
+
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        if (strcmp(value, words[i]) == 0) {
+            ret->lt = (enum cuda_lt_wish)i;
+            return 0;
+        }
+    }
+    snprintf(reason->text, sizeof(reason->text), "cublaslt=%s: not on, off or auto", value);
+    return -EINVAL;
 }
 
 static CUresult find_kernels(struct cuda_context *c)
@@ -207,13 +229,34 @@ static int start_device(struct cuda_context *c, struct gqa_reason *reason)
     return cuda_errno(result);
 }
 
+static int start_library(struct cuda_context *c, struct gqa_reason *reason)
+{
+    char line[96];
+
+    int r = cuda_enter(c);
+    if (r < 0) {
+        snprintf(reason->text, sizeof(reason->text), "cublaslt=on: %s", strerror(-r));
+        return r;
+    }
+    r = cuda_lt_create(c, &c->lt, reason);
+    cuda_leave(c);
+    if (r == 0) {
+        uint32_t v = cuda_lt_version(c->lt);
+        snprintf(line, sizeof(line), "cuda: rows of prompts are multiplied by cuBLASLt %u.%u.%u",
+                 v / 10000, v / 100 % 100, v % 100);
+        c->host->log(c->host->data, GQA_LOG_INFO, line);
+    }
+    return r;
+}
+
 int cuda_context_create(const struct gqa_host *host, const char *options, struct cuda_context **ret,
                         struct gqa_reason *reason)
 {
-    static const struct plugin_option known[] = {{"device", "NUMBER", option_device}};
-    uint32_t index = 0;
+    static const struct plugin_option known[] = {{"device", "NUMBER", option_device},
+                                                 {"cublaslt", "on|off|auto", option_cublaslt}};
+    struct wanted wanted = {0, CUDA_LT_AUTO};
 
-    int r = plugin_options_parse(options, known, sizeof(known) / sizeof(known[0]), &index, reason);
+    int r = plugin_options_parse(options, known, sizeof(known) / sizeof(known[0]), &wanted, reason);
     if (r < 0) {
         return r;
     }
@@ -228,7 +271,7 @@ int cuda_context_create(const struct gqa_host *host, const char *options, struct
         free(c);
         return r;
     }
-    r = cuda_device_find(&c->driver, index, &c->device, reason->text, sizeof(reason->text));
+    r = cuda_device_find(&c->driver, wanted.device, &c->device, reason->text, sizeof(reason->text));
     r = r < 0 ? r : start_device(c, reason);
     if (r == 0) {
         r = cuda_pages_create(c, &c->pages);
@@ -236,6 +279,9 @@ int cuda_context_create(const struct gqa_host *host, const char *options, struct
         if (r < 0) {
             snprintf(reason->text, sizeof(reason->text), "%s", strerror(-r));
         }
+    }
+    if (r == 0 && wanted.lt == CUDA_LT_ON) {
+        r = start_library(c, reason);
     }
     if (r < 0) {
         cuda_context_destroy(c);
@@ -256,6 +302,7 @@ void cuda_context_destroy(struct cuda_context *c)
         cuda_pages_destroy(c->pages);
         if (c->stream != NULL) {
             CUDA(d, cuStreamSynchronize)(c->stream);
+            cuda_lt_destroy(c->lt);
             CUDA(d, cuStreamDestroy)(c->stream);
         }
         if (c->module != NULL) {

@@ -39,10 +39,12 @@ struct cuda_context {
     CUfunction products[CUDA_W_COUNT][CUDA_PRODUCT_TILES];
     struct cuda_attention *attention;
     struct cuda_pages *pages;
-    CUresult last; /* of the last call that failed, for its words */
+    struct cuda_lt *lt;          /* cublaslt.h; NULL: rows of prompts go the way of all */
+    struct gqa_program lt_table; /* gqa.program.0 with lt: of other numerics */
+    CUresult last;               /* of the last call that failed, for its words */
 };
 
-/* "device=N" or nothing. */
+/* Options: "device=N", and "cublaslt=on|off|auto" (cublaslt.h). */
 int cuda_context_create(const struct gqa_host *host, const char *options, struct cuda_context **ret,
                         struct gqa_reason *reason);
 void cuda_context_destroy(struct cuda_context *c);

@@ -134,6 +134,34 @@ DEVICE T block_sum(T x, T *room)
     return sum;
 }
 
+/* A row of n values is divided by 2 to so many, so that its largest finite one fits into f16: 0 for
+ * nearly all rows, and for bf16. For all threads of the block; value(k) is called for each k once. */
+template <typename F>
+DEVICE uint32_t halves_down(uint32_t n, uint32_t bf16, uint32_t *room, F value)
+{
+    uint32_t peak = 0;
+
+    if (bf16) {
+        return 0;
+    }
+    for (uint32_t k = threadIdx.x; k < n; k += OP_THREADS) {
+        uint32_t bits = __float_as_uint(value(k)) & 0x7fffffffu;
+        peak = max(peak, bits < 0x7f800000u ? bits : 0u);
+    }
+    for (uint32_t i = 16; i > 0; i /= 2) {
+        peak = max(peak, __shfl_xor_sync(WARP_ALL, peak, i));
+    }
+    if (threadIdx.x % 32 == 0) {
+        room[threadIdx.x / 32] = peak;
+    }
+    __syncthreads();
+    for (uint32_t i = 0; i < OP_THREADS / 32; i++) {
+        peak = max(peak, room[i]);
+    }
+    uint32_t exponent = peak >> 23; /* 127: from 1 to 2; f16 reaches to 65504 */
+    return exponent > 141 ? exponent - 141 : 0;
+}
+
 /* Read-only data of 16 bytes' alignment. */
 DEVICE void load_16(const void *at, uint32_t to[4])
 {

@@ -81,6 +81,9 @@ enum cuda_weight_type {
     X(norm)             \
     X(rope)             \
     X(map)              \
+    X(unpack)           \
+    X(round_rows)       \
+    X(scale_rows)       \
     X(append)           \
     X(attend)           \
     X(merge)            \
@@ -114,6 +117,30 @@ struct cuda_quantise_args {
     uint32_t act; /* from CUDA_MAP_SILU on: what is laid out is act(src[k]) * src[k + up] */
     uint32_t up;  /* 0: act(src[k]) */
     float alpha, limit;
+};
+
+/* For cuBLASLt: a packed matrix of F16 or BF16 as plain rows; rows of activations as one half each,
+ * and what those were divided by; results, which are multiplied by that again. */
+struct cuda_unpack_args {
+    const uint8_t *weight;
+    uint16_t *dst;                /* (n_outs, k) */
+    uint32_t n_outs, k, n_blocks; /* k: a multiple of 2 */
+};
+
+struct cuda_round_args {
+    const float *src; /* (n_rows, k) */
+    uint64_t stride;
+    uint32_t k, bf16;
+    uint16_t *dst; /* (n_rows, k) */
+    float *scales; /* (n_rows) */
+};
+
+struct cuda_scale_rows_args {
+    float *dst; /* (n_rows, width) */
+    uint64_t stride;
+    uint32_t width;
+    const float *scales; /* (n_rows) */
+    const float *bias;   /* (width) or NULL */
 };
 
 /* A block's rows and matrix, where there are several of those. */

@@ -110,26 +110,11 @@ KERNEL __launch_bounds__(256) gqa_quantise(const cuda_quantise_args p)
  * the product's end takes back. Grid (n_rows). */
 KERNEL __launch_bounds__(256) gqa_halve(const cuda_quantise_args p)
 {
-    __shared__ uint32_t peaks[8];
+    __shared__ uint32_t room[OP_THREADS / 32];
     const input_row input = find_input(p, blockIdx.x);
-    uint32_t row = input.row, g = row % CUDA_TILE, peak = 0;
-
-    for (uint32_t k = threadIdx.x; k < p.k; k += OP_THREADS) {
-        uint32_t bits = __float_as_uint(input_value(p, input.src, k)) & 0x7fffffffu;
-        peak = max(peak, bits < 0x7f800000u ? bits : 0u);
-    }
-    for (uint32_t i = 16; i > 0; i /= 2) {
-        peak = max(peak, __shfl_xor_sync(WARP_ALL, peak, i));
-    }
-    if (threadIdx.x % 32 == 0) {
-        peaks[threadIdx.x / 32] = peak;
-    }
-    __syncthreads();
-    for (uint32_t i = 0; i < 8; i++) {
-        peak = max(peak, peaks[i]);
-    }
-    uint32_t exponent = peak >> 23; /* 127: from 1 to 2; f16 reaches to 65504 */
-    uint32_t down = !p.bf16 && exponent > 141 ? exponent - 141 : 0;
+    uint32_t row = input.row, g = row % CUDA_TILE;
+    uint32_t down = halves_down(p.k, p.bf16, room,
+                                [&](uint32_t k) { return input_value(p, input.src, k); });
     float factor = __uint_as_float((127 - down) << 23);
     for (uint32_t k = threadIdx.x; k < p.n_blocks * CUDA_BLOCK; k += OP_THREADS) {
         uint64_t at = (uint64_t)(row / CUDA_TILE) * p.n_blocks + k / CUDA_BLOCK;

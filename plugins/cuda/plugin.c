@@ -3,6 +3,7 @@
 #include "plugins/common/entry.h"
 #include "plugins/cuda/attention.h"
 #include "plugins/cuda/context.h"
+#include "plugins/cuda/cublaslt.h"
 #include "plugins/cuda/program.h"
 
 #include <errno.h>
@@ -165,9 +166,17 @@ static const struct gqa_program program_table = {
     .observe = program_observe,
 };
 
+/* Rows of prompts by cuBLASLt have other bits, and those of its version. */
 static const void *cuda_get_interface(void *context, const char *name)
 {
-    return plugin_interface(name, &attention_table, &program_table);
+    struct cuda_context *c = context;
+
+    if (c->lt == NULL) {
+        return plugin_interface(name, &attention_table, &program_table);
+    }
+    c->lt_table = program_table;
+    c->lt_table.numerics += CUDA_LT_NUMERICS * cuda_lt_version(c->lt);
+    return plugin_interface(name, &attention_table, &c->lt_table);
 }
 
 GQA_PLUGIN_NOTE;

@@ -93,32 +93,109 @@ static int run_map(struct cuda_program *p, const struct cuda_op *op)
 
 /* ---- products ---------------------------------------------------------------------------- */
 
-/* Runs ops[0], a LINEAR, and those after it that read the same view: their input is laid out once.
- * *ret_n: how many those were. */
+static bool is_same_view(const struct gqa_view *a, const struct gqa_view *b)
+{
+    return a->reg == b->reg && a->first == b->first && a->width == b->width;
+}
+
+/* Neighbouring rows of a step's products. */
+struct rows {
+    uint32_t first, n;
+    bool prompt; /* all of class P, which ops that have a shape of cuBLASLt's leave to it */
+};
+
+/* Rows of a product by cuBLASLt, which wants their halves: once for all ops. 1: it has failed. */
+static int multiply_apart(struct cuda_program *p, const struct cuda_op *op, const struct rows *rows,
+                          bool *rounded)
+{
+    const struct gqa_view *src = &op->op.src, *dst = &op->op.dst;
+    uint64_t src_stride = p->regs[src->reg].width, dst_stride = p->regs[dst->reg].width;
+    const struct cuda_lt_rows from = {cuda_view(p, src) + rows->first * src_stride, src_stride,
+                                      rows->n};
+    int r = 0;
+
+    if (!*rounded) {
+        r = cuda_lt_round(p->context, &p->lt_room, cuda_input_kind_of(op->matrix.type), src->width,
+                          &from);
+        *rounded = true;
+    }
+    return r < 0 ? r
+                 : cuda_lt_multiply(p->context, &p->lt_room, op->lt, &op->matrix, rows->n,
+                                    cuda_view(p, dst) + rows->first * dst_stride, dst_stride);
+}
+
+/* Products of one input, which is laid out once. */
+static int multiply(struct cuda_program *p, const struct cuda_op *ops, uint32_t n,
+                    const struct rows *rows)
+{
+    const struct gqa_view *src = &ops[0].op.src;
+    uint64_t stride = p->regs[src->reg].width;
+    enum cuda_input_kind kind = cuda_input_kind_of(ops[0].matrix.type);
+    struct cuda_quantise_args input = {.src = cuda_view(p, src) + rows->first * stride,
+                                       .stride = stride,
+                                       .n_rows = rows->n,
+                                       .k = src->width};
+    bool rounded = false, laid_out = false;
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < n; i++) {
+        const struct gqa_view *dst = &ops[i].op.dst;
+        uint64_t dst_stride = p->regs[dst->reg].width;
+        bool apart = rows->prompt && ops[i].lt != NULL && cuda_lt_works(ops[i].lt);
+
+        r = apart ? multiply_apart(p, &ops[i], rows, &rounded) : 1;
+        if (r == 1 && !laid_out) {
+            r = cuda_inputs_lay_out(p->context, &p->inputs, kind, &input);
+            laid_out = true;
+            r = r < 0 ? r : 1;
+        }
+        if (r == 1) {
+            r = cuda_multiply(p->context, &p->inputs, &ops[i].matrix,
+                              cuda_view(p, dst) + rows->first * dst_stride, dst_stride, rows->n);
+        }
+    }
+    return r;
+}
+
+/* The rows from `first` on that go one way. */
+static struct rows rows_from(const struct cuda_program *p, uint32_t first, uint32_t n_rows)
+{
+    const uint8_t *classes = p->step.apart ? p->step.batch->attention->row_class : NULL;
+    struct rows rows = {first, n_rows - first, false};
+
+    if (classes != NULL) {
+        rows.prompt = classes[first] == GQA_ROW_P;
+        for (rows.n = 1; first + rows.n < n_rows; rows.n++) {
+            if ((classes[first + rows.n] == GQA_ROW_P) != rows.prompt) {
+                break;
+            }
+        }
+    }
+    return rows;
+}
+
+/* Runs ops[0], a LINEAR, and those after it that read the same view. *ret_n: how many those were.
+ */
 static int run_linears(struct cuda_program *p, const struct cuda_op *ops, uint32_t n_ops,
                        uint32_t *ret_n)
 {
     const struct gqa_view *src = &ops[0].op.src;
     enum cuda_input_kind kind = cuda_input_kind_of(ops[0].matrix.type);
-    uint32_t n_rows = cuda_view_rows(p, src), n = 0;
-    struct cuda_quantise_args input = {
-        .src = cuda_view(p, src),
-        .stride = p->regs[src->reg].width,
-        .n_rows = n_rows,
-        .k = src->width,
-    };
-    int r = n_rows > 0 ? cuda_inputs_lay_out(p->context, &p->inputs, kind, &input) : 0;
+    bool out = p->regs[src->reg].flags & GQA_REG_OUT; /* those have no classes */
+    uint32_t n_rows = cuda_view_rows(p, src), n = 1;
+    int r = 0;
 
-    while (r == 0 && n < n_ops && ops[n].op.kind == GQA_OP_LINEAR &&
-           ops[n].op.src.reg == src->reg && ops[n].op.src.first == src->first &&
-           ops[n].op.src.width == src->width && cuda_input_kind_of(ops[n].matrix.type) == kind) {
-        const struct gqa_view *dst = &ops[n].op.dst;
-        if (n_rows > 0) {
-            r = cuda_multiply(p->context, &p->inputs, &ops[n].matrix, cuda_view(p, dst),
-                              p->regs[dst->reg].width, n_rows);
-            r = r < 0 ? r : cuda_adapters_run(p, &ops[n]);
-        }
+    while (n < n_ops && ops[n].op.kind == GQA_OP_LINEAR && is_same_view(&ops[n].op.src, src) &&
+           cuda_input_kind_of(ops[n].matrix.type) == kind) {
         n++;
+    }
+    for (uint32_t first = 0; r == 0 && first < n_rows;) {
+        struct rows rows = out ? (struct rows){0, n_rows, false} : rows_from(p, first, n_rows);
+        r = multiply(p, ops, n, &rows);
+        first += rows.n;
+    }
+    for (uint32_t i = 0; r == 0 && n_rows > 0 && i < n; i++) {
+        r = cuda_adapters_run(p, &ops[i]);
     }
     *ret_n = n;
     return r;

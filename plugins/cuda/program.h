@@ -6,12 +6,14 @@
  * brings K and V of the new tokens back to the host's blocks. The host waits for the device once a
  * step, at its end.
  *
- * Row classes P and D have the same arithmetic here. */
+ * Row classes P and D have the same arithmetic here, unless the context has cublaslt=on
+ * (cublaslt.h). */
 #ifndef PLUGINS_CUDA_PROGRAM_H
 #define PLUGINS_CUDA_PROGRAM_H
 
 #include "plugins/cuda/adapters.h"
 #include "plugins/cuda/attention.h"
+#include "plugins/cuda/cublaslt.h"
 #include "plugins/cuda/experts.h"
 #include "plugins/cuda/pages.h"
 #include "plugins/cuda/products.h"
@@ -38,6 +40,7 @@ struct cuda_op {
     struct gqa_weight table;            /* EMBED */
     struct cuda_matrix matrix;          /* LINEAR; NORM: weight and bias. The program's weights */
     struct cuda_adapter_table adapters; /* LINEAR */
+    struct cuda_lt_shape *lt;           /* LINEAR: how its rows of prompts are; NULL: as all */
     struct cuda_mixture *mixture;       /* EXPERTS */
     struct cuda_buffer embeddings;      /* EMBED: the batch's rows */
 };
@@ -62,6 +65,7 @@ struct cuda_step {
     const struct gqa_batch *batch; /* NULL: none */
     bool failed;
     bool adapted;         /* some row carries an adapter */
+    bool apart;           /* some row is a prompt's, and those go another way */
     uint32_t *page_index; /* by class and sequence, ascending; CUDA_NONE: none */
     uint64_t *page_at;    /* their addresses */
     size_t n_pages;       /* of all classes */
@@ -82,6 +86,8 @@ struct cuda_program {
     uint32_t n_weights;
     struct cuda_buffer *sinks; /* (n_layers) */
     struct cuda_inputs inputs;
+    struct cuda_lt_room lt_room;
+    bool has_lt; /* some op has a shape of the library's */
     struct cuda_mixture_room mixture_room;
     struct cuda_adapters adapters;
     struct cuda_buffer out_rows;

@@ -236,6 +236,14 @@ static int make_plans(struct cuda_program *p, const struct gqa_attn_batch *b)
     return r;
 }
 
+/* Whether rows of prompts go a way of their own, and there are some. */
+static bool has_prompt(const struct cuda_program *p, const struct gqa_batch *b)
+{
+    const uint8_t *classes = p->has_lt && b->attention != NULL ? b->attention->row_class : NULL;
+
+    return classes != NULL && memchr(classes, GQA_ROW_P, b->n_rows) != NULL;
+}
+
 int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch)
 {
     int r = check_batch(p, batch);
@@ -258,6 +266,7 @@ int cuda_program_begin(struct cuda_program *p, const struct gqa_batch *batch)
     cuda_leave(p->context);
     p->step.batch = r == 0 ? batch : NULL;
     p->step.failed = false;
+    p->step.apart = has_prompt(p, batch);
     p->n_out = batch->n_out;
     return r;
 }

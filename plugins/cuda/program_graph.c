@@ -104,10 +104,11 @@ static bool is_cut(const struct cuda_program *p, uint32_t first, uint32_t last)
            (last < p->n_ops && p->ops[last - 1].op.kind == GQA_OP_ATTENTION);
 }
 
-/* Whether what is to run may be a graph: few rows, of a step that is not cut. */
+/* Whether what is to run may be a graph: few rows, all of which go the same way in every step of
+ * this shape. */
 static bool may_be_graph(const struct cuda_program *p, uint32_t first, uint32_t last)
 {
-    return p->step.batch->n_rows <= CUDA_GRAPH_ROWS_MAX && last > first + 1 &&
+    return p->step.batch->n_rows <= CUDA_GRAPH_ROWS_MAX && last > first + 1 && !p->step.apart &&
            !is_cut(p, first, last);
 }
 

@@ -142,6 +142,37 @@ static int build_registers(struct cuda_program *p, const struct gqa_program_desc
     return r;
 }
 
+/* Whether the op's rows of prompts may go to the library: output rows have no classes. */
+static bool may_be_apart(const struct cuda_program *p, const struct cuda_op *op)
+{
+    const struct gqa_view *dst = &op->op.dst;
+
+    return op->op.kind == GQA_OP_LINEAR && dst->first % 4 == 0 &&
+           !(p->regs[dst->reg].flags & GQA_REG_OUT);
+}
+
+/* Which matrices the library multiplies, once there is room for all of them. */
+static int build_library(struct cuda_program *p)
+{
+    uint32_t n_ops = p->context->lt != NULL ? p->n_ops : 0;
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < n_ops; i++) {
+        if (may_be_apart(p, &p->ops[i])) {
+            r = cuda_lt_reserve(p->context, &p->lt_room, &p->ops[i].matrix, p->max_rows);
+        }
+    }
+    for (uint32_t i = 0; r == 0 && i < n_ops; i++) {
+        struct cuda_op *op = &p->ops[i];
+        if (may_be_apart(p, op)) {
+            r = cuda_lt_find(p->context, &p->lt_room, &p->inputs, &op->matrix,
+                             p->regs[op->op.dst.reg].width, &op->lt);
+            p->has_lt = p->has_lt || op->lt != NULL;
+        }
+    }
+    return r;
+}
+
 static bool same_kind(const struct gqa_attn_layer *a, const struct gqa_attn_layer *b)
 {
     return a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->k_dim == b->k_dim &&
@@ -251,6 +282,7 @@ static int build(struct cuda_program *p, const struct gqa_program_desc *desc)
     }
     r = r < 0 ? r : build_inputs(p);
     r = r < 0 ? r : build_registers(p, desc);
+    r = r < 0 ? r : build_library(p);
     r = r < 0 ? r : build_layers(p, desc);
     r = r < 0 ? r : build_ropes(p, desc);
     r = r < 0 ? r : cuda_buffer_reserve(p->context, &p->out_rows, p->max_rows * sizeof(uint32_t));
@@ -370,6 +402,7 @@ static void release_device(struct cuda_program *p)
 
     cuda_graphs_finish(p);
     cuda_inputs_finish(c, &p->inputs);
+    cuda_lt_room_finish(c, &p->lt_room);
     cuda_adapters_finish(p);
     cuda_mixture_room_finish(c, &p->mixture_room);
     cuda_times_finish(p);

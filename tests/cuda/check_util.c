@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+unsigned side_n_warnings;
+
 static void host_log(void *data, int level, const char *message)
 {
+    side_n_warnings += level <= GQA_LOG_WARNING;
     fprintf(stderr, "plugin: %s\n", message);
 }
 
@@ -28,15 +31,16 @@ static void host_release(void *data, void *memory, size_t bytes)
     free(memory);
 }
 
-static const struct gqa_host host = {sizeof(host),
-                                     1,
-                                     NULL,
-                                     host_log,
-                                     host_parallel,
-                                     host_allocate,
-                                     host_release,
-                                     GQA_PLUGIN_ABI_MAJOR,
-                                     GQA_PLUGIN_ABI_MINOR};
+const struct gqa_host side_host = {
+    .struct_size = sizeof(side_host),
+    .n_threads = 1,
+    .log = host_log,
+    .parallel = host_parallel,
+    .allocate = host_allocate,
+    .release = host_release,
+    .abi_major = GQA_PLUGIN_ABI_MAJOR,
+    .abi_minor = GQA_PLUGIN_ABI_MINOR,
+};
 
 int side_open(struct side *s, const char *path, const char *options)
 {
@@ -44,6 +48,7 @@ int side_open(struct side *s, const char *path, const char *options)
     struct gqa_reason reason = {""};
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was found stays, whatever ends the process */
     s->plugin = library != NULL ? dlsym(library, GQA_PLUGIN_SYMBOL) : NULL;
     if (s->plugin == NULL) {
         fprintf(stderr, "%s: %s\n", path, dlerror());
@@ -54,7 +59,7 @@ int side_open(struct side *s, const char *path, const char *options)
         printf("SKIPPED: %s cannot run here: %s\n", s->plugin->name, probe.reason);
         return 77;
     }
-    int r = s->plugin->open(&host, options, &s->context, &reason);
+    int r = s->plugin->open(&side_host, options, &s->context, &reason);
     if (r < 0) {
         fprintf(stderr, "%s: %s\n", path, reason.text);
         return 1;

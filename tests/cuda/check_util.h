@@ -11,6 +11,10 @@ struct side {
     void *context;
 };
 
+/* Of one thread; counts what plugins say, but for news (GQA_LOG_INFO). */
+extern const struct gqa_host side_host;
+extern unsigned side_n_warnings;
+
 /* Loads and opens a plugin, and says on which device. 0; 77 where it cannot run, and it says why; 1
  * else. */
 int side_open(struct side *s, const char *path, const char *options);

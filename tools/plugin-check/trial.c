@@ -237,6 +237,9 @@ static int run_rows(const struct trial *t, const struct gqa_program *p, void *co
     for (uint32_t i = begin; i < end; i++) {
         rows[i - begin] = t->out_rows[i] - first;
     }
+    if (t->row_classes != NULL) {
+        memcpy(row_class, t->row_classes + first, n);
+    }
     const struct gqa_attn_seq seq = {.n_rows = n};
     const struct gqa_attn_batch attention = {.struct_size = sizeof(attention),
                                              .n_rows = n,

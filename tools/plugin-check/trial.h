@@ -30,6 +30,7 @@ struct trial {
     float *inputs;   /* (n_rows, width of register 0), or NULL: the batch has tokens */
     int32_t *tokens;
     uint32_t *positions, *out_rows, *row_adapters; /* the last is NULL where there are none */
+    const uint8_t *row_classes; /* (n_rows) the caller's, or NULL: all of class D */
     uint64_t random;
     bool no_memory; /* something could not be allocated: trial_run() says so */
 };
