@@ -1,15 +1,16 @@
 /* plugins/cpu/linear_float_avx2.c - products of F32, F16 and BF16 weights with AVX2 and FMA.
  *
- * The 16 lanes of one output of one row are two registers. Tiles of 2 outputs x 2 rows share their
- * loads; a tile's shape changes no sum. */
+ * The 16 lanes of one output of one row are two registers. Tiles share their loads: 2 outputs x 3
+ * or 2 rows, or 4 outputs x 1 row. A tile's shape changes no sum. */
 #include "plugins/cpu/linear.h"
 #include "plugins/cpu/unroll.h"
 
 #include <immintrin.h>
 #include <string.h>
 
-#define LANES 16u
-#define TILE  2 /* outputs, and rows */
+#define LANES    16u
+#define OUTS_MAX 4
+#define ROWS_MAX 3
 
 struct lanes {
     __m256 half[2];
@@ -20,22 +21,16 @@ CPU_SPECIALISE uint32_t value_bytes(const enum cpu_float_type type)
     return type == CPU_FLOAT_F32 ? 4 : 2;
 }
 
-CPU_SPECIALISE struct lanes load_weights(const enum cpu_float_type type, const uint8_t *at)
+/* Eight weights: one half of the lanes. */
+CPU_SPECIALISE __m256 load_weights(const enum cpu_float_type type, const uint8_t *at, int half)
 {
-    struct lanes w;
-
-    CPU_UNROLL
-    for (int i = 0; i < 2; i++) {
-        if (type == CPU_FLOAT_F32) {
-            w.half[i] = _mm256_loadu_ps((const float *)(const void *)(at + i * 32));
-            continue;
-        }
-        __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(at + i * 16));
-        w.half[i] = type == CPU_FLOAT_F16
-                        ? _mm256_cvtph_ps(half)
-                        : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+    if (type == CPU_FLOAT_F32) {
+        return _mm256_loadu_ps((const float *)(const void *)(at + half * 32));
     }
-    return w;
+    __m128i words = _mm_loadu_si128((const __m128i *)(const void *)(at + half * 16));
+    return type == CPU_FLOAT_F16
+               ? _mm256_cvtph_ps(words)
+               : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
 }
 
 /* linear.h's tree: halves onto each other. */
@@ -50,22 +45,21 @@ CPU_SPECIALISE float sum_lanes(const struct lanes *v)
 /* 16 values of k for a tile: acc[r][o] += w[o] * x[r]. Strides in bytes and floats. */
 CPU_SPECIALISE void step(const enum cpu_float_type type, const int n_rows, const int n_outs,
                          const uint8_t *w, size_t w_stride, const float *x, size_t x_stride,
-                         struct lanes acc[TILE][TILE])
+                         struct lanes acc[ROWS_MAX][OUTS_MAX])
 {
-    struct lanes weights[TILE];
-
     CPU_UNROLL
-    for (int o = 0; o < n_outs; o++) {
-        weights[o] = load_weights(type, w + (size_t)o * w_stride);
-    }
-    CPU_UNROLL
-    for (int r = 0; r < n_rows; r++) {
+    for (int i = 0; i < 2; i++) {
+        __m256 weights[OUTS_MAX];
         CPU_UNROLL
-        for (int i = 0; i < 2; i++) {
+        for (int o = 0; o < n_outs; o++) {
+            weights[o] = load_weights(type, w + (size_t)o * w_stride, i);
+        }
+        CPU_UNROLL
+        for (int r = 0; r < n_rows; r++) {
             __m256 values = _mm256_loadu_ps(x + (size_t)r * x_stride + i * 8);
             CPU_UNROLL
             for (int o = 0; o < n_outs; o++) {
-                acc[r][o].half[i] = _mm256_fmadd_ps(weights[o].half[i], values, acc[r][o].half[i]);
+                acc[r][o].half[i] = _mm256_fmadd_ps(weights[o], values, acc[r][o].half[i]);
             }
         }
     }
@@ -74,10 +68,10 @@ CPU_SPECIALISE void step(const enum cpu_float_type type, const int n_rows, const
 /* The last k % 16 values, from copies that zeros make 16 long. */
 CPU_SPECIALISE void last_step(const enum cpu_float_type type, const int n_rows, const int n_outs,
                               const struct cpu_float_strip *s, const uint8_t *w, const float *x,
-                              uint32_t n, struct lanes acc[TILE][TILE])
+                              uint32_t n, struct lanes acc[ROWS_MAX][OUTS_MAX])
 {
-    uint8_t w_copy[TILE][LANES * sizeof(float)] = {{0}};
-    float x_copy[TILE][LANES] = {{0}};
+    uint8_t w_copy[OUTS_MAX][LANES * sizeof(float)] = {{0}};
+    float x_copy[ROWS_MAX][LANES] = {{0}};
 
     for (int o = 0; o < n_outs; o++) {
         memcpy(w_copy[o], w + (size_t)o * s->w_stride, (size_t)n * value_bytes(type));
@@ -94,7 +88,7 @@ CPU_SPECIALISE void multiply_small(const enum cpu_float_type type, const int n_r
 {
     const uint8_t *w = s->w + (size_t)first_out * s->w_stride;
     const float *x = s->x + (size_t)first_row * s->x_stride;
-    struct lanes acc[TILE][TILE];
+    struct lanes acc[ROWS_MAX][OUTS_MAX];
     uint32_t k = 0;
 
     CPU_UNROLL
@@ -122,12 +116,13 @@ CPU_SPECIALISE void multiply_small(const enum cpu_float_type type, const int n_r
 CPU_SPECIALISE void multiply_rows(const enum cpu_float_type type, const int n_rows,
                                   const struct cpu_float_strip *s, uint32_t first_row, float *out)
 {
+    const int n_outs = n_rows == 1 ? OUTS_MAX : 2;
     uint32_t o = 0;
 
-    for (; s->n_outs - o >= TILE; o += TILE) {
-        multiply_small(type, n_rows, TILE, s, first_row, o, out);
+    for (; s->n_outs - o >= (uint32_t)n_outs; o += (uint32_t)n_outs) {
+        multiply_small(type, n_rows, n_outs, s, first_row, o, out);
     }
-    if (o < s->n_outs) {
+    for (; o < s->n_outs; o++) {
         multiply_small(type, n_rows, 1, s, first_row, o, out);
     }
 }
@@ -135,13 +130,18 @@ CPU_SPECIALISE void multiply_rows(const enum cpu_float_type type, const int n_ro
 CPU_SPECIALISE void multiply(const enum cpu_float_type type, const struct cpu_float_strip *s,
                              float *out)
 {
-    uint32_t row = 0;
-
-    for (; s->n_rows - row >= TILE; row += TILE) {
-        multiply_rows(type, TILE, s, row, out);
-    }
-    if (row < s->n_rows) {
-        multiply_rows(type, 1, s, row, out);
+    for (uint32_t row = 0; row < s->n_rows;) {
+        uint32_t left = s->n_rows - row;
+        if (left == 1) {
+            multiply_rows(type, 1, s, row, out);
+            row += 1;
+        } else if (left == 2 || left == 4) {
+            multiply_rows(type, 2, s, row, out);
+            row += 2;
+        } else {
+            multiply_rows(type, ROWS_MAX, s, row, out);
+            row += ROWS_MAX;
+        }
     }
 }
 
