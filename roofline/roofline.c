@@ -142,6 +142,23 @@ __attribute__((target("avx2"))) static void int8_avx2(void)
 #undef STEP
 }
 
+__attribute__((target("avxvnni"))) static void int8_avxvnni(void)
+{
+    __m256i x = _mm256_set1_epi32(0x01010101);
+#define STEP(k) acc##k = _mm256_dpbusd_avx_epi32(acc##k, x, x);
+    ROUNDS(__m256i, STEP)
+#undef STEP
+}
+
+/* What __builtin_cpu_supports() does not know everywhere. */
+static bool has_avxvnni(void)
+{
+    enum { AVX_VNNI = 1 << 4 };
+    unsigned eax, ebx, ecx, edx;
+    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax & AVX_VNNI);
+}
+
 __attribute__((target("avx512f,avx512vnni"))) static void int8_vnni512(void)
 {
     __m512i x = _mm512_set1_epi32(0x01010101);
@@ -204,6 +221,10 @@ roofline_kernel_fn roofline_kernel(const char *unit, double *ret_ops)
     if (strcmp(unit, "int8-vnni512") == 0 && __builtin_cpu_supports("avx512vnni")) {
         *ret_ops = steps * 64 * 2;
         return int8_vnni512;
+    }
+    if (strcmp(unit, "int8-avxvnni") == 0 && has_avxvnni()) {
+        *ret_ops = steps * 32 * 2;
+        return int8_avxvnni;
     }
     if (strcmp(unit, "int8-avx2") == 0 && __builtin_cpu_supports("avx2")) {
         *ret_ops = steps * 32 * 2;

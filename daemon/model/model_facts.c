@@ -72,6 +72,9 @@ static const char *unit_name(const struct plan *p)
     if (strcmp(isa, "avx512") == 0) {
         return quantised ? "int8-vnni512" : "f32-avx512";
     }
+    if (strcmp(isa, "avxvnni") == 0) {
+        return quantised ? "int8-avxvnni" : "f32-avx2";
+    }
     if (strcmp(isa, "avx2") == 0) {
         return quantised ? "int8-avx2" : "f32-avx2";
     }

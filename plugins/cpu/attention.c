@@ -20,7 +20,7 @@ static const struct cpu_attn_kernels *kernels_of(enum cpu_isa isa)
     if (isa == CPU_ISA_AVX512 || isa == CPU_ISA_AMX) { /* tiles do not attend */
         return &cpu_attn_kernels_avx512;
     }
-    if (isa == CPU_ISA_AVX2) {
+    if (isa == CPU_ISA_AVX2 || isa == CPU_ISA_AVXVNNI) { /* nor do products of bytes */
         return &cpu_attn_kernels_avx2;
     }
 #endif

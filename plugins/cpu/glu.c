@@ -15,7 +15,7 @@ void cpu_glu_kernels(enum cpu_isa isa, struct cpu_glu_kernels *ret)
     };
 
     memset(ret, 0, sizeof(*ret));
-    for (int level = (int)isa; level >= 0; level--) {
+    for (int level = (int)isa; level >= 0; level = cpu_isa_below((enum cpu_isa)level)) {
         for (uint32_t i = 0; levels[level] != NULL && i < CPU_GLU_KINDS; i++) {
             if (ret->act[i] == NULL) {
                 ret->act[i] = levels[level]->act[i];

@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512", "amx"};
+static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avxvnni", "avx512", "amx"};
 
 const char *cpu_isa_name(enum cpu_isa isa)
 {
@@ -41,6 +41,7 @@ int cpu_isa_by_name(const char *name, enum cpu_isa *ret)
 #define LEAF7_EDX_AMX_BF16      (1u << 22)
 #define LEAF7_EDX_AMX_TILE      (1u << 24)
 #define LEAF7_EDX_AMX_INT8      (1u << 25)
+#define LEAF7_1_EAX_AVX_VNNI    (1u << 4)
 #define LEAF7_1_EAX_AVX512_BF16 (1u << 5)
 
 struct cpu_words {
@@ -110,6 +111,8 @@ int cpu_isa_usable(enum cpu_isa isa)
         return 1;
     case CPU_ISA_AVX2:
         return avx2;
+    case CPU_ISA_AVXVNNI:
+        return avx2 && has(w.leaf7_1_eax, LEAF7_1_EAX_AVX_VNNI);
     case CPU_ISA_AVX512:
         return avx512;
     case CPU_ISA_AMX:

@@ -25,13 +25,14 @@ void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret)
         [CPU_ISA_C] = &cpu_linear_c,
 #if defined(__x86_64__)
         [CPU_ISA_AVX2] = &cpu_linear_avx2,
+        [CPU_ISA_AVXVNNI] = &cpu_linear_avxvnni,
         [CPU_ISA_AVX512] = &cpu_linear_avx512,
         [CPU_ISA_AMX] = &cpu_linear_amx,
 #endif
     };
 
     memset(ret, 0, sizeof(*ret));
-    for (int level = (int)isa; level >= 0; level--) {
+    for (int level = (int)isa; level >= 0; level = cpu_isa_below((enum cpu_isa)level)) {
         const struct cpu_linear_kernels *from = levels[level];
         if (from == NULL) {
             continue;

@@ -125,8 +125,8 @@ struct cpu_linear_kernels {
     }
 #define CPU_QUANT_ENTRY(type) [CPU_LAYOUT_##type] = multiply_##type,
 
-extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avx512,
-    cpu_linear_amx;
+extern const struct cpu_linear_kernels cpu_linear_c, cpu_linear_avx2, cpu_linear_avxvnni,
+    cpu_linear_avx512, cpu_linear_amx;
 
 /* Float products that live in files of their own. */
 void cpu_multiply_f32_avx2(const struct cpu_float_strip *s, float *out);
@@ -136,7 +136,7 @@ void cpu_multiply_f32_avx512(const struct cpu_float_strip *s, float *out);
 void cpu_multiply_f16_avx512(const struct cpu_float_strip *s, float *out);
 void cpu_multiply_bf16_avx512(const struct cpu_float_strip *s, float *out);
 
-/* The level's table; entries that it lacks are the next lower level's. */
+/* The level's table; entries that it lacks are the next lower level's (cpu_isa_below). */
 void cpu_linear_kernels(enum cpu_isa isa, struct cpu_linear_kernels *ret);
 
 /* A weight matrix ready to multiply. */

@@ -372,8 +372,9 @@ static double multiply_rate(enum cpu_isa isa, double seconds)
     double lanes = 1, best = 0, until = now() + seconds;
 
 #if defined(__x86_64__)
-    run = isa == CPU_ISA_AVX512 ? multiply_avx512 : isa == CPU_ISA_AVX2 ? multiply_avx2 : run;
-    lanes = isa == CPU_ISA_AVX512 ? 16 : isa == CPU_ISA_AVX2 ? 8 : 1;
+    const int is_avx2 = isa == CPU_ISA_AVX2 || isa == CPU_ISA_AVXVNNI;
+    run = isa == CPU_ISA_AVX512 ? multiply_avx512 : is_avx2 ? multiply_avx2 : run;
+    lanes = isa == CPU_ISA_AVX512 ? 16 : is_avx2 ? 8 : 1;
 #endif
     do {
         float sums[PEAK_SUMS] = {0};

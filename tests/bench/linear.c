@@ -228,6 +228,8 @@ static const char *unit_of(enum cpu_isa isa, int floats)
     switch (isa) {
     case CPU_ISA_AVX2:
         return floats ? "f32-avx2" : "int8-avx2";
+    case CPU_ISA_AVXVNNI:
+        return floats ? "f32-avx2" : "int8-avxvnni";
     case CPU_ISA_AVX512:
     case CPU_ISA_AMX:
         return floats ? "f32-avx512" : "int8-vnni512";

@@ -98,6 +98,13 @@ Test(intrinsics, floats_to_integers_and_scales)
     }
 }
 
+static __m256i low_half(__m512i a)
+{
+    __m256i low;
+    memcpy(&low, &a, sizeof(low));
+    return low;
+}
+
 /* SIMDe's, as far as kernels lean on them: products of bytes and words, look-ups, what NaN does. */
 Test(intrinsics, products_and_lookups)
 {
@@ -113,6 +120,8 @@ Test(intrinsics, products_and_lookups)
         bytes = lanes64_of_int(_mm512_dpbusd_epi32(start, x, y));
         words = lanes64_of_int(_mm512_dpwssd_epi32(start, x, y));
         found = lanes64_of_int(_mm512_shuffle_epi8(x, y));
+        __m256i low = _mm256_dpbusd_avx_epi32(_mm256_set1_epi32(-5), low_half(x), low_half(y));
+        cr_assert_arr_eq(&low, &bytes, sizeof(low));
         for (int i = 0; i < 16; i++) {
             int32_t sum = -5, pair = -5;
             for (int j = 0; j < 4; j++) {

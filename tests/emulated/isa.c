@@ -6,12 +6,14 @@
 #include <errno.h>
 #include <string.h>
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512", "amx"};
+static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avxvnni", "avx512", "amx"};
 
 const char *cpu_isa_name(enum cpu_isa isa)
 {
     if (isa == EMULATED_LEVEL) {
-        return isa == CPU_ISA_AMX ? "amx (emulated)" : "avx512 (emulated)";
+        return isa == CPU_ISA_AMX      ? "amx (emulated)"
+               : isa == CPU_ISA_AVX512 ? "avx512 (emulated)"
+                                       : "avxvnni (emulated)";
     }
     return isa_names[isa];
 }
@@ -27,12 +29,19 @@ int cpu_isa_by_name(const char *name, enum cpu_isa *ret)
     return -EINVAL;
 }
 
+/* Emulated AVX-VNNI has AVX2's own code beside it. */
+static int emulated_usable(void)
+{
+    return EMULATED_LEVEL != CPU_ISA_AVXVNNI ||
+           (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+}
+
 int cpu_isa_usable(enum cpu_isa isa)
 {
-    return isa == CPU_ISA_C || isa == EMULATED_LEVEL;
+    return isa == CPU_ISA_C || (isa == EMULATED_LEVEL && emulated_usable());
 }
 
 enum cpu_isa cpu_isa_best(void)
 {
-    return EMULATED_LEVEL;
+    return emulated_usable() ? EMULATED_LEVEL : CPU_ISA_C;
 }

@@ -326,7 +326,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "the rig cannot be set up\n");
         return 1;
     }
-    static const char *const levels[] = {"c", "avx2", "avx512", "amx"};
+    static const char *const levels[] = {"c", "avx2", "avxvnni", "avx512", "amx"};
     struct backend_info info[8];
     size_t n_info = backend_catalogue_list(two.catalogue, info, 8);
     size_t n_models =

@@ -220,13 +220,13 @@ static double first_unit(const char *const *units, size_t n, uint32_t n_threads)
 static struct bench_limits measure_limits(const struct bench *b)
 {
     static const char *const f32[] = {"f32-avx512", "f32-avx2", "f32"};
-    static const char *const int8[] = {"int8-vnni512", "int8-avx2"};
+    static const char *const int8[] = {"int8-vnni512", "int8-avxvnni", "int8-avx2"};
     if (b->on_device) {
         return (struct bench_limits){0};
     }
     return (struct bench_limits){.bytes = roofline_bandwidth(b->n_threads),
                                  .f32_flops = first_unit(f32, 3, b->n_threads),
-                                 .int8_ops = first_unit(int8, 2, b->n_threads)};
+                                 .int8_ops = first_unit(int8, 3, b->n_threads)};
 }
 
 int bench_run(const struct bench *b, struct gqa_reason *reason)

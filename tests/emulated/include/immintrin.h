@@ -1,4 +1,4 @@
-/* tests/emulated/include/immintrin.h - AVX-512 in portable C, for sources that include
+/* tests/emulated/include/immintrin.h - AVX-512 and AVX-VNNI in portable C, for sources that include
  * <immintrin.h>: SIMDe's functions under their native names, and those that SIMDe lacks or computes
  * otherwise than the processor does.
  *
@@ -12,6 +12,8 @@
 #define SIMDE_NO_NATIVE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
 
 #include "format/types.h"
 
@@ -117,6 +119,19 @@ static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c)
     union lanes64 x = lanes64_of(a), y = lanes64_of(b), z = lanes64_of(c);
     emulated_fma_lanes(x.f32, y.f32, z.f32);
     return lanes64_to___m512(z);
+}
+
+#undef _mm256_fmadd_ps
+static inline __m256 _mm256_fmadd_ps(__m256 a, __m256 b, __m256 c)
+{
+    float x[16] = {0}, y[16] = {0}, z[16] = {0};
+    __m256 r;
+    memcpy(x, &a, sizeof(a));
+    memcpy(y, &b, sizeof(b));
+    memcpy(z, &c, sizeof(c));
+    emulated_fma_lanes(x, y, z);
+    memcpy(&r, z, sizeof(r));
+    return r;
 }
 
 #undef _mm512_fnmadd_ps
@@ -263,6 +278,19 @@ static inline __m256i _mm512_cvtepi32_epi16(__m512i a)
     return lanes32_to___m256i(r);
 }
 
+#undef _mm256_cvtph_ps
+static inline __m256 _mm256_cvtph_ps(__m128i a)
+{
+    union lanes16 x = lanes16_of(a);
+    float r[8];
+    __m256 v;
+    for (int i = 0; i < 8; i++) {
+        r[i] = fmt_f16_to_f32(x.u16[i]);
+    }
+    memcpy(&v, r, sizeof(v));
+    return v;
+}
+
 static inline __m512 _mm512_cvtph_ps(__m256i a)
 {
     union lanes32 x = lanes32_of(a);
@@ -280,6 +308,17 @@ static inline __m256i _mm512_cvtps_ph(__m512 a, int how)
     assert((how & ~_MM_FROUND_NO_EXC) == _MM_FROUND_TO_NEAREST_INT);
     for (int i = 0; i < 16; i++) {
         r.u16[i] = fmt_f32_to_f16(x.f32[i]);
+    }
+    return lanes32_to___m256i(r);
+}
+
+/* ---- AVX-VNNI: the same products as AVX-512 VNNI's, of fewer lanes -------------------------- */
+
+static inline __m256i _mm256_dpbusd_avx_epi32(__m256i start, __m256i a, __m256i b)
+{
+    union lanes32 x = lanes32_of(a), y = lanes32_of(b), r = lanes32_of(start);
+    for (int i = 0; i < 32; i++) {
+        r.i32[i / 4] += x.u8[i] * y.i8[i];
     }
     return lanes32_to___m256i(r);
 }

@@ -114,7 +114,7 @@ static double model_kl(struct model *m, const int32_t *tokens, uint32_t chunk, c
 
 void arch_compare(const struct reference *r, const char *path)
 {
-    static const char *const levels[] = {"c", "avx2", "avx512", "amx"};
+    static const char *const levels[] = {"c", "avx2", "avxvnni", "avx512", "amx"};
     struct backend_info info[1];
     int32_t tokens[N_TOKENS];
     double *truth = calloc(N_TOKENS * TINY_VOCAB, sizeof(*truth));
