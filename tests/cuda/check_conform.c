@@ -3,26 +3,37 @@
  *
  *   check-conform CPU.so CUDA.so [FAMILY...]
  *
- * FAMILY: only the families of attention whose names begin so.
+ * FAMILY: only the families whose names begin so; one that no family has is wrong.
  *
  * Exit status: 0 right, 1 wrong, 77 no GPU (and it says so). */
 #include "tools/plugin-check/conform.h"
 #include "tools/plugin-check/hosts.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 /* That of gqa-plugin-check. */
 #define TOLERANCE 5e-4f
 
+static unsigned n_told; /* families */
+
 void results_family(struct results *r, const struct results_family *f, bool right)
 {
+    n_told++;
     printf("%-16s %-44s %4u run, %4u not supported  %.3g of %.3g  %s\n", f->interface, f->name,
            f->n_run, f->n_skipped, (double)f->worst, (double)f->tolerance, right ? "ok" : "WRONG");
 }
 
-void results_case(struct results *r, const char *name, const char *verdict, float error)
+void results_skip(struct results_family *f, struct gqa_reason *reason)
+{
+    f->n_skipped++;
+    reason->text[0] = '\0';
+}
+
+void results_case(struct results *r, const char *name, const char *verdict, float error,
+                  const char *why)
 {
     printf("%-44s %s  %.3g\n", name, verdict, (double)error);
 }
@@ -38,16 +49,23 @@ static const struct gqa_plugin *load(const char *path)
     return plugin;
 }
 
-/* All of it, or the families of attention that are named. */
+/* All of it, or the families that are named. */
 static int run_families(struct conform *c, int n, char **families, struct gqa_reason *reason)
 {
-    int r = n == 0 ? conform_run(c, reason) : 0;
+    int r = 0;
 
-    for (int i = 0; r == 0 && i < n; i++) {
-        c->only = families[i];
+    for (int i = 0; r == 0 && (i < n || i == 0); i++) {
+        unsigned before = n_told;
+        c->only = n > 0 ? families[i] : NULL;
         r = conform_run(c, reason);
+        r = r < 0 ? r : conform_program_run(c, reason);
+        if (r == 0 && n_told == before) {
+            snprintf(reason->text, sizeof(reason->text), "%.100s: no family begins so",
+                     families[i]);
+            r = -EINVAL;
+        }
     }
-    return r < 0 || n > 0 ? r : conform_program_run(c, reason);
+    return r;
 }
 
 static int run(const struct gqa_plugin *cpu, const struct gqa_plugin *cuda, int n_families,
@@ -79,6 +97,7 @@ int main(int argc, char **argv)
     struct gqa_probe probe = {.struct_size = sizeof(probe)};
     struct gqa_reason reason = {""};
 
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was found stays, whatever ends the process */
     if (argc < 3) {
         fprintf(stderr, "usage: check-conform CPU.so CUDA.so [FAMILY...]\n");
         return 1;

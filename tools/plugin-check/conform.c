@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,7 +48,7 @@ static int check_case(const struct conform *c, struct results_family *f,
     int rc = problem_run_as(s, &plain, c->reference, c->reference_context, &truth, reason);
     rc = rc < 0 ? rc : problem_run_as(s, &plain, c->attention, c->context, &got, reason);
     if (rc == -ENOTSUP) {
-        f->n_skipped++;
+        results_skip(f, reason);
         rc = 0;
     } else if (rc < 0) {
         rc = fail(reason, s, strerror(-rc));
@@ -70,7 +71,7 @@ static int check_way(const struct conform *c, struct results_family *f,
     int rc = problem_run_as(s, &plain, c->attention, c->context, &truth, reason);
     rc = rc < 0 ? rc : problem_run_as(s, way, c->attention, context, &got, reason);
     if (rc == -ENOTSUP) {
-        f->n_skipped++;
+        results_skip(f, reason);
         rc = 0;
     } else if (rc < 0) {
         rc = fail(reason, s, strerror(-rc));
@@ -86,13 +87,11 @@ static int check_way(const struct conform *c, struct results_family *f,
 
 static struct results_family family(const struct conform *c, const char *name, bool bits)
 {
+    if (c->results != NULL && c->results->at != NULL) {
+        *c->results->at = name;
+    }
     return (struct results_family){
         .interface = GQA_ATTENTION_0, .name = name, .tolerance = bits ? 0 : c->tolerance};
-}
-
-static bool is_wanted(const struct conform *c, const struct results_family *f)
-{
-    return c->only == NULL || strncmp(f->name, c->only, strlen(c->only)) == 0;
 }
 
 /* ---- shapes ------------------------------------------------------------------------------ */
@@ -102,31 +101,29 @@ static const uint32_t ratios[] = {1, 2, 3, 4, 5, 6, 7, 8, 32};
 static const uint32_t types[] = {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_BF16, GQA_TYPE_Q8_0,
                                  GQA_TYPE_Q4_0};
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+/* Of problems that are about something else: what every backend on a device has, and the exact one.
+ */
+static const uint32_t plain_types[] = {GQA_TYPE_F16, GQA_TYPE_F32};
+#define N_PLAIN (sizeof(plain_types) / sizeof(plain_types[0]))
 
 static int check_shapes(const struct conform *c, bool chunk, struct gqa_reason *reason)
 {
     struct results_family f =
         family(c, chunk ? "head dims and groups, a chunk" : "head dims and groups, decode", false);
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
-    for (size_t d = 0; rc == 0 && d < COUNT(dims); d++) {
-        for (size_t r = 0; rc == 0 && r < COUNT(ratios); r++) {
-            const struct problem_spec s = {f.name,
-                                           2 * ratios[r],
-                                           2,
-                                           dims[d],
-                                           d % 2 == 0 ? GQA_TYPE_F16 : GQA_TYPE_F32,
-                                           0,
-                                           0,
-                                           0,
-                                           chunk ? 60 : 130,
-                                           chunk ? 9 : 1,
-                                           0,
-                                           false};
-            rc = check_case(c, &f, &s, reason);
-        }
+    for (size_t i = 0; rc == 0 && i < COUNT(dims) * COUNT(ratios) * N_PLAIN; i++) {
+        uint32_t ratio = ratios[i / N_PLAIN % COUNT(ratios)];
+        const struct problem_spec s = {.name = f.name,
+                                       .n_heads = 2 * ratio,
+                                       .n_kv_heads = 2,
+                                       .dim = dims[i / N_PLAIN / COUNT(ratios)],
+                                       .kv_type = plain_types[i % N_PLAIN],
+                                       .n_past = chunk ? 60 : 130,
+                                       .n_rows = chunk ? 9 : 1};
+        rc = check_case(c, &f, &s, reason);
     }
     results_family(c->results, &f, rc == 0);
     return rc;
@@ -136,7 +133,7 @@ static int check_types(const struct conform *c, struct gqa_reason *reason)
 {
     struct results_family f = family(c, "KV types, plain, windowed, capped, sinks", false);
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
@@ -158,35 +155,45 @@ static int check_masks(const struct conform *c, struct gqa_reason *reason)
                              GQA_ATTN_CAP_TREE | GQA_ATTN_CAP_NO_COMMIT,
                              GQA_ATTN_CAP_MUTUAL | GQA_ATTN_CAP_NO_COMMIT};
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
-    for (size_t i = 0; rc == 0 && i < COUNT(caps); i++) {
-        for (uint32_t k = 0; rc == 0 && k < 4; k++) {
-            const struct problem_spec s = {
-                f.name,          8,  2,       32,   GQA_TYPE_F32, k & 1 ? 7 : 0, 0, 0,
-                k & 2 ? 100 : 0, 70, caps[i], false};
-            rc = check_case(c, &f, &s, reason);
-        }
+    for (size_t i = 0; rc == 0 && i < COUNT(caps) * 4 * N_PLAIN; i++) {
+        uint32_t k = i / N_PLAIN % 4;
+        const struct problem_spec s = {.name = f.name,
+                                       .n_heads = 8,
+                                       .n_kv_heads = 2,
+                                       .dim = 32,
+                                       .kv_type = plain_types[i % N_PLAIN],
+                                       .window = k & 1 ? 7 : 0,
+                                       .n_past = k & 2 ? 100 : 0,
+                                       .n_rows = 70,
+                                       .caps = caps[i / N_PLAIN / 4]};
+        rc = check_case(c, &f, &s, reason);
     }
-    for (uint32_t k = 0; rc == 0 && k < 4; k++) {
-        const struct problem_spec frames = {f.name,
-                                            8,
-                                            2,
-                                            32,
-                                            k & 1 ? GQA_TYPE_F16 : GQA_TYPE_F32,
-                                            0,
-                                            0,
-                                            0,
-                                            k & 2 ? 100 : 30,
-                                            70,
-                                            GQA_ATTN_CAP_TREE,
-                                            PROBLEM_FRAMES};
+    for (uint32_t i = 0; rc == 0 && i < 2 * N_PLAIN; i++) {
+        const struct problem_spec frames = {.name = f.name,
+                                            .n_heads = 8,
+                                            .n_kv_heads = 2,
+                                            .dim = 32,
+                                            .kv_type = plain_types[i % N_PLAIN],
+                                            .n_past = i < N_PLAIN ? 30 : 100,
+                                            .n_rows = 70,
+                                            .caps = GQA_ATTN_CAP_TREE,
+                                            .mask = PROBLEM_FRAMES};
         rc = check_case(c, &f, &frames, reason);
     }
-    const struct problem_spec blank = {f.name, 4, 2, 32, GQA_TYPE_F32,      0,
-                                       0,      0, 0, 5,  GQA_ATTN_CAP_TREE, PROBLEM_BLANK};
-    rc = rc < 0 ? rc : check_case(c, &f, &blank, reason);
+    for (uint32_t i = 0; rc == 0 && i < N_PLAIN; i++) {
+        const struct problem_spec blank = {.name = f.name,
+                                           .n_heads = 4,
+                                           .n_kv_heads = 2,
+                                           .dim = 32,
+                                           .kv_type = plain_types[i],
+                                           .n_rows = 5,
+                                           .caps = GQA_ATTN_CAP_TREE,
+                                           .mask = PROBLEM_BLANK};
+        rc = check_case(c, &f, &blank, reason);
+    }
     results_family(c->results, &f, rc == 0);
     return rc;
 }
@@ -214,7 +221,7 @@ static int check_views(const struct conform *c, struct gqa_reason *reason)
 {
     struct results_family f = family(c, "views: sinks, recent, dropped, turned", false);
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
@@ -234,7 +241,7 @@ static int check_view_bits(const struct conform *c, struct gqa_reason *reason)
         {.chunk = 1}, {.chunk = 13}, {.n_copies = 2}, {.n_copies = 2, .shared = true}};
     struct results_family f = family(c, "views, same bits in chunks and in company", true);
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
@@ -260,7 +267,7 @@ static int check_votes_of(const struct conform *c, struct results_family *f,
     rc = rc < 0 ? rc : problem_vote(s, 20, c->attention, c->context, &got, &n, reason);
     rc = rc < 0 ? rc : problem_vote(s, 1, c->attention, c->context, &ones, &n, reason);
     if (rc == -ENOTSUP) {
-        f->n_skipped++;
+        results_skip(f, reason);
         rc = 0;
     } else if (rc < 0) {
         rc = fail(reason, s, strerror(-rc));
@@ -284,7 +291,7 @@ static int check_votes(const struct conform *c, struct gqa_reason *reason)
 {
     struct results_family f = family(c, "votes", false);
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
@@ -312,7 +319,7 @@ static int check_bits(const struct conform *c, const char *name, const struct pr
 {
     struct results_family f = family(c, name, true);
     int rc = 0;
-    if (!is_wanted(c, &f)) {
+    if (!conform_wants(c, f.name)) {
         return 0;
     }
     for (size_t t = 0; rc == 0 && t < COUNT(types); t++) {
@@ -355,7 +362,8 @@ int conform_run(const struct conform *c, struct gqa_reason *reason)
         } else {
             struct results_family f = family(c, ways[i].name, true);
             f.n_skipped = 1;
-            if (is_wanted(c, &f)) {
+            snprintf(f.why, sizeof(f.why), "its caps are without GQA_ATTN_CAP_SHARED");
+            if (conform_wants(c, f.name)) {
                 results_family(c->results, &f, true);
             }
         }

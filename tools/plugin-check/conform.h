@@ -6,6 +6,8 @@
 #include "tools/plugin-check/results.h"
 
 #include <gqa/plugin.h>
+#include <stdbool.h>
+#include <string.h>
 
 struct conform {
     const struct gqa_attention *attention, *reference;
@@ -13,9 +15,14 @@ struct conform {
     void *context, *reference_context, *reference_program_context;
     void *crowd_context;     /* the plugin again, on a host that hands out work in another order */
     float tolerance;         /* of attention */
-    const char *only;        /* families of attention whose names begin so, or NULL: all */
+    const char *only;        /* families whose names begin so, or NULL: all */
     struct results *results; /* a line per family */
 };
+
+static inline bool conform_wants(const struct conform *c, const char *family)
+{
+    return c->only == NULL || strncmp(family, c->only, strlen(c->only)) == 0;
+}
 
 /* Attention; then the ops of a program. 0, or -EBADMSG (or an op's own error) with the first case
  * that is wrong. */

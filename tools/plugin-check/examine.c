@@ -12,6 +12,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,7 +109,7 @@ static int check_problem(const struct problem_spec *s, const struct gqa_attentio
     int rc = problem_run(s, &reference, truth_context, &truth, reason);
     rc = rc < 0 ? rc : problem_run(s, attention, context, &got, reason);
     if (rc == -ENOTSUP && truth != NULL) {
-        rc = 0;
+        rc = 0; /* and the reason is why not */
     } else if (rc < 0) {
         snprintf(reason->text, sizeof(reason->text), "self-test '%s': %s", s->name, strerror(-rc));
     } else {
@@ -139,14 +140,20 @@ static int run_problems(const struct examination *e, const struct gqa_attention 
     float worst = 0;
     for (uint32_t i = 0; rc >= 0 && problem_at(i) != NULL; i++) {
         float error = 0;
+        struct gqa_reason why = {""};
+        *e->results->at = problem_at(i)->name;
         rc = check_problem(problem_at(i), attention, context, truth, &error, reason);
+        if (rc == 0) {
+            why = *reason;
+            reason->text[0] = '\0';
+        }
         worst = error > worst ? error : worst;
         n_right += rc == 1;
         results_case(e->results, problem_at(i)->name,
                      rc < 0    ? "wrong"
                      : rc == 0 ? "not supported"
                                : "ok",
-                     error);
+                     error, why.text);
     }
     cpu_attention_destroy(truth);
     if (rc >= 0 && n_right == 0) {
@@ -310,6 +317,7 @@ static int open_and_use(const struct examination *e, const struct gqa_plugin *pl
     }
     rc = use_context(e, plugin, on_device, context, reason);
     *e->phase = "close";
+    *e->results->at = NULL;
     plugin->close(context);
     host_team_destroy(team);
     uint32_t left = count_threads();
@@ -326,8 +334,11 @@ static bool is_plugin(const struct gqa_plugin *p)
 
 int examine(const struct examination *e, struct gqa_reason *reason)
 {
+    char path[PATH_MAX];
     *e->phase = "loading";
-    void *handle = dlopen(e->path, RTLD_NOW | RTLD_LOCAL);
+    /* A name without a slash is a file here, too, and not what the linker finds elsewhere. */
+    snprintf(path, sizeof(path), "%s%s", strchr(e->path, '/') == NULL ? "./" : "", e->path);
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL) {
         snprintf(reason->text, sizeof(reason->text), "%s", dlerror());
         return -ENOEXEC;

@@ -41,8 +41,11 @@ struct arguments {
     const char *path, *options;
 };
 
-/* Shared with the child. */
-static const char **phase;
+/* Shared with the child, in which constants have the same addresses. */
+static struct shared {
+    const char *phase, *at; /* at: within the phase, or NULL */
+    bool finished;
+} * shared;
 
 /* ---- command line ------------------------------------------------------------------------ */
 
@@ -153,6 +156,7 @@ static int check_here(const struct arguments *a, FILE *out)
     if (results_init(&results, out, a->form) < 0) {
         return EX_OSERR;
     }
+    results.at = &shared->at;
     if (a->form == RESULTS_JSON) {
         results_text(&results, "file", a->path);
     }
@@ -163,7 +167,7 @@ static int check_here(const struct arguments *a, FILE *out)
         .bench = a->bench,
         .n_threads = a->n_threads,
         .results = &results,
-        .phase = phase,
+        .phase = &shared->phase,
     };
     return tell_verdict(a, &results, examine(&e, &reason), &reason);
 }
@@ -192,18 +196,21 @@ static int tell_death(const struct arguments *a, FILE *out, int status, bool lat
 {
     struct results results;
     struct gqa_reason reason;
+    char where[160];
     if (results_init(&results, out, a->form) < 0) {
         return EX_OSERR;
     }
+    snprintf(where, sizeof(where), "%s%s%s%s", shared->phase, shared->at != NULL ? " '" : "",
+             shared->at != NULL ? shared->at : "", shared->at != NULL ? "'" : "");
     if (late) {
-        snprintf(reason.text, sizeof(reason.text), "%s did not end within %u s", *phase,
+        snprintf(reason.text, sizeof(reason.text), "%s did not end within %u s", where,
                  a->timeout_s);
     } else if (WIFSIGNALED(status)) {
         snprintf(reason.text, sizeof(reason.text), "crashed with signal %d (%s) in %s",
-                 WTERMSIG(status), strsignal(WTERMSIG(status)), *phase);
+                 WTERMSIG(status), strsignal(WTERMSIG(status)), where);
     } else {
         snprintf(reason.text, sizeof(reason.text), "the plugin ended the process in %s, status %d",
-                 *phase, WEXITSTATUS(status));
+                 where, WEXITSTATUS(status));
     }
     if (a->form == RESULTS_JSON) {
         results_text(&results, "file", a->path);
@@ -215,7 +222,7 @@ static int tell_death(const struct arguments *a, FILE *out, int status, bool lat
  * the two apart. */
 static int check_in_child(const struct arguments *a, FILE *out)
 {
-    bool late = false, *finished = (bool *)(phase + 1);
+    bool late = false;
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
@@ -228,11 +235,12 @@ static int check_in_child(const struct arguments *a, FILE *out)
     if (child == 0) {
         sigprocmask(SIG_UNBLOCK, &set, NULL);
         int status = check_here(a, out);
-        *finished = true;
+        shared->finished = true;
         _exit(status);
     }
     int status = wait_child(child, a->timeout_s, &late);
-    return *finished && WIFEXITED(status) ? WEXITSTATUS(status) : tell_death(a, out, status, late);
+    return shared->finished && WIFEXITED(status) ? WEXITSTATUS(status)
+                                                 : tell_death(a, out, status, late);
 }
 
 int main(int argc, char **argv)
@@ -264,11 +272,11 @@ int main(int argc, char **argv)
         long n = sysconf(_SC_NPROCESSORS_ONLN);
         a.n_threads = n < 1 ? 1 : n > (long)THREADS_MAX ? THREADS_MAX : (uint32_t)n;
     }
-    phase = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (phase == MAP_FAILED || open_output(&out) < 0) {
+    shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED || open_output(&out) < 0) {
         fprintf(stderr, "gqa-plugin-check: %s\n", strerror(errno));
         return EX_OSERR;
     }
-    *phase = "start";
+    shared->phase = "start";
     return a.form == RESULTS_REPORT ? check_here(&a, out) : check_in_child(&a, out);
 }

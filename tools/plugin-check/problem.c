@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -332,6 +333,21 @@ static int run_in_chunks(struct problem *p, uint32_t chunk, const struct gqa_att
     return rc;
 }
 
+/* Whether the plugin promises what a problem takes. */
+static int check_caps(uint32_t needed, uint32_t has, struct gqa_reason *reason)
+{
+    static const char *const names[] = {"SHARED",    "SPARSE",  "TREE",
+                                        "NO_COMMIT", "OBSERVE", "MUTUAL"};
+    for (uint32_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if ((needed & ~has) >> i & 1) {
+            snprintf(reason->text, sizeof(reason->text), "its caps are without GQA_ATTN_CAP_%s",
+                     names[i]);
+            return -ENOTSUP;
+        }
+    }
+    return 0;
+}
+
 int problem_run_as(const struct problem_spec *spec, const struct problem_way *way,
                    const struct gqa_attention *attention, void *context, float **ret_out,
                    struct gqa_reason *reason)
@@ -339,7 +355,7 @@ int problem_run_as(const struct problem_spec *spec, const struct problem_way *wa
     struct problem p;
     int rc = problem_init(&p, spec);
     rc = rc < 0 ? rc : attention->supports(context, &p.layer, reason);
-    rc = rc == 0 && (spec->caps & ~attention->caps) != 0 ? -ENOTSUP : rc;
+    rc = rc < 0 ? rc : check_caps(spec->caps, attention->caps, reason);
     if (rc == 0 && spec->n_past > 0) {
         rc = run_rows(&p, attention, context, 0, spec->n_past, NULL);
     }
@@ -370,8 +386,7 @@ int problem_vote(const struct problem_spec *spec, uint32_t chunk,
     uint32_t n_rows = spec->n_rows < 20 ? spec->n_rows : 20;
     int rc = problem_init(&p, spec);
     rc = rc < 0 ? rc : attention->supports(context, &p.layer, reason);
-    bool can = (attention->caps & GQA_ATTN_CAP_OBSERVE) != 0 && attention->observe != NULL;
-    rc = rc == 0 && !can ? -ENOTSUP : rc;
+    rc = rc < 0 ? rc : check_caps(GQA_ATTN_CAP_OBSERVE, attention->caps, reason);
     if (rc == 0) {
         p.n_votes = p.n_tokens - n_rows;
         p.votes = calloc((size_t)p.n_votes * spec->n_kv_heads, sizeof(float));

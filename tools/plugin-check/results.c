@@ -95,19 +95,30 @@ void results_caps(struct results *r, uint32_t caps)
     }
 }
 
-void results_case(struct results *r, const char *name, const char *verdict, float error)
+void results_case(struct results *r, const char *name, const char *verdict, float error,
+                  const char *why)
 {
     if (r->form == RESULTS_JSON) {
         json_array_append_new(array_of(r, "selftest"),
-                              json_pack("{s:s, s:s, s:o}", "name", name, "verdict", verdict,
-                                        "error", json_float((double)error)));
+                              json_pack("{s:s, s:s, s:o, s:o}", "name", name, "verdict", verdict,
+                                        "error", json_float((double)error), "why",
+                                        json_words(why)));
     } else if (r->form == RESULTS_REPORT) {
         /* No comma of a name ends it: it comes last. */
         fprintf(r->out, "case=%s,%.9g,%s\n", verdict, (double)error, name);
     } else {
-        fprintf(r->out, "%-47s %s  %.3g\n", name, strcmp(verdict, "wrong") == 0 ? "WRONG" : verdict,
-                (double)error);
+        fprintf(r->out, "%-47s %s  %.3g%s%s\n", name,
+                strcmp(verdict, "wrong") == 0 ? "WRONG" : verdict, (double)error,
+                why[0] != '\0' ? "  " : "", why);
     }
+}
+
+void results_skip(struct results_family *f, struct gqa_reason *reason)
+{
+    if (f->n_skipped++ == 0) {
+        snprintf(f->why, sizeof(f->why), "%.95s", reason->text);
+    }
+    reason->text[0] = '\0';
 }
 
 void results_family(struct results *r, const struct results_family *f, bool right)
@@ -115,14 +126,18 @@ void results_family(struct results *r, const struct results_family *f, bool righ
     const char *verdict = !right ? "wrong" : f->n_run == 0 ? "not supported" : "ok";
     if (r->form == RESULTS_JSON) {
         json_array_append_new(array_of(r, "matrix"),
-                              json_pack("{s:s, s:s, s:i, s:i, s:o, s:o, s:s}", "interface",
+                              json_pack("{s:s, s:s, s:i, s:i, s:o, s:o, s:s, s:o}", "interface",
                                         f->interface, "family", f->name, "run", (int)f->n_run,
                                         "not_supported", (int)f->n_skipped, "error",
                                         json_float((double)f->worst), "tolerance",
-                                        json_float((double)f->tolerance), "verdict", verdict));
+                                        json_float((double)f->tolerance), "verdict", verdict, "why",
+                                        json_words(f->why)));
     } else if (r->form == RESULTS_TEXT) {
         fprintf(r->out, "%-47s %3u run, %3u NOT SUPPORTED  %.3g  %s\n", f->name, f->n_run,
                 f->n_skipped, (double)f->worst, right ? "ok" : "WRONG");
+        if (f->why[0] != '\0') {
+            fprintf(r->out, "    the first: %s\n", f->why);
+        }
     }
 }
 

@@ -181,6 +181,22 @@ void trial_adapters(struct trial *t, uint32_t weight, uint32_t type, uint32_t ra
     }
 }
 
+void trial_widen(struct trial *t)
+{
+    for (uint32_t i = 0; i < t->n_weights; i++) {
+        struct gqa_weight *w = &t->weights[i];
+        const struct fmt_type_info *info = fmt_type_info(w->type);
+        size_t n = (size_t)(w->ne[0] * w->ne[1] * w->ne[2]);
+        float *values = info->n_block > 1 ? room(t, n, sizeof(*values)) : NULL;
+        if (values != NULL) {
+            info->dequantise(w->data, values, n);
+            free((void *)w->data);
+            w->data = values;
+            w->type = GQA_TYPE_F32;
+        }
+    }
+}
+
 /* ---- running ----------------------------------------------------------------------------- */
 
 /* Which weights are products' matrices: those a backend may want packed. */

@@ -52,6 +52,10 @@ void trial_gather(struct trial *t, uint32_t reg);
 /* Rows carry adapter ids 7, none, 9 in turns; both change the weight, with that rank. */
 void trial_adapters(struct trial *t, uint32_t weight, uint32_t type, uint32_t rank);
 
+/* Quantised weights become the float32 values that they stand for: from now on it says what they
+ * mean, whatever backends make of the activations that meet them. */
+void trial_widen(struct trial *t);
+
 /* Runs it, chunk rows at a time (0: all at once). *ret (n_out, width of the result) is malloc'ed.
  * -ENOTSUP where prepare declines, with its reason. */
 int trial_run(struct trial *t, const struct gqa_program *p, void *context, uint32_t chunk,
