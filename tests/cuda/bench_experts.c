@@ -27,14 +27,6 @@ struct experts {
     struct cuda_buffer rows, router;
 };
 
-static uint32_t random_state;
-
-static float random_unit(void) /* -1..1 */
-{
-    random_state = random_state * 1664525u + 1013904223u;
-    return (float)(random_state >> 8) / 8388608.0f - 1.0f;
-}
-
 static struct cuda_matrix matrix(enum cuda_weight_type type, uint32_t n_in, uint32_t n_out,
                                  CUdeviceptr at)
 {
@@ -55,7 +47,7 @@ static int fill(struct bench *b, struct cuda_buffer *to, uint64_t n, bool halves
     int r = values == NULL ? -1 : cuda_buffer_reserve(b->c, to, n * (halves ? 2 : 4));
 
     for (uint64_t i = 0; r == 0 && i < n; i++) {
-        float x = random_unit();
+        float x = bench_random();
         if (halves) {
             packed[i] = gqa_f32_to_f16(x); /* in front of the float that would be there */
         } else {
@@ -95,7 +87,6 @@ static int start(struct bench *b, struct experts *e, const struct shape *s, uint
                                .ops = &e->op,
                                .regs = e->regs,
                                .step.batch = &e->batch};
-    random_state = 1;
     int r = fill(b, &e->rows, (uint64_t)SETS * n_rows * s->n_in, false);
     r = r < 0 ? r : fill(b, &e->router, 2ull * s->n_experts * s->n_in, true);
     m->router.weight = e->router.at;
@@ -129,18 +120,19 @@ static void bench_mixture(struct bench *b, const struct shape *s, uint32_t n_row
     struct experts e = {0};
     char line[96];
 
-    if (start(b, &e, s, n_rows) < 0) {
-        exit(1);
-    }
+    bench_check(start(b, &e, s, n_rows), s->name);
     double n = s->n_experts, share = (double)s->n_used / n;
     double n_read = n * (1.0 - pow(1.0 - share, n_rows));
     double bytes = (double)bytes_of(&e.mixture.router, 1) +
                    n_read * (double)(bytes_of(&e.mixture.up, 1) + bytes_of(&e.mixture.down, 1));
     double flops = 6.0 * n_rows * s->n_used * s->n_in * s->n_ff;
     bool halves = s->type == CUDA_W_F16 || s->type == CUDA_W_BF16;
+    const struct bench_line l = {.seconds = bench_seconds(b, run, &e),
+                                 .bytes = bytes,
+                                 .flops = flops,
+                                 .peak = halves ? b->half_flops_per_s : b->int8_flops_per_s};
     snprintf(line, sizeof(line), "%s, %u rows", s->name, n_rows);
-    bench_report(b, line, bench_seconds(b, run, &e), bytes, flops,
-                 halves ? b->half_flops_per_s : b->int8_flops_per_s);
+    bench_report(b, line, &l);
     finish(b, &e);
 }
 
@@ -152,8 +144,13 @@ void bench_experts(struct bench *b)
         {"experts 4/32 2880x2880 MXFP4", 32, 4, 2880, 2880, CUDA_W_MXFP4},
         {"experts 2/8 4096x14336 Q4_0", 8, 2, 4096, 14336, CUDA_W_Q4_0},
     };
+    static const struct shape tiny = {"experts 2/4 64x32 Q4_0", 4, 2, 64, 32, CUDA_W_Q4_0};
     static const uint32_t rows[] = {1, 4, 8, 64, 512};
 
+    if (b->tiny) {
+        bench_mixture(b, &tiny, 5);
+        return;
+    }
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         for (size_t k = 0; k < sizeof(rows) / sizeof(rows[0]); k++) {
             bench_mixture(b, &shapes[i], rows[k]);
