@@ -142,8 +142,9 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
     if (n_blocks == 0) {
         return 0;
     }
-    /* Scales, sums and totals take four bytes each; q comes first, so that all stay aligned. */
-    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4 + 4 + 4);
+    /* Scales, sums and totals take four bytes each, lanes eight; q comes first, so that all stay
+     * aligned. */
+    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4 + 4 + 4 + 8);
     lin->memory = host->allocate(host->data, lin->memory_bytes);
     if (lin->memory == NULL) {
         return -ENOMEM;
@@ -153,6 +154,7 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
     lin->acts.total = lin->acts.scale + n_blocks;
     lin->acts.minus = (int32_t *)(void *)(lin->acts.total + n_blocks);
     lin->acts.halves = (int16_t *)(void *)(lin->acts.minus + n_blocks);
+    lin->acts.lanes = lin->acts.halves + n_blocks * 2;
     return 0;
 }
 
@@ -190,6 +192,7 @@ struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
         .halves = acts->halves + at * 2,
         .minus = acts->minus + at,
         .total = acts->total + at,
+        .lanes = acts->lanes + at * 4,
     };
 }
 
@@ -228,6 +231,7 @@ static struct cpu_acts group_acts(const struct job *job, uint32_t group)
     acts.halves += at * 2;
     acts.minus += at;
     acts.total += at;
+    acts.lanes += at * 4;
     return acts;
 }
 
@@ -265,6 +269,7 @@ static void quantise_row(const struct job *job, uint32_t index, uint32_t first, 
         .halves = acts.halves + at * 2,
         .minus = acts.minus + at,
         .total = acts.total + at,
+        .lanes = acts.lanes + at * 4,
     };
 
     job->lin->kernels.quantise(job->x + index * job->x_stride + (size_t)first * CPU_BLOCK, &place);

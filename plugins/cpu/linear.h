@@ -41,6 +41,9 @@
  *   minus   (n_blocks, t) int32: the sum of q, negated; times a type's offset it is what the offset
  *           adds too much to sum(q * stored)
  *   total   (n_blocks, t) float: scale times the sum of q
+ *   lanes   (n_blocks, t, 2, 2) int16: of each half of the block the sum of q over the k with k % 4
+ *           below 2, negated, and that over the others. Of levels that read it: the others leave it
+ *           as it is
  *
  * A block with a non-finite value gets scale NaN and zeros; one whose peak is below
  * CPU_ACT_PEAK_MIN gets zeros. */
@@ -51,6 +54,7 @@ struct cpu_acts {
     int16_t *halves;
     int32_t *minus;
     float *total;
+    int16_t *lanes;
 };
 
 /* 127 / peak would overflow below about 3.8e-37. */
@@ -67,6 +71,7 @@ struct cpu_act_tile {
     const int16_t *halves;
     const int32_t *minus;
     const float *total;
+    const int16_t *lanes;
 };
 
 struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile);
@@ -92,6 +97,7 @@ struct cpu_act_place {
     int16_t *halves;
     int32_t *minus;
     float *total;
+    int16_t *lanes;
 };
 
 /* Strips of quantised weights, one after the other in memory. */

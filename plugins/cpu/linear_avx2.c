@@ -2,9 +2,11 @@
  *
  * VPMADDUBSW multiplies unsigned weights with signed activations and adds pairs into 16 bits, which
  * hold a few of them before they must move to 32: |a| <= 127, so a pair is at most 254 times the
- * largest weight. Eight pairs of 4-bit weights make 30,480, four of 5 bits 31,496, two of 6 bits
- * 32,004. Weights of 8 bits, and levels that are as wide, are signed and lend their sign to the
- * activation: a pair is at most 2 x 128 x 127 = 32,512, and moves at once. */
+ * largest weight. Eight pairs of 4-bit weights make 30,480, four of 5 bits 31,496. Sums of halves
+ * of k begin with what the weights' offset adds too much, negated: four pairs of six-bit weights
+ * without their offset make 32,512, and what comes before does no harm where it wraps around.
+ * Weights of 8 bits, and levels that are as wide, are signed and lend their sign to the activation:
+ * a pair is at most 2 x 128 x 127 = 32,512, and moves at once. */
 #include "plugins/cpu/linear.h"
 #include "plugins/cpu/linear_vector256.h"
 
@@ -29,33 +31,36 @@ CPU_SPECIALISE __m256i load_values(const struct cpu_layout *l, __m256i levels, c
     return cpu_unpack_vector(l, levels, lines, v, half);
 }
 
-/* The multiply that widens the sums of a half of k scales them, too. The offset is then taken off
- * with the sum of the half's activations times -offset * scale. */
+/* The multiply that widens the sums of a half of k scales them, too. */
 CPU_SPECIALISE void unpack_parts(const struct cpu_layout *l, const struct cpu_scales_256 *s,
                                  int half, struct factors *f)
 {
-    const __m128i offset = _mm_set1_epi16((short)-l->offset);
     const __m128i a = s->part_scale[0][half], b = s->part_scale[1][half];
 
     f->part_scale_words[0][half] = interleave(a, a);
     f->part_scale_words[1][half] = interleave(b, b);
-    if (l->offset != 0) {
-        f->part_offset[half] = interleave(_mm_mullo_epi16(a, offset), _mm_mullo_epi16(b, offset));
-    }
+}
+
+/* Whether the 16-bit sums begin with what the offset adds too much. */
+CPU_SPECIALISE int starts_with_offset(const struct cpu_layout *l)
+{
+    return cpu_layout_has_halves(l) && l->offset != 0;
 }
 
 /* Pairs that 16 bits can hold, a power of two up to most. */
 CPU_SPECIALISE int pairs_held(const struct cpu_layout *l, int most)
 {
-    int held = is_signed(l) ? 1 : INT16_MAX / (2 * 127 * (int)l->peak);
+    int peak = starts_with_offset(l) ? l->offset : (int)l->peak;
+    int held = is_signed(l) ? 1 : INT16_MAX / (2 * 127 * peak);
 
     return held >= most ? most : (held >= 4 ? 4 : (held >= 2 ? 2 : 1));
 }
 
-/* Exact sums, halves of k scaled; the offset is not taken off. a's rows lie side by side. */
+/* Exact sums, halves of k scaled; where these begin with nothing the offset is not taken off. a's
+ * rows and lanes lie side by side. */
 CPU_SPECIALISE void dot(const struct cpu_layout *l, const struct source *from,
                         const struct factors *f, const int n_rows, const int8_t *a,
-                        __m256i sums[GROUP_ROWS][2])
+                        const int16_t *lanes, __m256i sums[GROUP_ROWS][2])
 {
     const int parts = cpu_layout_has_halves(l) ? 2 : 1;
     const int held = pairs_held(l, 8 / parts);
@@ -68,12 +73,21 @@ CPU_SPECIALISE void dot(const struct cpu_layout *l, const struct source *from,
         CPU_UNROLL
         for (int r = 0; r < n_rows; r++) {
             __m256i x = cpu_broadcast_dword(a + r * (int)CPU_BLOCK + 4 * v);
+            __m256i start = _mm256_setzero_si256();
+            if (v % held == 0 && starts_with_offset(l)) {
+                start = _mm256_slli_epi16(cpu_broadcast_dword(lanes + r * 4 + v / 4 * 2),
+                                          __builtin_ctz((unsigned)l->offset));
+            }
             CPU_UNROLL
             for (int half = 0; half < 2; half++) {
                 __m256i p = is_signed(l) ? _mm256_maddubs_epi16(magnitude[half],
                                                                 _mm256_sign_epi8(x, q[half]))
                                          : _mm256_maddubs_epi16(q[half], x);
-                pairs[r][half] = v % held == 0 ? p : _mm256_add_epi16(pairs[r][half], p);
+                if (v % held != 0) {
+                    pairs[r][half] = _mm256_add_epi16(pairs[r][half], p);
+                } else {
+                    pairs[r][half] = starts_with_offset(l) ? _mm256_add_epi16(p, start) : p;
+                }
                 CPU_CHAIN(pairs[r][half]);
                 if (v % held == held - 1) {
                     __m256i by =
@@ -97,16 +111,13 @@ CPU_SPECIALISE void block_products(const struct cpu_layout *l, const struct sour
     __m256i sums[GROUP_ROWS][2];
 
     CPU_APART(a);
-    dot(l, from, f, n_rows, a, sums);
+    dot(l, from, f, n_rows, a, tile->lanes + at * 4, sums);
     CPU_UNROLL
     for (int r = 0; r < n_rows; r++) {
         CPU_UNROLL
         for (int half = 0; half < 2; half++) {
             __m256i sum = sums[r][half];
-            if (l->scales == CPU_SCALES_HALVES) {
-                __m256i halves = cpu_broadcast_dword(tile->halves + (at + (size_t)r) * 2);
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(halves, f->part_offset[half]));
-            } else if (l->offset != 0 && !is_signed(l)) {
+            if (l->offset != 0 && !is_signed(l) && !starts_with_offset(l)) {
                 __m256i minus = cpu_broadcast_dword(tile->minus + at + r);
                 sum = _mm256_add_epi32(
                     sum, _mm256_slli_epi32(minus, __builtin_ctz((unsigned)l->offset)));
@@ -133,21 +144,23 @@ static uint32_t peak_bits_of(const __m256 *x)
     return (uint32_t)_mm_cvtsi128_si32(four);
 }
 
-/* Rounds 16 values to int8 at q; returns their sum. */
-static int16_t quantise_16(__m256 low, __m256 high, __m256 inverse, int8_t *q)
+/* Rounds 16 values to int8 at q; returns their sum. lanes (2) */
+static int16_t quantise_16(__m256 low, __m256 high, __m256 inverse, int8_t *q, int16_t *lanes)
 {
     __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(low, inverse));
     __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(high, inverse));
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
     __m128i bytes =
         _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    __m256i sums = _mm256_add_epi32(a, b);
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    /* Pairs, those of k % 4 < 2 in even lanes; then the sum of every second. */
+    __m128i pairs = _mm_maddubs_epi16(_mm_set1_epi8(1), bytes);
+    pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0x4e));
+    pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0xb1));
+    int32_t negated = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), pairs));
 
     _mm_storeu_si128((__m128i *)(void *)q, bytes);
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    return (int16_t)_mm_cvtsi128_si32(four);
+    memcpy(lanes, &negated, sizeof(negated));
+    return (int16_t)(-lanes[0] - lanes[1]);
 }
 
 static void quantise(const float *x, const struct cpu_act_place *place)
@@ -155,7 +168,7 @@ static void quantise(const float *x, const struct cpu_act_place *place)
     for (uint32_t b = 0; b < place->n_blocks; b++, x += CPU_BLOCK) {
         size_t at = (size_t)b * place->n_tile_rows;
         int8_t *q = place->q + at * CPU_BLOCK;
-        int16_t *halves = place->halves + at * 2;
+        int16_t *halves = place->halves + at * 2, *lanes = place->lanes + at * 4;
         __m256 v[4] = {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
                        _mm256_loadu_ps(x + 24)};
         uint32_t peak_bits = peak_bits_of(v);
@@ -165,11 +178,12 @@ static void quantise(const float *x, const struct cpu_act_place *place)
         if (peak_bits >= 0x7f800000 || peak < CPU_ACT_PEAK_MIN) {
             memset(q, 0, CPU_BLOCK);
             memset(halves, 0, 2 * sizeof(*halves));
+            memset(lanes, 0, 4 * sizeof(*lanes));
             place->scale[at] = peak_bits >= 0x7f800000 ? NAN : 0.0f;
         } else {
             __m256 inverse = _mm256_set1_ps(127.0f / peak);
-            halves[0] = quantise_16(v[0], v[1], inverse, q);
-            halves[1] = quantise_16(v[2], v[3], inverse, q + 16);
+            halves[0] = quantise_16(v[0], v[1], inverse, q, lanes);
+            halves[1] = quantise_16(v[2], v[3], inverse, q + 16, lanes + 2);
             place->scale[at] = peak / 127.0f;
         }
         place->minus[at] = -(halves[0] + halves[1]);

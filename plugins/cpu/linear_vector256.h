@@ -20,8 +20,7 @@ struct factors {
     __m256 scale[2], min[2];
     __m256 part_scale[2][2];        /* (half of k, half of the outputs) */
     __m256i part_scale_words[2][2]; /* the same in 16 bits, every output's twice */
-    __m256i part_offset[2];         /* pairs of 16 bits, one for each half of k */
-    __m256i part_min[2];            /* likewise */
+    __m256i part_min[2];            /* pairs of 16 bits, one for each half of k */
 };
 
 /* A block as several groups read it. */
