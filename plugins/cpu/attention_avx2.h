@@ -8,15 +8,40 @@
 typedef __m256 vec;
 #define LANES 8u
 
-/* 16 registers: 12 sums, and what they are made of. 2 vectors for each of 6 queries, 4 for each of
- * up to 3. */
-#define QUERIES_MAX  6u
-#define WIDE_QUERIES 3u
+#define QUERIES_MAX           6u
+#define VECS_MAX              8u
+#define FETCH_HINT            _MM_HINT_T0
+#define FETCHES_V_STRAIGHT    1
+#define GATHERS_QUANTS        1
+#define MET_QUERIES_MAX       2u
+#define STEP_UNROLL           CPU_UNROLL_4
+#define APART                 static __attribute__((noinline))
+#define KEEP_OUT_OF_REGISTERS CPU_KEEP_IN_MEMORY
 
-/* How many of the queries that are left go through the registers next: 6 down to 1. */
+/* 16 registers: 12 sums where they can be had, since with 8 no multiply-add may ever start late,
+ * and what they are made of. A lone query has the 8 of a whole block. */
+CPU_SPECIALISE uint32_t vecs_of(const uint32_t nq)
+{
+    return nq == 1 ? 8 : nq <= 3 ? 4 : nq == 4 ? 3 : 2;
+}
+
+/* 12 sums leave four registers: for three of the row and a query's number, or for three queries'
+ * numbers and one of the row. */
+CPU_SPECIALISE int takes_rows_whole(const uint32_t nq, const uint32_t nv)
+{
+    return nq >= nv;
+}
+
+CPU_SPECIALISE int fetches_straight(const uint32_t nq, const uint32_t type)
+{
+    return 1;
+}
+
+/* How many of the queries that are left go through the registers next: 6 down to 1. Eight are five
+ * and three, which have 10 and 12 sums. */
 CPU_SPECIALISE uint32_t take(uint32_t left)
 {
-    return left >= 12 ? 6 : left > 6 ? (left + 1) / 2 : left;
+    return left >= 12 ? 6 : left == 8 ? 5 : left > 6 ? (left + 1) / 2 : left;
 }
 
 /* Calls f(n, ...) with n as a constant: the registers need to know it. */
@@ -40,6 +65,14 @@ CPU_SPECIALISE uint32_t take(uint32_t left)
     default:                  \
         f(6, __VA_ARGS__);    \
         break;                \
+    }
+
+/* The same up to MET_QUERIES_MAX. */
+#define WITH_MET_COUNT(n, f, ...) \
+    if ((n) == 1) {               \
+        f(1, __VA_ARGS__);        \
+    } else {                      \
+        f(2, __VA_ARGS__);        \
     }
 
 /* ---- arithmetic -------------------------------------------------------------------------- */
@@ -169,19 +202,44 @@ CPU_SPECIALISE vec load_some(const uint32_t type, const char *p, uint32_t n)
     return widen(type, _mm_loadu_si128((const __m128i *)(const void *)half));
 }
 
-/* The codes of a quant (Q8_0, Q4_0) in so many bytes at p, as floats: see struct gqa_kv_quant.
+/* The codes of a quant (bytes, or Q4_0) in so many bytes at p, as floats: see struct gqa_kv_quant.
  * high: those in the high halves of Q4_0. */
 CPU_SPECIALISE vec load_codes(const uint32_t type, const char *p, const int high)
 {
     __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)p);
 
-    if (type == GQA_TYPE_Q8_0) {
+    if (type != GQA_TYPE_Q4_0) {
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
     }
     __m256i nibbles = _mm256_cvtepu8_epi32(bytes);
     nibbles =
         high ? _mm256_srli_epi32(nibbles, 4) : _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
+}
+
+/* The low halves of 32 bytes of Q4_0's codes, as bytes, and the high ones. */
+CPU_SPECIALISE void unpack_32(const char *from, char *low, char *high)
+{
+    const __m256i mask = _mm256_set1_epi8(15), middle = _mm256_set1_epi8(8);
+    __m256i codes = _mm256_loadu_si256((const __m256i *)(const void *)from);
+    __m256i shifted = _mm256_srli_epi16(codes, 4);
+
+    codes = _mm256_sub_epi8(_mm256_and_si256(codes, mask), middle);
+    shifted = _mm256_sub_epi8(_mm256_and_si256(shifted, mask), middle);
+    _mm256_storeu_si256((__m256i *)(void *)low, codes);
+    _mm256_storeu_si256((__m256i *)(void *)high, shifted);
+}
+
+/* Those of 16 bytes, the high ones after the low ones. */
+CPU_SPECIALISE void unpack_16(const char *from, char *to)
+{
+    const __m256i mask = _mm256_set1_epi8(15), middle = _mm256_set1_epi8(8);
+    __m128i half = _mm_loadu_si128((const __m128i *)(const void *)from);
+    __m256i codes =
+        _mm256_srlv_epi64(_mm256_broadcastsi128_si256(half), _mm256_setr_epi64x(0, 0, 4, 4));
+
+    codes = _mm256_sub_epi8(_mm256_and_si256(codes, mask), middle);
+    _mm256_storeu_si256((__m256i *)(void *)to, codes);
 }
 
 /* The f16 scales that begin LANES quants, from one to the next stride bytes. */

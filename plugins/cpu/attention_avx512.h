@@ -8,10 +8,31 @@
 typedef __m512 vec;
 #define LANES 16u
 
-/* 32 registers: 24 sums, and what they are made of. 2 vectors for each of 12 queries, 4 for each of
- * up to 6. */
-#define QUERIES_MAX  12u
-#define WIDE_QUERIES 6u
+#define QUERIES_MAX                   12u
+#define VECS_MAX                      4u
+#define FETCH_HINT                    _MM_HINT_T0
+#define FETCHES_V_STRAIGHT            0
+#define GATHERS_QUANTS                0
+#define STEP_UNROLL                   /* no more than the compiler does */
+#define APART                         CPU_SPECIALISE
+#define KEEP_OUT_OF_REGISTERS(number) (void)0
+
+/* 32 registers: 24 sums, and what they are made of. */
+CPU_SPECIALISE uint32_t vecs_of(const uint32_t nq)
+{
+    return nq <= 6 ? 4 : 2;
+}
+
+CPU_SPECIALISE int takes_rows_whole(const uint32_t nq, const uint32_t nv)
+{
+    return 1;
+}
+
+/* Measured: quants of several queries, and floats of many, gain by tiles. */
+CPU_SPECIALISE int fetches_straight(const uint32_t nq, const uint32_t type)
+{
+    return cpu_kv_is_quant(type) ? nq < 3 : nq <= 6;
+}
 
 /* How many of the queries that are left go through the registers next: 12, or 8 down to 1. */
 CPU_SPECIALISE uint32_t take(uint32_t left)
@@ -50,6 +71,8 @@ CPU_SPECIALISE uint32_t take(uint32_t left)
         f(12, __VA_ARGS__);   \
         break;                \
     }
+
+#define WITH_MET_COUNT WITH_COUNT
 
 /* ---- arithmetic -------------------------------------------------------------------------- */
 
