@@ -7,18 +7,13 @@
  * (prefill_ms of its result), and what is left of its time is their delivery: by the engine, by the
  * way, and the program's looking at them. Steps and delivery overlap, unless one step computes all
  * rows: GQAD_PARALLEL and GQAD_BATCH_SIZE of at least so many see to that. */
-#include "client/cli/cli.h"
+#include "client/cli/bench_ipc.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
-#include <unistd.h>
 
-#define PAUSE_US      500u /* after which the daemon has stopped looking at its rings */
 #define SPIN_US       100u
-#define COPY_BYTES    (64u << 20)
 #define LOGITS_REPEAT 9u
 
 struct ipc_bench {
@@ -27,19 +22,13 @@ struct ipc_bench {
     uint32_t n_prompt;
 };
 
-/* How a connection is made, and how both ends wait. */
-struct way {
-    const char *transport, *wait;
-    uint32_t flags, spin_us, pause_us; /* pause_us: between calls, so that the daemon sleeps */
-    bool carries;                      /* payloads, too */
-};
-
-static const struct way ways[] = {
-    {"socket", "", 0, 0, 0, true},
-    {"socket", "asleep", 0, 0, PAUSE_US, false},
-    {"ring", "polling", GQA_F_SHM, SPIN_US, 0, true},
-    {"ring", "futex", GQA_F_SHM, 0, 0, false},
-    {"ring", "asleep", GQA_F_SHM, 0, PAUSE_US, false},
+static const struct bench_ipc_way ways[] = {
+    {"socket", "", "socket", .carries = true},
+    {"socket", "asleep", "socket", .pause_us = BENCH_IPC_PAUSE_US},
+    {"ring", "polling", NULL, GQA_F_SHM, SPIN_US, .carries = true},
+    {"ring", "futex", "eventfd", GQA_F_SHM, GQA_SPIN_NEVER},
+    {"ring", "", "eventfd", GQA_F_SHM},
+    {"ring", "asleep", "eventfd", GQA_F_SHM, .pause_us = BENCH_IPC_PAUSE_US},
 };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -60,7 +49,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     }
 }
 
-static void pause_us(uint32_t us)
+void bench_ipc_pause(uint32_t us)
 {
     const struct timespec t = {.tv_nsec = (long)us * 1000};
     nanosleep(&t, NULL);
@@ -69,8 +58,8 @@ static void pause_us(uint32_t us)
 /* ---- pings ------------------------------------------------------------------------------- */
 
 /* n calls with a payload of that many bytes, each in us. */
-static int ping(struct cli *c, const struct way *w, const char *payload, size_t bytes, double *us,
-                size_t n)
+static int ping(struct cli *c, const struct bench_ipc_way *w, const char *payload, size_t bytes,
+                double *us, size_t n)
 {
     struct gqa_params *p = NULL;
     struct gqa_error e;
@@ -81,7 +70,7 @@ static int ping(struct cli *c, const struct way *w, const char *payload, size_t 
     }
     for (size_t i = 0; i < n && r == 0 && !cli_interrupted(); i++) {
         if (w->pause_us > 0) {
-            pause_us(w->pause_us);
+            bench_ipc_pause(w->pause_us);
         }
         double start = cli_now_us();
         r = gqa_call(c->g, "gqa.ping", p, NULL, NULL, &e);
@@ -94,18 +83,22 @@ static int ping(struct cli *c, const struct way *w, const char *payload, size_t 
     return cli_interrupted() ? CLI_INTERRUPTED : CLI_OK;
 }
 
-static void add_row(json_t *rows, const char *test, const struct way *w, size_t bytes, double *us,
-                    size_t n)
+void bench_ipc_row(json_t *rows, const char *test, const struct bench_ipc_way *w, size_t bytes,
+                   double *us, size_t n)
 {
     double p50 = cli_percentile(us, n, 50), p99 = cli_percentile(us, n, 99);
-    json_array_append_new(rows,
-                          json_pack("{s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f}", "test", test,
-                                    "transport", w->transport, "wait", w->wait, "bytes",
-                                    (json_int_t)bytes, "n", (json_int_t)n, "p50_us", p50, "p99_us",
-                                    p99, "gb_per_s", p50 > 0 ? (double)bytes / p50 / 1e3 : 0.0));
+    double bare = bytes == 0 ? bench_bare_of(rows, w) : 0;
+    json_t *row = json_pack("{s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f}", "test", test, "transport",
+                            w->transport, "wait", w->wait, "bytes", (json_int_t)bytes, "n",
+                            (json_int_t)n, "p50_us", p50, "p99_us", p99, "gb_per_s",
+                            p50 > 0 ? (double)bytes / p50 / 1e3 : 0.0);
+    if (bare > 0) {
+        json_object_set_new(row, "of_bare", json_real(p50 / bare));
+    }
+    json_array_append_new(rows, row);
 }
 
-static int run_pings(struct cli *c, const struct way *w, size_t count, json_t *rows)
+static int run_pings(struct cli *c, const struct bench_ipc_way *w, size_t count, json_t *rows)
 {
     static const size_t sizes[] = {0, 4096, 65536, 1u << 20, 8u << 20};
     const size_t n_sizes = w->carries ? sizeof(sizes) / sizeof(sizes[0]) : 1;
@@ -123,7 +116,7 @@ static int run_pings(struct cli *c, const struct way *w, size_t count, json_t *r
         code = ping(c, w, payload, sizes[i], us, n < 10 ? n : 10); /* warms up */
         code = code == CLI_OK ? ping(c, w, payload, sizes[i], us, n) : code;
         if (code == CLI_OK) {
-            add_row(rows, "ping", w, sizes[i], us, n);
+            bench_ipc_row(rows, "ping", w, sizes[i], us, n);
         }
     }
     free(payload);
@@ -201,7 +194,8 @@ static int logits_once(struct cli *c, const struct ipc_bench *b, uint32_t seed,
     return CLI_OK;
 }
 
-static int run_logits(struct cli *c, const struct way *w, const struct ipc_bench *b, json_t *rows)
+static int run_logits(struct cli *c, const struct bench_ipc_way *w, const struct ipc_bench *b,
+                      json_t *rows)
 {
     double call[LOGITS_REPEAT], computing[LOGITS_REPEAT], delivery[LOGITS_REPEAT];
     size_t bytes = 0;
@@ -216,93 +210,16 @@ static int run_logits(struct cli *c, const struct way *w, const struct ipc_bench
         computing[n] = t.computing;
         delivery[n] = t.call - t.computing;
     }
-    add_row(rows, "logits", w, bytes, call, LOGITS_REPEAT);
-    add_row(rows, "steps", w, bytes, computing, LOGITS_REPEAT);
-    add_row(rows, "delivery", w, bytes, delivery, LOGITS_REPEAT);
+    bench_ipc_row(rows, "logits", w, bytes, call, LOGITS_REPEAT);
+    bench_ipc_row(rows, "steps", w, bytes, computing, LOGITS_REPEAT);
+    bench_ipc_row(rows, "delivery", w, bytes, delivery, LOGITS_REPEAT);
     return CLI_OK;
 }
 
 /* ---- all of it --------------------------------------------------------------------------- */
 
-/* What a copy of bytes that lie in no cache takes here: no transport can be faster. */
-static int run_copy(json_t *rows)
-{
-    static const struct way none = {.transport = "none", .wait = ""};
-    char *from = malloc(COPY_BYTES), *to = malloc(COPY_BYTES);
-    double us[9];
-    if (from == NULL || to == NULL) {
-        free(from);
-        free(to);
-        return cli_error(EX_OSERR, "bench: no memory");
-    }
-    memset(from, 1, COPY_BYTES);
-    memset(to, 2, COPY_BYTES);
-    for (size_t i = 0; i < sizeof(us) / sizeof(us[0]); i++) {
-        double start = cli_now_us();
-        memcpy(to, from, COPY_BYTES);
-        __asm__ volatile("" : : "r"(to) : "memory");
-        us[i] = cli_now_us() - start;
-    }
-    add_row(rows, "memcpy", &none, COPY_BYTES, us, sizeof(us) / sizeof(us[0]));
-    free(from);
-    free(to);
-    return CLI_OK;
-}
-
-/* What two wakings cost here, there and back, between threads that sleep: no call to a daemon that
- * sleeps can be quicker, and how much of its time is the machine's shows beside it. */
-struct wakers {
-    int there, back; /* eventfds */
-};
-
-static void *answer(void *arg)
-{
-    const struct wakers *w = arg;
-    uint64_t n;
-    while (read(w->there, &n, sizeof(n)) == (ssize_t)sizeof(n) && n == 1 &&
-           write(w->back, &n, sizeof(n)) == (ssize_t)sizeof(n)) {
-    }
-    return NULL;
-}
-
-static bool wake(const struct wakers *w, double *us, size_t n)
-{
-    uint64_t one = 1;
-    for (size_t i = 0; i < n; i++) {
-        pause_us(PAUSE_US);
-        double start = cli_now_us();
-        if (write(w->there, &one, sizeof(one)) < 0 || read(w->back, &one, sizeof(one)) < 0) {
-            return false;
-        }
-        us[i] = cli_now_us() - start;
-    }
-    one = 2; /* the end */
-    return write(w->there, &one, sizeof(one)) > 0;
-}
-
-static int run_wakings(size_t count, json_t *rows)
-{
-    static const struct way bare = {.transport = "eventfd", .wait = "asleep"};
-    const struct wakers w = {eventfd(0, EFD_CLOEXEC), eventfd(0, EFD_CLOEXEC)};
-    double *us = calloc(count, sizeof(*us));
-    pthread_t thread;
-    int code = CLI_OK;
-    if (w.there < 0 || w.back < 0 || us == NULL ||
-        pthread_create(&thread, NULL, answer, (void *)&w) != 0) {
-        code = cli_error(EX_OSERR, "bench: no thread or descriptor to wake");
-    } else if (!wake(&w, us, count)) {
-        code = cli_error(EX_OSERR, "bench: a thread was not woken");
-    } else {
-        pthread_join(thread, NULL);
-        add_row(rows, "waking", &bare, 0, us, count);
-    }
-    close(w.there);
-    close(w.back);
-    free(us);
-    return code;
-}
-
-static int run_way(struct cli *c, const struct way *w, const struct ipc_bench *b, json_t *rows)
+static int run_way(struct cli *c, const struct bench_ipc_way *w, const struct ipc_bench *b,
+                   json_t *rows)
 {
     c->flags = w->flags;
     c->spin_us = w->spin_us;
@@ -321,14 +238,19 @@ static int print_rows(struct cli *c, json_t *rows)
     if (c->json) {
         return cli_print_json(json_incref(rows));
     }
-    printf("%-8s %-9s %-8s %10s %8s %10s %10s %8s\n", "test", "transport", "wait", "bytes", "n",
-           "p50 us", "p99 us", "GB/s");
+    printf("%-8s %-9s %-8s %10s %8s %10s %10s %8s %8s\n", "test", "transport", "wait", "bytes", "n",
+           "p50 us", "p99 us", "GB/s", "of bare");
     for (size_t i = 0; i < json_array_size(rows); i++) {
         const json_t *r = json_array_get(rows, i);
-        printf("%-8s %-9s %-8s %10.0f %8.0f %10.1f %10.1f %8.2f\n", cli_str(r, "test", ""),
+        printf("%-8s %-9s %-8s %10.0f %8.0f %10.1f %10.1f %8.2f", cli_str(r, "test", ""),
                cli_str(r, "transport", ""), cli_str(r, "wait", ""), cli_num(r, "bytes", 0),
                cli_num(r, "n", 0), cli_num(r, "p50_us", 0), cli_num(r, "p99_us", 0),
                cli_num(r, "gb_per_s", 0));
+        double of_bare = cli_num(r, "of_bare", 0);
+        if (of_bare > 0) {
+            printf(" %8.2f", of_bare);
+        }
+        printf("\n");
     }
     return CLI_OK;
 }
@@ -345,12 +267,12 @@ int cli_bench_ipc(struct cli *c, int argc, char **argv)
         .parser = parse,
         .doc = "Measures calls to the daemon, and bytes on their way: by the socket, and by rings "
                "in shared memory while both ends look at them, while the client sleeps, and while "
-               "the daemon does."};
+               "the daemon does; beside what waking a process costs here."};
     struct ipc_bench b = {.count = 2000, .n_prompt = 512};
     cli_parse(c, &argp, argc, argv, &b);
     json_t *rows = json_array();
-    int code = run_copy(rows);
-    code = code == CLI_OK ? run_wakings(b.count, rows) : code;
+    int code = bench_bare_copy(rows);
+    code = code == CLI_OK ? bench_bare_wakings(b.count, rows) : code;
     for (size_t i = 0; code == CLI_OK && i < sizeof(ways) / sizeof(ways[0]); i++) {
         code = run_way(c, &ways[i], &b, rows);
     }
