@@ -393,7 +393,7 @@ static void parse_done(struct task *t)
     c->sink->resumed(c);
 }
 
-void caller_message(struct caller *c, uint8_t *frame, size_t bytes)
+void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_elements)
 {
     struct call *call = call_create(c->service, c, frame, bytes);
     if (!call) {
@@ -404,7 +404,7 @@ void caller_message(struct caller *c, uint8_t *frame, size_t bytes)
         c->sink->broken(c);
         return;
     }
-    if (bytes >= SERVICE_INLINE_FRAME_BYTES) {
+    if (n_elements > SERVICE_INLINE_ELEMENTS) {
         call->task = (struct task){.work = parse_work, .done = parse_done};
         call->wait = CALL_WAIT_TASK;
         c->parsing = true;

@@ -21,11 +21,11 @@
 #include <sys/queue.h>
 #include <sys/types.h>
 
-/* A message of at least so many bytes is parsed, and a text longer than that encoded, on the task
- * pool, so that the loop never stalls. */
-#define SERVICE_INLINE_FRAME_BYTES (64u << 10)
-#define SERVICE_INLINE_TEXT_BYTES  (4u << 10)
-#define SERVICE_INLINE_TOKENS      4096u
+/* A message of more values than that is parsed, and a longer text encoded, on the task pool, so
+ * that the loop never stalls. How long a message is does not matter: texts are not looked into. */
+#define SERVICE_INLINE_ELEMENTS   4096u
+#define SERVICE_INLINE_TEXT_BYTES (4u << 10)
+#define SERVICE_INLINE_TOKENS     4096u
 
 struct service;
 struct caller;
@@ -79,6 +79,9 @@ struct service_options {
 };
 
 int service_create(const struct service_options *options, struct service **ret);
+/* free() of memory of about so many bytes, by the task pool where it may take long. NULL is legal.
+ */
+void service_free(struct service *s, void *memory, size_t bytes);
 /* The engine is about to end: nothing is handed to it from now on. */
 void service_stop(struct service *s);
 /* All callers must be finished and all tasks and events delivered. NULL is legal. */
@@ -132,9 +135,10 @@ void caller_init(struct caller *c, struct service *s, const struct caller_sink *
 /* The client went away: cancels its calls and forgets them. */
 void caller_finish(struct caller *c);
 
-/* One whole message. Takes over frame (malloc'ed) in every case. Answers faults of the message
- * itself; where it cannot be repaired sink->broken follows. Not to be called while c->parsing. */
-void caller_message(struct caller *c, uint8_t *frame, size_t bytes);
+/* One whole message, of so many values as the scanner counted. Takes over frame (malloc'ed) in
+ * every case. Answers faults of the message itself; where it cannot be repaired sink->broken
+ * follows. Not to be called while c->parsing. */
+void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_elements);
 
 /* Cancels all calls of the caller, as if it had asked for it; used when a drain's time is up. */
 void caller_cut(struct caller *c);

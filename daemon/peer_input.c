@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define FRAME_FIRST_BYTES 256u
+#define FRAME_AHEAD_BYTES (1u << 20) /* room made at once for a text that has begun */
 
 void peer_input_init(struct peer_input *in)
 {
@@ -30,12 +31,17 @@ bool peer_may_read(const struct peer *p, const struct peer_input *in)
     return peer_may_take(p) && in->rest_bytes == 0;
 }
 
+/* A text that has begun tells how long it is: room for what comes of it spares moving the frame as
+ * it grows. Memory that is not written to costs nothing, so its word is taken up to a limit. */
 static int frame_append(struct peer_input *in, const uint8_t *data, size_t bytes)
 {
-    if (in->frame_bytes + bytes > in->frame_capacity) {
+    size_t wanted = in->frame_bytes + bytes;
+    if (wanted > in->frame_capacity) {
+        uint64_t ahead = in->scanner.skip;
         size_t capacity = in->frame_capacity ? in->frame_capacity * 2 : FRAME_FIRST_BYTES;
-        if (capacity < in->frame_bytes + bytes) {
-            capacity = in->frame_bytes + bytes;
+        wanted += ahead < FRAME_AHEAD_BYTES ? (size_t)ahead : FRAME_AHEAD_BYTES;
+        if (capacity < wanted) {
+            capacity = wanted;
         }
         uint8_t *frame = realloc(in->frame, capacity);
         if (!frame) {
@@ -78,7 +84,7 @@ static void deliver_frame(struct peer *p, struct peer_input *in)
     in->frame = NULL;
     in->frame_bytes = in->frame_capacity = 0;
     p->greeted = true;
-    caller_message(&p->caller, frame, bytes);
+    caller_message(&p->caller, frame, bytes, in->scanner.message_elements);
 }
 
 /* Looks at bytes until they are used or the peer has to wait. Returns how many were used. */

@@ -14,13 +14,15 @@
 /* ---- writing ---------------------------------------------------------------------------------
  * A growable buffer with a sticky error: packers after a failure do nothing; check error once. */
 struct ipc_buffer {
-    uint8_t *data;
+    uint8_t *data; /* malloc'ed */
     size_t bytes, capacity;
     int error; /* 0; -ENOMEM; -EMSGSIZE: a string or a count above UINT32_MAX */
 };
 
 void ipc_buffer_init(struct ipc_buffer *b);
 void ipc_buffer_finish(struct ipc_buffer *b); /* frees; b is then as after init */
+/* Appending so many bytes will not fail for lack of memory. -ENOMEM; the error above is not set. */
+int ipc_buffer_reserve(struct ipc_buffer *b, size_t more);
 
 void ipc_pack_nil(struct ipc_buffer *b);
 void ipc_pack_bool(struct ipc_buffer *b, bool value);
@@ -72,6 +74,7 @@ void ipc_pack_response_error(struct ipc_buffer *b, uint32_t id, const struct ipc
 struct ipc_scanner {
     uint32_t depth;
     uint32_t n_elements;
+    uint32_t message_elements;          /* of the message that ended last: what parsing it costs */
     uint64_t bytes;                     /* of the message so far */
     uint64_t skip;                      /* bytes of the current string or number left */
     uint64_t left[PROTO_DEPTH_MAX + 1]; /* values still to come at each depth */

@@ -67,6 +67,7 @@ static uint64_t read_length(const uint8_t *p, uint32_t bytes)
 static void reset(struct ipc_scanner *s)
 {
     s->depth = 0;
+    s->message_elements = s->n_elements;
     s->n_elements = 0;
     s->bytes = 0;
     s->skip = 0;

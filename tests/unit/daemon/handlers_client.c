@@ -93,7 +93,11 @@ void hand_in(struct client *c, struct ipc_buffer *b)
     cr_assert_eq(b->error, 0);
     uint8_t *frame = malloc(b->bytes);
     memcpy(frame, b->data, b->bytes);
-    caller_message(&c->caller, frame, b->bytes);
+    struct ipc_scanner s;
+    size_t used;
+    ipc_scanner_init(&s, PROTO_FRAME_BYTES_MAX);
+    ipc_scanner_feed(&s, frame, b->bytes, &used); /* what is no message is handed in as well */
+    caller_message(&c->caller, frame, b->bytes, s.message_elements);
     ipc_buffer_finish(b);
 }
 

@@ -143,16 +143,44 @@ Test(handlers, a_cancel_while_breakers_are_searched)
     cr_assert_eq(fakes.n_submitted, 0);
 }
 
-Test(handlers, a_long_message_is_parsed_elsewhere_and_holds_the_next)
+/* A ping with so many values beside its own. */
+static void send_values(struct client *c, uint32_t id, uint32_t n)
 {
-    static char text[SERVICE_INLINE_FRAME_BYTES];
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "gqa.ping");
+    ipc_pack_map(&b, 1);
+    ipc_pack_str(&b, "payload");
+    ipc_pack_array(&b, n);
+    for (uint32_t i = 0; i < n; i++) {
+        ipc_pack_u64(&b, 0);
+    }
+    hand_in(c, &b);
+}
+
+Test(handlers, a_message_of_many_values_is_parsed_elsewhere_and_holds_the_next)
+{
     struct client *c = client_create(0);
-    memset(text, 'a', sizeof(text));
-    send_generate(c, 1, "fake", text, sizeof(text));
+    send_values(c, 1, SERVICE_INLINE_ELEMENTS);
     cr_assert(c->caller.parsing);
+    cr_assert_null(next(c));
     fake_run_tasks();
     cr_assert_not(c->caller.parsing);
     cr_assert_eq(c->n_resumed, 1);
+    const struct ipc_message *m = next(c);
+    cr_assert(m && m->kind == IPC_RESPONSE && m->id == 1 && !m->error);
+    client_destroy(c);
+}
+
+Test(handlers, a_long_message_of_few_values_is_parsed_at_once)
+{
+    static char text[1u << 20];
+    struct client *c = client_create(0);
+    memset(text, 'a', sizeof(text));
+    send_generate(c, 1, "fake", text, sizeof(text));
+    cr_assert_not(c->caller.parsing);
+    cr_assert_eq(c->n_resumed, 0);
+    fake_run_tasks(); /* its text is encoded there */
     cr_assert_eq(error_code(next(c)), PROTO_E_CONTEXT_EXCEEDED);
     client_destroy(c);
 }
