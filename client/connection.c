@@ -137,7 +137,7 @@ static bool flush_out(struct gqa *g)
         bool by_socket = socket_queue(g) > 0;
         ssize_t n = by_socket ? send_to_socket(g, socket_queue(g))
                               : client_ring_put(g->ring, g->out.data + g->out_sent,
-                                                g->out.bytes - g->out_sent);
+                                                g->out.bytes - g->out_sent, false);
         if (n < 0) {
             g->write_error = (int)n;
         }
@@ -190,8 +190,59 @@ static int append(struct gqa *g, const struct ipc_buffer *head, const struct ipc
     return 0;
 }
 
+static ssize_t send_both(const struct gqa *g, const struct ipc_buffer *head,
+                         const struct ipc_buffer *rest)
+{
+    struct iovec parts[2] = {{.iov_base = head->data, .iov_len = head->bytes},
+                             {.iov_base = rest->data, .iov_len = rest->bytes}};
+    const struct msghdr msg = {.msg_iov = parts, .msg_iovlen = 2};
+    ssize_t n;
+    do {
+        n = sendmsg(g->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+    }
+    return n;
+}
+
+static ssize_t put_both(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest)
+{
+    ssize_t n = client_ring_put(g->ring, head->data, head->bytes, true);
+    if (n < (ssize_t)head->bytes) {
+        return n;
+    }
+    ssize_t m = client_ring_put(g->ring, rest->data, rest->bytes, false);
+    return m < 0 ? m : n + m;
+}
+
+/* A long message while nothing waits is sent from where it lies; only what does not go at once is
+ * copied. A failure is kept, as in flush_out(). -ENOMEM, before anything is sent. */
+static int send_directly(struct gqa *g, const struct ipc_buffer *head,
+                         const struct ipc_buffer *rest)
+{
+    int r = ipc_buffer_reserve(&g->out, head->bytes + rest->bytes);
+    if (r < 0) {
+        return r;
+    }
+    ssize_t n = g->ring != NULL ? put_both(g, head, rest) : send_both(g, head, rest);
+    if (n < 0) {
+        g->write_error = (int)n;
+        n = 0;
+    }
+    size_t gone = (size_t)n, of_head = gone < head->bytes ? gone : head->bytes;
+    ipc_pack_raw(&g->out, head->data + of_head, head->bytes - of_head);
+    ipc_pack_raw(&g->out, rest->data + (gone - of_head), rest->bytes - (gone - of_head));
+    return 0;
+}
+
 int client_send(struct gqa *g, const struct ipc_buffer *head, const struct ipc_buffer *rest)
 {
+    size_t bytes = head->bytes + (rest != NULL ? rest->bytes : 0);
+    if (rest != NULL && g->out.bytes == 0 && g->write_error == 0 && head->error == 0 &&
+        bytes >= CLIENT_DIRECT_BYTES_MIN && bytes <= PROTO_FRAME_BYTES_MAX) {
+        return send_directly(g, head, rest);
+    }
     int r = append(g, head, rest);
     if (r == 0) {
         flush_out(g);

@@ -23,7 +23,9 @@
 #define CLIENT_OUT_BYTES_RESERVE                                    \
     (64u << 10) /* more of it, for small messages: cancelling works \
                  */
-#define CLIENT_SMALL_BYTES      64u
+#define CLIENT_SMALL_BYTES 64u
+#define CLIENT_DIRECT_BYTES_MIN \
+    4096u /* messages that are sent from where they lie, if nothing waits */
 #define CLIENT_READ_BYTES       (64u << 10) /* room made before each recv */
 #define CLIENT_READS_MAX        64u /* in a row without looking at deadlines: 4 MiB and more */
 #define CLIENT_IN_BYTES_KEPT    (1u << 20) /* a larger input buffer is freed when it is empty */
@@ -197,8 +199,9 @@ int client_ring_open(struct gqa *g, uint32_t timeout_ms, gqa_reconnect_fn done, 
 int client_ring_open_and_wait(struct gqa *g, uint32_t timeout_ms, struct gqa_error *ret_error);
 void client_ring_destroy(struct gqa *g);  /* none is legal */
 void client_ring_drop_fds(struct gqa *g); /* those that came and were not used */
-/* Puts what fits of the output; bytes put, or -EPROTO. */
-ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes);
+/* Puts what fits of the output and shows it to the daemon, unless all fits and more follows at
+ * once. Bytes put, or -EPROTO. */
+ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes, bool more);
 /* Takes what is there, a bounded amount, and dispatches it. 1: something; 0; -EPROTO, -ENOMEM. */
 int client_ring_take(struct gqa *g);
 /* Lets what handles in a message name be read in its place. The second: of a message that was

@@ -195,7 +195,7 @@ static void ring_doorbell(struct client_ring *r)
     (void)n;
 }
 
-ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes)
+ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes, bool more)
 {
     size_t limit = bytes < PROTO_FRAME_BYTES_MAX ? bytes : PROTO_FRAME_BYTES_MAX;
     size_t batch = r->batch > 0 ? r->batch : limit;
@@ -206,6 +206,9 @@ ssize_t client_ring_put(struct client_ring *r, const uint8_t *data, size_t bytes
     }
     r->batch = batch - done;
     r->is_full = rc == 0;
+    if (rc == 1 && more) {
+        return (ssize_t)done;
+    }
     if (ring_out_publish(&r->out) &&
         ring_take_wait(&r->map.control->daemon_wait, RING_WAIT_FUTEX) != RING_WAIT_NOTHING) {
         ring_doorbell(r);

@@ -20,7 +20,7 @@ void ipc_buffer_finish(struct ipc_buffer *b)
 }
 
 /* Doubles, so that appending is linear in all. */
-static int reserve(struct ipc_buffer *b, size_t more)
+int ipc_buffer_reserve(struct ipc_buffer *b, size_t more)
 {
     if (more <= b->capacity - b->bytes) {
         return 0;
@@ -45,7 +45,7 @@ static int append(void *buffer, const char *data, size_t bytes)
 {
     struct ipc_buffer *b = buffer;
     if (b->error == 0) {
-        b->error = reserve(b, bytes);
+        b->error = ipc_buffer_reserve(b, bytes);
     }
     if (b->error < 0) {
         return -1;
