@@ -116,7 +116,7 @@ void call_drop(struct call *call)
         model_unref(call->entries[i].model);
     }
     free(call->entries);
-    free(call->frame);
+    service_free(s, call->frame, call->frame_bytes);
     free(call->tokens);
     free(call->text);
     call_drop_collected(call);

@@ -156,7 +156,7 @@ static void release_message(struct call *call)
 {
     ipc_message_finish(&call->message);
     call->parsed = false;
-    free(call->frame);
+    service_free(call->service, call->frame, call->frame_bytes);
     call->frame = NULL;
 }
 

@@ -31,7 +31,7 @@ void peer_close(struct peer *p)
         peer_ring_destroy(p);
     }
     peer_input_finish(&p->input);
-    ipc_buffer_finish(&p->out);
+    peer_output_finish(p);
     close(p->fd);
     quota_give(p->host->quotas, p->uid, &p->held);
     p->host->on_closed(p->host);

@@ -188,6 +188,8 @@ static inline uint64_t peer_output_end(const struct peer *p)
     return p->out_gone + peer_queued(p);
 }
 
+/* Frees the buffer, with what is in it. */
+void peer_output_finish(struct peer *p);
 /* A message was appended. */
 void peer_output_grew(struct peer *p);
 /* Sends what can be sent, a bounded amount; may close the peer. */

@@ -51,11 +51,17 @@ static void update_congestion(struct peer *p)
 
 /* ---- the buffer -------------------------------------------------------------------------- */
 
+void peer_output_finish(struct peer *p)
+{
+    service_free(p->host->service, p->out.data, p->out.capacity);
+    ipc_buffer_init(&p->out);
+}
+
 static void output_empty(struct peer *p)
 {
     p->out_sent = 0;
     if (p->out.capacity > KEEP_BYTES) {
-        ipc_buffer_finish(&p->out);
+        peer_output_finish(p);
     } else {
         p->out.bytes = 0;
     }
