@@ -51,7 +51,8 @@ struct turns {
     uint64_t cpu_ns_max; /* of the loop's thread: without the time in which it was not run */
     uint64_t ended_ns;   /* the last one */
     uint64_t slept_ns;   /* as libuv had counted then */
-    uint64_t cpu_ns;     /* of the thread, then */
+    uint64_t cpu_ns;     /* of the thread, when it was last read, */
+    uint64_t unread_ns;  /* and how long turns have taken since */
 };
 
 struct server {
