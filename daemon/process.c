@@ -85,8 +85,9 @@ static void ask_for_short_slices(void)
     }
     a.sched_flags = SCHED_FLAG_RESET_ON_FORK;
     a.sched_runtime = LOOP_SLICE_NS;
-    if (a.sched_policy != SCHED_NORMAL || syscall(SYS_sched_setattr, 0, &a, 0) < 0) {
-        log_debug("the loop's thread has the usual time slices");
+    if (a.sched_policy == SCHED_NORMAL && syscall(SYS_sched_setattr, 0, &a, 0) < 0) {
+        log_info("the loop's thread has the usual time slices: shorter ones are refused: %s",
+                 strerror(errno));
     }
 }
 

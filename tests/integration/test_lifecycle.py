@@ -5,9 +5,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import unittest
 
+import forbid
 import wire
 from harness import GQAD, Daemon, Folder, main, synth
 from test_hostile import STRANGER, as_stranger
@@ -334,6 +336,18 @@ class System(Case):
                                "--config", "/dev/null"], capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 78, done.stderr)
         self.assertIn("user namespace", done.stderr)
+
+
+class Filtered(Case):
+    """What a unit's or a container's filter of system calls may refuse."""
+
+    def test_without_short_slices_it_serves_and_says_so_once(self):
+        if os.uname().machine not in forbid.NUMBERS:
+            self.skipTest("the number of sched_setattr is not known here: NOT tested")
+        d = self.start(prefix=(sys.executable, forbid.__file__, "sched_setattr"))
+        with d.connect() as c:
+            self.assertEqual(c.call("gqa.ping"), {})
+        self.assertEqual(d.log_text().count("usual time slices"), 1, d.log_text())
 
 
 class Memory(Case):
