@@ -6,8 +6,8 @@ and afterwards descriptors, memory, blocks and sequences are what they were. Lat
 its loop's longest turn are printed, not asserted: this machine may be busy. What an attack takes of the machine is
 told from what it does to the daemon by a control: the same attack on another daemon, beside the same neighbour.
 
-GQAD_TEST_ROUNDS: how often each attack goes on in turns with its controls; 2. GQAD_TEST_LONG=1: longer attacks, a million kills (or GQAD_TEST_CYCLES), 10,000 idle connections, 1,000 trials of who
-can time whose prompts.
+GQAD_TEST_ROUNDS: how often each attack goes on in turns with its controls; 2. GQAD_TEST_LONG=1: longer attacks, a million kills (or GQAD_TEST_CYCLES, and a twentieth of it
+of a user that is slowed), 10,000 idle connections, 1,000 trials of who can time whose prompts.
 """
 import json
 import os
@@ -261,6 +261,20 @@ class Killed(Rounds):
         did = self.attack("killed", cycles // 2, held=False)
         states = [n for name, n in did.items() if name != "wrong"]
         self.assertGreater(min(states), 0)
+
+
+@unittest.skipUnless(ROOT and (LONG or "GQAD_TEST_CYCLES" in os.environ),
+                     "kills of who is slowed, by the thousand: as root, with GQAD_TEST_CYCLES or GQAD_TEST_LONG")
+class KilledSlowly(Rounds):
+    """A twentieth of them with slowing on: of a user who gets a step now and then all the more lies around."""
+    config = Attacked.config + "kv_store_bytes = 8M\n"
+    flags = Attacked.flags[:-2] + ("--log-level", "info")
+
+    def test_clients_of_who_is_slowed_are_killed(self):
+        cycles = int(os.environ.get("GQAD_TEST_CYCLES", 1000000)) // 20
+        did = self.attack("killed", cycles // 2, held=False)
+        self.assertGreater(min(n for name, n in did.items() if name != "wrong"), 0)
+        self.assertIn(f"uid {ATTACKER} misbehaves and is slowed", self.daemon.log_text())
 
 
 class Idle(Attacked):
