@@ -260,9 +260,9 @@ static void expect_echo(const struct gqa_value *result, const char *text, size_t
 
 Test(ring, calls_go_and_come_however_the_client_waits)
 {
-    static const uint32_t spins[] = {0, 50};
+    static const uint32_t spins[] = {0, 50, GQA_SPIN_NEVER};
     char text[TEXT_BYTES]; /* longer than the rings: both ends wait for room */
-    for (size_t s = 0; s < 2; s++) {
+    for (size_t s = 0; s < sizeof(spins) / sizeof(spins[0]); s++) {
         struct gqa *g = NULL;
         pid_t pid;
         cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, spins[s], &pid, &g), 0);
