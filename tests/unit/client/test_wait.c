@@ -17,6 +17,7 @@
 static void slow(int fd, void *arg)
 {
     const struct timespec t = {.tv_nsec = ANSWER_MS * 1000000L};
+    peer_hello(fd, GQA_PROTOCOL_VERSION);
     for (;;) {
         uint32_t id = peer_expect(fd, "gqa.ping");
         nanosleep(&t, NULL);
@@ -26,6 +27,7 @@ static void slow(int fd, void *arg)
 
 static void quick(int fd, void *arg)
 {
+    peer_hello(fd, GQA_PROTOCOL_VERSION);
     for (;;) {
         peer_answer(fd, peer_expect(fd, "gqa.ping"));
     }
