@@ -125,7 +125,8 @@ for part; do
     command_of "$part"
     left=$((BUDGET_S - SECONDS - 5))
     if [ "$OUT/$part.status" -nt "$B/cuda.so" ] && [ "$OUT/$part.status" -nt "${command[0]}" ]; then
-        continue # in an earlier call
+        read -r status seconds again <"$OUT/$part.status"
+        [ -z "$again" ] && continue # it had its turn in an earlier call
     fi
     rm -f "$OUT/$part.status"
     echo "== $part"
@@ -136,19 +137,25 @@ for part; do
         echo "NOT RUN: its turn is when this is called again"
         continue
     fi
-    began=$SECONDS
-    [ $left -lt $limit ] && limit=$left
+    began=$SECONDS again=
+    if [ $left -lt $limit ]; then
+        limit=$left again=again # where that is too little: it has not had its whole time
+    fi
     limited "$limit" "$OUT/$part.txt" "${command[@]}"
     status=$?
-    [ $status -eq 124 ] && echo "STOPPED after $limit s" >>"$OUT/$part.txt"
+    if [ $status -eq 124 ]; then
+        echo "STOPPED after $limit s" >>"$OUT/$part.txt"
+    else
+        again=
+    fi
     tail -n 60 "$OUT/$part.txt"
-    echo "$status $((SECONDS - began))" >"$OUT/$part.status"
+    echo "$status $((SECONDS - began)) $again" >"$OUT/$part.status"
 done
 
 # summary: a line for each part, then the shares
 wrong=0 missing=0
 summary() {
-    local part status seconds
+    local part status seconds again
     cat "$OUT/probe.txt"
     for part in "${parts[@]}"; do
         if [ ! -e "$OUT/$part.status" ]; then
@@ -156,7 +163,7 @@ summary() {
             missing=1
             continue
         fi
-        read -r status seconds <"$OUT/$part.status"
+        read -r status seconds again <"$OUT/$part.status"
         case $status in
         0) echo "right    $part ($seconds s)" ;;
         77)
@@ -164,7 +171,7 @@ summary() {
             missing=1
             ;;
         124)
-            echo "STOPPED  $part ($seconds s)"
+            echo "STOPPED  $part ($seconds s)${again:+, and begins again when this is called again}"
             missing=1
             ;;
         *)
