@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -59,56 +60,98 @@ static int embed_row(const struct cuda_op *op, const struct gqa_batch *b, uint32
     return 0;
 }
 
-static void fill_angles(const struct cuda_rope *rope, const struct gqa_batch *b, float *to)
+static void fill_angles(const struct cuda_rope *rope, const struct gqa_batch *b, uint32_t row,
+                        float *to)
 {
-    float *sines = to + (size_t)b->n_rows * rope->n_freqs;
+    float *cosines = to + (size_t)row * rope->n_freqs;
+    float *sines = cosines + (size_t)b->n_rows * rope->n_freqs;
 
-    for (uint32_t row = 0; row < b->n_rows; row++) {
-        for (uint32_t i = 0; i < rope->n_freqs; i++) {
-            double angle = (double)b->positions[row] * rope->freqs[i];
-            to[row * rope->n_freqs + i] = (float)(cos(angle) * (double)rope->magnitude);
-            sines[row * rope->n_freqs + i] = (float)(sin(angle) * (double)rope->magnitude);
-        }
+    for (uint32_t i = 0; i < rope->n_freqs; i++) {
+        double angle = (double)b->positions[row] * rope->freqs[i];
+        cosines[i] = (float)(cos(angle) * (double)rope->magnitude);
+        sines[i] = (float)(sin(angle) * (double)rope->magnitude);
     }
 }
 
-/* All that the host computes of a step, into pinned memory and from there to the device. */
+/* Floats of a row of what an op, or a table of angles, has in the staging memory. */
+static uint32_t embed_width(const struct cuda_op *op)
+{
+    return op->op.kind == GQA_OP_EMBED ? op->op.dst.width : 0;
+}
+
+/* All that the host computes of a step, on its way: n_out output rows, then for each EMBED its
+ * rows, then for each table cosines and sines. A task for some rows of all of these: a prompt's are
+ * worth the host's workers. */
+struct inputs {
+    const struct cuda_program *p;
+    const struct gqa_batch *batch;
+    float *at; /* behind the output rows */
+    atomic_int failed;
+};
+
+#define ROWS_OF_TASK 32u
+
+static void fill_task(void *arg, uint32_t index, uint32_t worker)
+{
+    struct inputs *in = arg;
+    const struct gqa_batch *b = in->batch;
+    uint32_t first = index * ROWS_OF_TASK, left = b->n_rows - first;
+    uint32_t end = first + (left < ROWS_OF_TASK ? left : ROWS_OF_TASK);
+    float *at = in->at;
+    int r = 0;
+
+    for (uint32_t i = 0; i < in->p->n_ops; i++) {
+        const struct cuda_op *op = &in->p->ops[i];
+        uint32_t width = embed_width(op);
+        for (uint32_t row = first; r == 0 && width > 0 && row < end; row++) {
+            r = embed_row(op, b, row, at + (size_t)row * width);
+        }
+        at += (size_t)b->n_rows * width;
+    }
+    for (uint32_t i = 0; i < in->p->n_ropes; i++) {
+        for (uint32_t row = first; row < end; row++) {
+            fill_angles(&in->p->ropes[i], b, row, at);
+        }
+        at += 2 * (size_t)b->n_rows * in->p->ropes[i].n_freqs;
+    }
+    if (r < 0) {
+        atomic_store_explicit(&in->failed, r, memory_order_relaxed);
+    }
+}
+
+/* Into pinned memory, and from there to the device. */
 static int upload_inputs(struct cuda_program *p, const struct gqa_batch *b)
 {
+    struct inputs in = {.p = p, .batch = b};
     uint64_t floats = b->n_out;
-    int r;
 
     for (uint32_t i = 0; i < p->n_ops; i++) {
-        bool embeds = p->ops[i].op.kind == GQA_OP_EMBED;
-        floats += embeds ? (uint64_t)b->n_rows * p->ops[i].op.dst.width : 0;
+        floats += (uint64_t)b->n_rows * embed_width(&p->ops[i]);
     }
     for (uint32_t i = 0; i < p->n_ropes; i++) {
         floats += 2 * (uint64_t)b->n_rows * p->ropes[i].n_freqs;
     }
-    r = cuda_pinned_reserve(p->context, &p->staging, floats * sizeof(float));
-    float *at = p->staging.at;
-    if (r == 0 && b->n_out > 0) {
-        memcpy(at, b->out_rows, b->n_out * sizeof(uint32_t));
-        r = cuda_upload(p->context, p->out_rows.at, at, b->n_out * sizeof(uint32_t));
-        at += b->n_out;
+    int r = cuda_pinned_reserve(p->context, &p->staging, floats * sizeof(float));
+    if (r < 0) {
+        return r;
     }
+    if (b->n_out > 0) {
+        memcpy(p->staging.at, b->out_rows, b->n_out * sizeof(uint32_t));
+        r = cuda_upload(p->context, p->out_rows.at, p->staging.at, b->n_out * sizeof(uint32_t));
+    }
+    in.at = (float *)p->staging.at + b->n_out;
+    p->context->host->parallel(p->context->host->data, fill_task, &in,
+                               (b->n_rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK);
+    r = r < 0 ? r : atomic_load_explicit(&in.failed, memory_order_relaxed);
     for (uint32_t i = 0; r == 0 && i < p->n_ops; i++) {
-        const struct cuda_op *op = &p->ops[i];
-        if (op->op.kind != GQA_OP_EMBED) {
-            continue;
-        }
-        for (uint32_t row = 0; r == 0 && row < b->n_rows; row++) {
-            r = embed_row(op, b, row, at + (size_t)row * op->op.dst.width);
-        }
-        size_t n = (size_t)b->n_rows * op->op.dst.width;
-        r = r < 0 ? r : cuda_upload(p->context, op->embeddings.at, at, n * sizeof(float));
-        at += n;
+        size_t n = (size_t)b->n_rows * embed_width(&p->ops[i]);
+        r = cuda_upload(p->context, p->ops[i].embeddings.at, in.at, n * sizeof(float));
+        in.at += n;
     }
     for (uint32_t i = 0; r == 0 && i < p->n_ropes; i++) {
         size_t n = 2 * (size_t)b->n_rows * p->ropes[i].n_freqs;
-        fill_angles(&p->ropes[i], b, at);
-        r = cuda_upload(p->context, p->ropes[i].angles.at, at, n * sizeof(float));
-        at += n;
+        r = cuda_upload(p->context, p->ropes[i].angles.at, in.at, n * sizeof(float));
+        in.at += n;
     }
     return r;
 }
