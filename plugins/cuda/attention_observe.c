@@ -25,6 +25,22 @@ static int run(struct cuda_context *c, struct cuda_observe_args *args)
     return r < 0 ? r : launch(c, CUDA_KERNEL_observe_votes, n_vote_segments, groups, args);
 }
 
+/* What was counted before, to the device; of a prompt's first rows that is nothing, and not copied.
+ */
+static int put_votes(struct cuda_context *c, CUdeviceptr to, const float *votes, uint64_t n)
+{
+    uint32_t seen = 0;
+
+    for (uint64_t i = 0; i < n; i++) {
+        seen |= gqa_float_bits(votes[i]);
+    }
+    if (seen != 0) {
+        return cuda_upload(c, to, votes, n * sizeof(*votes));
+    }
+    return cuda_check(c, CUDA(&c->driver, cuMemsetD8Async)(to, 0, n * sizeof(*votes), c->stream),
+                      "clearing votes");
+}
+
 int cuda_plan_observe(struct cuda_context *c, struct cuda_plan *plan,
                       const struct gqa_attn_layer *host_layer, const struct cuda_attn_layer *layer,
                       const struct gqa_attn_batch *batch, const struct gqa_attn_io *io,
@@ -56,7 +72,7 @@ int cuda_plan_observe(struct cuda_context *c, struct cuda_plan *plan,
         .totals = cuda_pointer(at + n.parts * sizeof(float)),
         .votes = cuda_pointer(votes_at),
     };
-    r = r < 0 ? r : cuda_upload(c, votes_at, votes, n.votes * sizeof(float));
+    r = r < 0 ? r : put_votes(c, votes_at, votes, n.votes);
     r = r < 0 ? r : run(c, &args);
     r = r < 0 ? r : cuda_download(c, votes, votes_at, n.votes * sizeof(float));
     return r < 0 ? r : cuda_synchronise(c);

@@ -200,7 +200,8 @@ static void tell(const char *what, const struct emulated_counts *n)
            what, n->launches, n->captured, n->graphs, n->uploads, n->downloads, n->waits);
 }
 
-/* What each step must have been: 1 launched, 2 captured, 3 replayed; with votes launched. */
+/* What each step must have been: 1 launched, 2 captured, 3 replayed; with votes launched. Besides a
+ * step's own three uploads, votes that were counted before. */
 static bool check(const struct side *s, emulated_counts_fn *counts)
 {
     static const struct {
@@ -208,9 +209,13 @@ static bool check(const struct side *s, emulated_counts_fn *counts)
         uint32_t n_rows;
         bool votes;
         int kind;
-    } steps[] = {{"a token, first", 1, false, 1},     {"a token, captured", 1, false, 2},
-                 {"a token, replayed", 1, false, 3},  {"rows that vote", VOTERS, true, 1},
-                 {"rows that vote", VOTERS, true, 1}, {"a token, replayed", 1, false, 3}};
+        unsigned n_uploads;
+    } steps[] = {{"a token, first", 1, false, 1, 3},
+                 {"a token, captured", 1, false, 2, 3},
+                 {"a token, replayed", 1, false, 3, 3},
+                 {"rows that vote", VOTERS, true, 1, 3},
+                 {"rows that vote on", VOTERS, true, 1, 3 + N_LAYERS},
+                 {"a token, replayed", 1, false, 3, 3}};
     static struct program voting, plain;
     struct emulated_counts before = {0};
     float a[WIDTH], b[WIDTH];
@@ -227,7 +232,7 @@ static bool check(const struct side *s, emulated_counts_fn *counts)
             tell(steps[i].name, &n);
             right = right && n.graphs == (steps[i].kind > 1) &&
                     (n.captured > 0) == (steps[i].kind == 2) &&
-                    (n.launches > 0) == (steps[i].kind == 1);
+                    (n.launches > 0) == (steps[i].kind == 1) && n.uploads == steps[i].n_uploads;
         }
         printf("%s: %s\n", steps[i].name, right ? "ok" : "WRONG");
     }
