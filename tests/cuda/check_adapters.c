@@ -146,7 +146,7 @@ static bool check_kind(const struct side *cpu, const struct side *cuda, size_t i
     float *some = trial_results(&t, cuda, 13), *one = trial_results(&t, cuda, 1);
     bool right = truth != NULL && got != NULL && some != NULL && one != NULL;
     if (right) {
-        float error = trial_distance(truth, got, n);
+        float error = check_distance(truth, got, n);
         bool bits =
             memcmp(got, some, n * sizeof(*got)) == 0 && memcmp(got, one, n * sizeof(*got)) == 0;
         bool alone = keeps_to_its_row(&t, cuda, got), refused = refuses(&t, cuda);

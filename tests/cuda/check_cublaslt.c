@@ -78,7 +78,7 @@ static float distance(const float *truth, const float *got)
     for (uint32_t row = 0; row < ROWS; row++) {
         const float *x = truth + row * OUT, *y = got + row * OUT;
         if (classes[row] == GQA_ROW_P && row != ROW_NO_VALUE) {
-            float d = trial_distance(x, y, OUT);
+            float d = check_distance(x, y, OUT);
             worst = d > worst || isnan(d) ? d : worst;
         }
     }

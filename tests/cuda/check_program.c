@@ -399,19 +399,6 @@ static const struct schedule apart = {
     "in chunks and apart", 5, {{33, 0}, {39, 0}, {0, 76}, {9, 0}, {0, 2}}};
 /* The same numbers of tokens: 81 and 78. */
 
-static float relative_error(const struct run *truth, const struct run *got)
-{
-    float worst = 0.0f, squares = 0.0f;
-
-    for (uint32_t i = 0; i < SEQS_MAX * N_VOCAB; i++) {
-        float a = truth->logits[i / N_VOCAB][i % N_VOCAB],
-              b = got->logits[i / N_VOCAB][i % N_VOCAB];
-        squares += a * a;
-        worst = fabsf(a - b) > worst || isnan(b) ? fabsf(a - b) : worst;
-    }
-    return worst / sqrtf(squares / (SEQS_MAX * N_VOCAB));
-}
-
 static bool same_pages(const struct model *m, const struct run *a, const struct run *b)
 {
     for (uint32_t i = 0; i < SEQS_MAX; i++) {
@@ -439,7 +426,7 @@ static size_t differing_bytes(const struct model *m, const struct run *a, const 
     return n;
 }
 
-static int check_model(const struct side *cpu, const struct side *cuda, const struct trial *t)
+static bool check_model(const struct side *cpu, const struct side *cuda, const struct trial *t)
 {
     static struct run truth, got, other;
     struct model m;
@@ -450,7 +437,7 @@ static int check_model(const struct side *cpu, const struct side *cuda, const st
     int r2 = r < 0 ? r : run_all(cuda, &m, &apart, false, &other);
     bool wrong = r2 < 0;
     if (!wrong) {
-        float error = relative_error(&truth, &got);
+        float error = check_distance(truth.logits[0], got.logits[0], SEQS_MAX * N_VOCAB);
         bool bits = memcmp(got.logits, other.logits, sizeof(got.logits)) == 0 &&
                     same_pages(&m, &got, &other);
         wrong = !(error <= t->tolerance) || !bits;
@@ -465,7 +452,7 @@ static int check_model(const struct side *cpu, const struct side *cuda, const st
     run_finish(cuda, &got);
     run_finish(cuda, &other);
     model_finish(&m);
-    return wrong;
+    return !wrong;
 }
 
 /* ---- times of ops ------------------------------------------------------------------------ */
@@ -498,7 +485,7 @@ static bool is_right_time(const struct model *m, const struct gqa_op_time *t, do
 }
 
 /* Runs the schedule without a reading, then with one before and one behind it. */
-static int check_times(const struct side *cuda)
+static bool check_times(const struct side *cuda)
 {
     static const struct trial trial = {GQA_TYPE_Q4_0, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE};
     static struct run plain, read;
@@ -527,42 +514,33 @@ static int check_times(const struct side *cuda)
     run_finish(cuda, &plain);
     run_finish(cuda, &read);
     model_finish(&m);
-    return !right;
+    return right;
+}
+
+/* ---- all of it --------------------------------------------------------------------------- */
+
+/* Quantised caches meet F16 weights, for which activations have no codes of their own. */
+static const struct trial trials[] = {
+    {GQA_TYPE_Q4_0, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
+    {GQA_TYPE_Q8_0, GQA_TYPE_BF16, GQA_TYPE_BF16, 40, TOLERANCE},
+    {GQA_TYPE_Q4_K, GQA_TYPE_F16, GQA_TYPE_BF16, 0, TOLERANCE},
+    {GQA_TYPE_Q6_K, GQA_TYPE_BF16, GQA_TYPE_F16, 0, TOLERANCE},
+    {GQA_TYPE_MXFP4, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
+    {GQA_TYPE_F16, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
+    {GQA_TYPE_BF16, GQA_TYPE_BF16, GQA_TYPE_BF16, 0, TOLERANCE},
+    {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
+    {GQA_TYPE_F16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0, 40, TOLERANCE_CODES},
+    {GQA_TYPE_F16, GQA_TYPE_Q4_0, GQA_TYPE_Q8_0, 0, TOLERANCE_CODES},
+};
+
+/* The models, then the times. */
+static bool check(const struct side *cpu, const struct side *cuda, size_t index)
+{
+    return index < ARRAY_LENGTH(trials) ? check_model(cpu, cuda, &trials[index])
+                                        : check_times(cuda);
 }
 
 int main(int argc, char **argv)
 {
-    /* Quantised caches meet F16 weights, for which activations have no codes of their own. */
-    static const struct trial trials[] = {
-        {GQA_TYPE_Q4_0, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
-        {GQA_TYPE_Q8_0, GQA_TYPE_BF16, GQA_TYPE_BF16, 40, TOLERANCE},
-        {GQA_TYPE_Q4_K, GQA_TYPE_F16, GQA_TYPE_BF16, 0, TOLERANCE},
-        {GQA_TYPE_Q6_K, GQA_TYPE_BF16, GQA_TYPE_F16, 0, TOLERANCE},
-        {GQA_TYPE_MXFP4, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
-        {GQA_TYPE_F16, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
-        {GQA_TYPE_BF16, GQA_TYPE_BF16, GQA_TYPE_BF16, 0, TOLERANCE},
-        {GQA_TYPE_F32, GQA_TYPE_F16, GQA_TYPE_F16, 0, TOLERANCE},
-        {GQA_TYPE_F16, GQA_TYPE_Q8_0, GQA_TYPE_Q4_0, 40, TOLERANCE_CODES},
-        {GQA_TYPE_F16, GQA_TYPE_Q4_0, GQA_TYPE_Q8_0, 0, TOLERANCE_CODES},
-    };
-    struct side cpu = {0}, cuda = {0};
-    int wrong = 0;
-
-    if (argc != 3) {
-        fprintf(stderr, "usage: check-program CPU.so CUDA.so\n");
-        return 1;
-    }
-    int r = side_open(&cpu, argv[1], "");
-    r = r == 0 ? side_open(&cuda, argv[2], "") : r;
-    if (r != 0) {
-        return r;
-    }
-    for (size_t i = 0; i < ARRAY_LENGTH(trials); i++) {
-        wrong += check_model(&cpu, &cuda, &trials[i]);
-    }
-    wrong += check_times(&cuda);
-    cuda.plugin->close(cuda.context);
-    cpu.plugin->close(cpu.context);
-    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
-    return wrong != 0;
+    return sides_check(argc, argv, ARRAY_LENGTH(trials) + 1, check);
 }

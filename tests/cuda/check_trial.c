@@ -1,6 +1,5 @@
 #include "tests/cuda/check_trial.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -15,16 +14,4 @@ float *trial_results(struct trial *t, const struct side *s, uint32_t chunk)
         return NULL;
     }
     return y;
-}
-
-float trial_distance(const float *truth, const float *got, size_t n)
-{
-    float worst = 0.0f, squares = 0.0f;
-
-    for (size_t i = 0; i < n; i++) {
-        float d = fabsf(truth[i] - got[i]);
-        worst = d > worst || isnan(d) ? d : worst;
-        squares += truth[i] * truth[i];
-    }
-    return worst / sqrtf(squares / (float)n);
 }

@@ -9,7 +9,4 @@
  * said why. */
 float *trial_results(struct trial *t, const struct side *s, uint32_t chunk);
 
-/* The largest difference over the root mean square of the truth; not a number where one is none. */
-float trial_distance(const float *truth, const float *got, size_t n);
-
 #endif

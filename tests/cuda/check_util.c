@@ -1,6 +1,7 @@
 #include "tests/cuda/check_util.h"
 
 #include <dlfcn.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,4 +92,16 @@ int sides_check(int argc, char **argv, size_t n,
     cpu.plugin->close(cpu.context);
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
     return wrong != 0;
+}
+
+float check_distance(const float *truth, const float *got, size_t n)
+{
+    float worst = 0.0f, squares = 0.0f;
+
+    for (size_t i = 0; i < n; i++) {
+        float d = fabsf(truth[i] - got[i]);
+        worst = d > worst || isnan(d) ? d : worst;
+        squares += truth[i] * truth[i];
+    }
+    return worst / sqrtf(squares / (float)n);
 }

@@ -24,4 +24,7 @@ int side_open(struct side *s, const char *path, const char *options);
 int sides_check(int argc, char **argv, size_t n,
                 bool (*check)(const struct side *cpu, const struct side *cuda, size_t index));
 
+/* The largest difference over the root mean square of the truth; not a number where one is none. */
+float check_distance(const float *truth, const float *got, size_t n);
+
 #endif
