@@ -451,6 +451,7 @@ static void run_batch(struct kv_store *s, struct batch *b)
     if (s->facts.n_failures == failures) {
         resume(s);
         tidy(s);
+        store_punch_idle(s);
     }
 }
 

@@ -22,6 +22,8 @@
 #define STORE_USES_MS          60000u /* between two times that uses are persisted */
 #define STORE_CLOSE_MS         5000u
 #define STORE_NONE             UINT32_MAX
+#define STORE_IDLE_PART        32u /* of bytes_max may lie in free slots that are not punched */
+#define STORE_PUNCHES_MAX      64u /* in one batch: others wait for the io thread */
 
 enum slot_state {
     SLOT_FREE,     /* bit in used is clear, as in no other state */
@@ -68,6 +70,10 @@ struct store_class {
     /* Mapped for n_max slots: what is never touched takes no memory. */
     struct store_slot *slots;
     uint64_t *used; /* a bit for every slot */
+    /* Slots that are free and were punched, so that other stores have their space: a bit each. They
+     * are allocated anew before they are written. */
+    uint64_t *holes;
+    uint32_t n_holes;
 };
 
 struct store_index {
@@ -96,6 +102,7 @@ struct kv_store {
     uint32_t n_classes; /* with open files; fewer than the identity's only while opening */
     struct store_index index;
     uint64_t bytes_aside;
+    bool keeps_space;            /* its file system makes no holes */
     struct store_record *buffer; /* STORE_BUFFER_RECORDS, for reading */
     struct store_record *output; /* as many, for writing */
     uint32_t n_output;
@@ -152,6 +159,9 @@ uint64_t store_bytes_files(const struct kv_store *s);
 
 /* Holes in place of everything that is not SLOT_LIVE, synced. */
 int store_punch_dead(struct kv_store *s);
+/* Holes in place of some of the free slots, where there are many: what was evicted for another
+ * store's sake takes no space any more. */
+void store_punch_idle(struct kv_store *s);
 
 /* ---- store_index.c: the index file --------------------------------------------------------- */
 

@@ -84,9 +84,9 @@ void store_publish(struct kv_store *s)
                                   ? s->bytes_max - (f->bytes_files - s->bytes_aside)
                                   : 0;
         uint64_t to_grow = bytes_left / c->slot_bytes;
-        uint64_t n_more = c->n_max - c->n_slots;
+        uint64_t n_more = c->n_max - c->n_slots + c->n_holes;
         f->bytes_live += c->n_live * c->block_bytes;
-        f->n_room[i] = c->n_free + (to_grow < n_more ? to_grow : n_more);
+        f->n_room[i] = c->n_free - c->n_holes + (to_grow < n_more ? to_grow : n_more);
     }
     pthread_mutex_lock(&s->lock);
     s->shared.facts = *f;

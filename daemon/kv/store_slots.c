@@ -47,6 +47,11 @@ static int make_tables(struct kv_store *s, struct store_class *c)
         return rc;
     }
     c->used = memory;
+    rc = map_zeros(used_bytes(c), &memory);
+    if (rc < 0) {
+        return rc;
+    }
+    c->holes = memory;
     size_t bytes = (size_t)(c->n_max * c->slot_bytes);
     rc = s->files.map(s->files.self, c->fd, 0, bytes, NULL, &memory);
     if (rc < 0) {
@@ -122,6 +127,9 @@ void store_class_close(struct kv_store *s, uint32_t layer_class)
     if (c->used != NULL) {
         munmap(c->used, used_bytes(c));
     }
+    if (c->holes != NULL) {
+        munmap(c->holes, used_bytes(c));
+    }
     if (c->slots != NULL) {
         munmap(c->slots, slots_bytes(c));
     }
@@ -137,7 +145,8 @@ uint64_t store_bytes_files(const struct kv_store *s)
 {
     uint64_t bytes = s->index.bytes;
     for (uint32_t i = 0; i < s->n_classes; i++) {
-        bytes += s->classes[i].n_slots * s->classes[i].slot_bytes;
+        const struct store_class *c = &s->classes[i];
+        bytes += (c->n_slots - c->n_holes) * c->slot_bytes;
     }
     return bytes;
 }
@@ -176,14 +185,15 @@ static int grow(struct kv_store *s, struct store_class *c)
     return rc;
 }
 
-/* The first free slot at or after the hint, round about. There is one. */
-static uint32_t find_free(struct store_class *c)
+/* The first free slot at or after the hint, round about. */
+static uint32_t find_free(struct store_class *c, bool holes_too)
 {
     uint32_t n_words = (c->n_slots + 63) / 64;
     uint32_t word = c->hint < c->n_slots ? c->hint / 64 : 0;
     for (uint32_t i = 0; i < n_words; i++, word = word + 1 < n_words ? word + 1 : 0) {
-        if (c->used[word] != UINT64_MAX) {
-            uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(~c->used[word]);
+        uint64_t taken = c->used[word] | (holes_too ? 0 : c->holes[word]);
+        if (taken != UINT64_MAX) {
+            uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(~taken);
             if (slot < c->n_slots) {
                 c->hint = slot;
                 return slot;
@@ -191,6 +201,31 @@ static uint32_t find_free(struct store_class *c)
         }
     }
     return STORE_NONE;
+}
+
+/* Makes space for a free slot that was punched. */
+static int fill_hole(struct kv_store *s, struct store_class *c, uint32_t slot)
+{
+    if (store_bytes_files(s) + s->bytes_aside + c->slot_bytes > s->bytes_max) {
+        return -EDQUOT;
+    }
+    int rc = s->files.allocate(s->files.self, c->fd, slot * c->slot_bytes, (size_t)c->slot_bytes);
+    if (rc == 0) {
+        c->holes[slot / 64] &= ~(1ull << slot % 64);
+        c->n_holes--;
+    }
+    return rc;
+}
+
+/* A free slot that has space on the disk. */
+static int find_slot(struct kv_store *s, struct store_class *c, uint32_t *ret_slot)
+{
+    bool only_holes = c->n_free == c->n_holes;
+    *ret_slot = find_free(c, only_holes);
+    if (*ret_slot == STORE_NONE) {
+        return -EDQUOT;
+    }
+    return only_holes ? fill_hole(s, c, *ret_slot) : 0;
 }
 
 /* A unit of the mapping that was covered with zeros shows the file again. */
@@ -215,8 +250,9 @@ int store_slot_take(struct kv_store *s, uint32_t layer_class, uint32_t *ret_slot
     if (rc < 0) {
         return rc;
     }
-    uint32_t slot = find_free(c);
-    rc = slot == STORE_NONE ? -EDQUOT : uncover(s, c, slot);
+    uint32_t slot;
+    rc = find_slot(s, c, &slot);
+    rc = rc < 0 ? rc : uncover(s, c, slot);
     if (rc < 0) {
         return rc;
     }
@@ -333,4 +369,66 @@ int store_punch_dead(struct kv_store *s)
         atomic_store(&c->allocated, 0);
     }
     return rc;
+}
+
+/* The next run of free slots with space at or after from; false: there is none. */
+static bool idle_run(const struct store_class *c, uint32_t from, uint32_t *ret_first,
+                     uint32_t *ret_end)
+{
+    while (from < c->n_slots && ((c->used[from / 64] | c->holes[from / 64]) & 1ull << from % 64)) {
+        from++;
+    }
+    uint32_t end = from;
+    while (end < c->n_slots && !((c->used[end / 64] | c->holes[end / 64]) & 1ull << end % 64)) {
+        end++;
+    }
+    *ret_first = from;
+    *ret_end = end;
+    return from < end;
+}
+
+/* Whether a hole takes less than a slot; tried with a free one, which is given its space before. */
+static bool makes_holes(struct kv_store *s, const struct store_class *c, uint32_t slot)
+{
+    const struct io_files *f = &s->files;
+    uint64_t offset = slot * c->slot_bytes, before, after;
+    return f->allocated == NULL || (f->allocate(f->self, c->fd, offset, c->slot_bytes) == 0 &&
+                                    f->allocated(f->self, c->fd, &before) == 0 &&
+                                    f->punch(f->self, c->fd, offset, c->slot_bytes) == 0 &&
+                                    f->allocated(f->self, c->fd, &after) == 0 && after < before);
+}
+
+static void punch_class(struct kv_store *s, struct store_class *c)
+{
+    uint32_t first, end = 0;
+    atomic_store(&c->allocated, UINT64_MAX); /* less and less: nobody looks meanwhile */
+    for (uint32_t n = 0; n < STORE_PUNCHES_MAX && idle_run(c, end, &first, &end); n++) {
+        if (n == 0 && !makes_holes(s, c, first)) {
+            s->keeps_space = true;
+            break;
+        }
+        if (s->files.punch(s->files.self, c->fd, first * c->slot_bytes,
+                           (end - first) * c->slot_bytes) < 0) {
+            break; /* what is a hole by now is only thought to take space */
+        }
+        for (uint32_t slot = first; slot < end; slot++) {
+            c->holes[slot / 64] |= 1ull << slot % 64;
+        }
+        c->n_holes += end - first;
+    }
+    atomic_store(&c->allocated, 0);
+}
+
+void store_punch_idle(struct kv_store *s)
+{
+    uint64_t idle = 0;
+    for (uint32_t i = 0; i < s->n_classes; i++) {
+        const struct store_class *c = &s->classes[i];
+        idle += (c->n_free - c->n_holes) * c->slot_bytes;
+    }
+    for (uint32_t i = 0; i < s->n_classes && idle > s->bytes_max / STORE_IDLE_PART; i++) {
+        if (!s->keeps_space && s->classes[i].n_free > s->classes[i].n_holes) {
+            punch_class(s, &s->classes[i]);
+        }
+    }
 }
