@@ -30,6 +30,7 @@
 #define STEP_NS        50000u
 #define PACED_STEP_NS  20000u
 #define EVENTS_AT_ONCE 256
+#define LOOKS_AT_ONCE  16u /* for more events; what is left then is told of in the next turn */
 
 /* ---- what is to be done ------------------------------------------------------------------ */
 
@@ -79,13 +80,13 @@ static void on_sockets(uv_poll_t *poll, int status, int unused)
 {
     struct peer_host *h = poll->data;
     struct epoll_event events[EVENTS_AT_ONCE];
-    int n;
-    do {
+    int n = EVENTS_AT_ONCE;
+    for (unsigned look = 0; look < LOOKS_AT_ONCE && n == EVENTS_AT_ONCE; look++) {
         n = epoll_wait(h->sockets, events, EVENTS_AT_ONCE, 0);
         for (int i = 0; i < n; i++) {
             note(events[i].data.ptr, events[i].events);
         }
-    } while (n == EVENTS_AT_ONCE);
+    }
 }
 
 /* ---- turns ------------------------------------------------------------------------------- */
