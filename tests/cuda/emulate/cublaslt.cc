@@ -177,7 +177,7 @@ static void check_layouts(const description *d, const layout *a, const layout *b
 }
 
 API cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
-    cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+    cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
     cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t result, cublasLtMatmulPreference_t pref,
     int n_wanted, cublasLtMatmulHeuristicResult_t *ret, int *ret_n)
 {
