@@ -7,6 +7,7 @@
 #include "plugins/cpu/linear_vector256.h"
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <string.h>
 
 /* Signed bytes move up by 128, to be unsigned. */
@@ -67,6 +68,22 @@ CPU_SPECIALISE void dot(const struct cpu_layout *l, const struct source *from, i
     }
 }
 
+/* Exact sums of one part: a half of k, or (n_parts 1) the whole block. */
+CPU_SPECIALISE void sum_part(const struct cpu_layout *l, const struct source *from,
+                             const int n_rows, const struct cpu_act_tile *tile, size_t at, int part,
+                             int n_parts, __m256i sums[GROUP_ROWS][2])
+{
+    const int8_t *a = tile->q + at * CPU_BLOCK;
+
+    CPU_APART(a);
+    CPU_UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        sums[r][0] = sums[r][1] =
+            start_sums(l, tile->halves + (at + (size_t)r) * 2, tile->minus + at + (size_t)r, part);
+    }
+    dot(l, from, part * 8 / n_parts, 8 / n_parts, n_rows, a, sums);
+}
+
 /* Halves of k stay below 2^24 also when scaled (Q6_K: 65,024 x 128, and their sum): float32 adds
  * them exactly. */
 CPU_SPECIALISE void block_products(const struct cpu_layout *l, const struct source *from,
@@ -74,31 +91,23 @@ CPU_SPECIALISE void block_products(const struct cpu_layout *l, const struct sour
                                    const struct cpu_act_tile *tile, size_t at,
                                    __m256 products[GROUP_ROWS][2])
 {
-    const int parts = cpu_layout_has_halves(l) ? 2 : 1;
-    const int8_t *a = tile->q + at * CPU_BLOCK;
+    const bool has_halves = cpu_layout_has_halves(l);
     __m256i sums[GROUP_ROWS][2];
 
-    CPU_APART(a);
+    sum_part(l, from, n_rows, tile, at, 0, has_halves ? 2 : 1, sums);
     CPU_UNROLL
-    for (int part = 0; part < parts; part++) {
-        CPU_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            sums[r][0] = sums[r][1] = start_sums(l, tile->halves + (at + (size_t)r) * 2,
-                                                 tile->minus + at + (size_t)r, part);
-        }
-        dot(l, from, part * 4, 8 / parts, n_rows, a, sums);
-        CPU_UNROLL
-        for (int i = 0; i < 2 * n_rows; i++) {
-            __m256 sum = _mm256_cvtepi32_ps(sums[i / 2][i % 2]);
-            if (parts == 1) {
-                products[i / 2][i % 2] = sum;
-            } else if (part == 0) {
-                products[i / 2][i % 2] = _mm256_mul_ps(sum, f->part_scale[0][i % 2]);
-            } else {
-                products[i / 2][i % 2] =
-                    _mm256_fmadd_ps(sum, f->part_scale[1][i % 2], products[i / 2][i % 2]);
-            }
-        }
+    for (int i = 0; i < 2 * n_rows; i++) {
+        __m256 sum = _mm256_cvtepi32_ps(sums[i / 2][i % 2]);
+        products[i / 2][i % 2] = has_halves ? _mm256_mul_ps(sum, f->part_scale[0][i % 2]) : sum;
+    }
+    if (!has_halves) {
+        return;
+    }
+    sum_part(l, from, n_rows, tile, at, 1, 2, sums);
+    CPU_UNROLL
+    for (int i = 0; i < 2 * n_rows; i++) {
+        products[i / 2][i % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i / 2][i % 2]),
+                                                 f->part_scale[1][i % 2], products[i / 2][i % 2]);
     }
 }
 
