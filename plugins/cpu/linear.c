@@ -3,7 +3,7 @@
  * A task is a run of strips of one matrix, against all rows. Strips of a run lie one after the
  * other in memory, so that decode streams; with many rows the run is small enough to stay in L2
  * while the tiles of activations pass by. Which task runs where changes no result. */
-#include "plugins/cpu/linear.h"
+#include "plugins/cpu/linear_job.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -14,8 +14,6 @@
  * together; for many its strips share the activations that pass by, and still fit in L2. */
 #define TASK_BYTES_FEW_ROWS  32768u
 #define TASK_BYTES_MANY_ROWS 131072u
-/* Blocks of activations that one worker quantises in about the time that a fork and a join take. */
-#define QUANTISE_ALONE_BLOCKS 256u
 /* Tasks per worker to aim at, so that a late worker leaves little behind. */
 #define TASKS_PER_WORKER 4u
 
@@ -128,8 +126,6 @@ int cpu_matrix_init(struct cpu_matrix *ret, const struct gqa_weight *weight,
 int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cpu_isa isa,
                     uint32_t max_rows, uint32_t max_k)
 {
-    size_t n_blocks = (size_t)max_rows * (max_k / CPU_BLOCK);
-
     memset(lin, 0, sizeof(*lin));
     lin->host = host;
     lin->max_rows = max_rows;
@@ -139,23 +135,7 @@ int cpu_linear_init(struct cpu_linear *lin, const struct gqa_host *host, enum cp
     if (lin->shares == NULL) {
         return -ENOMEM;
     }
-    if (n_blocks == 0) {
-        return 0;
-    }
-    /* Scales, sums and totals take four bytes each, lanes eight; q comes first, so that all stay
-     * aligned. */
-    lin->memory_bytes = n_blocks * (CPU_BLOCK + 4 + 4 + 4 + 4 + 8);
-    lin->memory = host->allocate(host->data, lin->memory_bytes);
-    if (lin->memory == NULL) {
-        return -ENOMEM;
-    }
-    lin->acts.q = lin->memory;
-    lin->acts.scale = (float *)(void *)(lin->acts.q + n_blocks * CPU_BLOCK);
-    lin->acts.total = lin->acts.scale + n_blocks;
-    lin->acts.minus = (int32_t *)(void *)(lin->acts.total + n_blocks);
-    lin->acts.halves = (int16_t *)(void *)(lin->acts.minus + n_blocks);
-    lin->acts.lanes = lin->acts.halves + n_blocks * 2;
-    return 0;
+    return cpu_acts_init(lin);
 }
 
 void cpu_linear_finish(struct cpu_linear *lin)
@@ -165,10 +145,7 @@ void cpu_linear_finish(struct cpu_linear *lin)
                            lin->host->n_threads * sizeof(*lin->shares));
         lin->shares = NULL;
     }
-    if (lin->memory != NULL) {
-        lin->host->release(lin->host->data, lin->memory, lin->memory_bytes);
-        lin->memory = NULL;
-    }
+    cpu_acts_finish(lin);
 }
 
 /* The rows of a tile: acts is the group's, of float matrices only its n_rows is set. */
@@ -194,121 +171,6 @@ struct cpu_act_tile cpu_acts_tile(const struct cpu_acts *acts, uint32_t tile)
         .total = acts->total + at,
         .lanes = acts->lanes + at * 4,
     };
-}
-
-/* One call of cpu_linear_run_groups: what all its tasks read. */
-struct job {
-    const struct cpu_linear *lin;
-    const float *x;
-    size_t x_stride;
-    const uint32_t *first_rows; /* (n_groups + 1) */
-    uint32_t n_groups;
-    const struct cpu_product *products;
-    uint32_t n_products;
-    /* Of quantising: how many pieces of k each tile is cut into, and their blocks. */
-    uint32_t k_pieces, piece_blocks;
-};
-
-static uint32_t group_first(const struct job *job, uint32_t group)
-{
-    return job->first_rows[group] - job->first_rows[0];
-}
-
-static uint32_t group_rows(const struct job *job, uint32_t group)
-{
-    return group_first(job, group + 1) - group_first(job, group);
-}
-
-/* A group's part of the quantised activations: tiles of its own, whatever rows lie before it. */
-static struct cpu_acts group_acts(const struct job *job, uint32_t group)
-{
-    struct cpu_acts acts = job->lin->acts;
-    size_t at = (size_t)group_first(job, group) * acts.n_blocks;
-
-    acts.n_rows = group_rows(job, group);
-    acts.q += at * CPU_BLOCK;
-    acts.scale += at;
-    acts.halves += at * 2;
-    acts.minus += at;
-    acts.total += at;
-    acts.lanes += at * 4;
-    return acts;
-}
-
-/* The last group that begins at or before a row: the one that holds it, since empty groups end
- * where they begin. */
-static uint32_t group_of_row(const struct job *job, uint32_t row)
-{
-    uint32_t low = 0, high = job->n_groups;
-
-    while (high - low > 1) {
-        uint32_t middle = low + (high - low) / 2;
-        if (group_first(job, middle) <= row) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-/* Blocks [first, first + n) of one row. */
-static void quantise_row(const struct job *job, uint32_t index, uint32_t first, uint32_t n)
-{
-    uint32_t group = group_of_row(job, index);
-    const struct cpu_acts acts = group_acts(job, group);
-    uint32_t row = index - group_first(job, group);
-    const struct cpu_act_tile tile = cpu_acts_tile(&acts, row / CPU_TILE_ROWS);
-    size_t at = (size_t)first * tile.n_tile_rows + row % CPU_TILE_ROWS;
-    at += (size_t)(row - row % CPU_TILE_ROWS) * acts.n_blocks;
-    const struct cpu_act_place place = {
-        .n_blocks = n,
-        .n_tile_rows = tile.n_tile_rows,
-        .q = acts.q + at * CPU_BLOCK,
-        .scale = acts.scale + at,
-        .halves = acts.halves + at * 2,
-        .minus = acts.minus + at,
-        .total = acts.total + at,
-        .lanes = acts.lanes + at * 4,
-    };
-
-    job->lin->kernels.quantise(job->x + index * job->x_stride + (size_t)first * CPU_BLOCK, &place);
-}
-
-/* As many rows as a tile has: a tile's rows share cache lines, which two workers would take from
- * each other with every block. For the same reason a piece of k is a multiple of 16 blocks. */
-static void quantise_piece(void *arg, uint32_t index, uint32_t worker)
-{
-    const struct job *job = arg;
-    uint32_t first_row = index / job->k_pieces * CPU_TILE_ROWS;
-    uint32_t rows_left = job->first_rows[job->n_groups] - job->first_rows[0] - first_row;
-    uint32_t n_rows = rows_left < CPU_TILE_ROWS ? rows_left : CPU_TILE_ROWS;
-    uint32_t n_blocks = job->lin->acts.n_blocks;
-    uint32_t first = index % job->k_pieces * job->piece_blocks;
-
-    if (first >= n_blocks) {
-        return;
-    }
-    uint32_t n = n_blocks - first < job->piece_blocks ? n_blocks - first : job->piece_blocks;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        quantise_row(job, first_row + r, first, n);
-    }
-}
-
-/* Tiles are shared out whole where there are enough, and else cut along k where that is worth the
- * fork and the join. */
-static void quantise(struct job *job, uint32_t n_rows)
-{
-    const struct gqa_host *host = job->lin->host;
-    uint32_t n_blocks = job->lin->acts.n_blocks;
-    uint32_t n_tiles = (n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS;
-
-    job->k_pieces =
-        n_tiles < host->n_threads && (uint64_t)n_rows * n_blocks >= QUANTISE_ALONE_BLOCKS
-            ? host->n_threads
-            : 1;
-    job->piece_blocks = ((n_blocks + job->k_pieces - 1) / job->k_pieces + 15) / 16 * 16;
-    host->parallel(host->data, quantise_piece, job, n_tiles * job->k_pieces);
 }
 
 /* Writes a kernel's outputs to their places. out (n_rows, 16) */
@@ -337,7 +199,7 @@ static uint32_t strip_outs(const struct cpu_matrix *m, uint32_t strip)
     return left < CPU_STRIP_ROWS ? left : CPU_STRIP_ROWS;
 }
 
-static void run_quant_strips(const struct job *job, const struct cpu_product *p,
+static void run_quant_strips(const struct cpu_linear_job *job, const struct cpu_product *p,
                              const struct cpu_acts *acts, uint32_t first, uint32_t n, uint32_t tile)
 {
     const struct cpu_matrix *m = p->matrix;
@@ -352,7 +214,7 @@ static void run_quant_strips(const struct job *job, const struct cpu_product *p,
     }
 }
 
-static void run_float_strip(const struct job *job, const struct cpu_product *p,
+static void run_float_strip(const struct cpu_linear_job *job, const struct cpu_product *p,
                             const struct cpu_acts *acts, uint32_t strip, uint32_t tile)
 {
     const struct cpu_matrix *m = p->matrix;
@@ -362,7 +224,7 @@ static void run_float_strip(const struct job *job, const struct cpu_product *p,
         .w_stride = m->strip_bytes / CPU_STRIP_ROWS,
         .n_outs = strip_outs(m, strip),
         .k = m->k,
-        .x = job->x + (group_first(job, p->group) + first_row) * job->x_stride,
+        .x = job->x + (cpu_group_first(job, p->group) + first_row) * job->x_stride,
         .x_stride = job->x_stride,
         .n_rows = tile_rows(acts, tile),
     };
@@ -373,7 +235,7 @@ static void run_float_strip(const struct job *job, const struct cpu_product *p,
 }
 
 /* One tile's rows against strips [first, last). */
-static void run_tile(const struct job *job, const struct cpu_product *p,
+static void run_tile(const struct cpu_linear_job *job, const struct cpu_product *p,
                      const struct cpu_acts *acts, uint32_t first, uint32_t last, uint32_t tile)
 {
     if (p->matrix->layout == CPU_LAYOUT_COUNT) {
@@ -419,7 +281,7 @@ static uint32_t take_task(const struct cpu_linear *lin, uint32_t worker)
 }
 
 /* The last product whose tasks begin at or before a task; every product has some. */
-static const struct cpu_product *product_of_task(const struct job *job, uint32_t task)
+static const struct cpu_product *product_of_task(const struct cpu_linear_job *job, uint32_t task)
 {
     uint32_t low = 0, high = job->n_products;
 
@@ -434,17 +296,18 @@ static const struct cpu_product *product_of_task(const struct job *job, uint32_t
     return &job->products[low];
 }
 
-static void run_task(const struct job *job, uint32_t index)
+/* all: the activations that the worker reads. */
+static void run_task(const struct cpu_linear_job *job, const struct cpu_acts *all, uint32_t index)
 {
     const struct cpu_product *p = product_of_task(job, index);
-    struct cpu_acts acts = {.n_rows = group_rows(job, p->group)};
+    struct cpu_acts acts = {.n_rows = cpu_group_rows(job, p->group)};
     uint32_t n_strips = (p->matrix->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
     uint32_t first = (index - p->first_task) * p->task_strips;
     uint32_t last = n_strips - first < p->task_strips ? n_strips : first + p->task_strips;
     uint32_t n_tiles = (acts.n_rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS;
 
     if (p->matrix->layout != CPU_LAYOUT_COUNT) {
-        acts = group_acts(job, p->group);
+        acts = cpu_acts_of_group(job, all, p->group);
     }
     for (uint32_t tile = 0; tile < n_tiles; tile++) {
         run_tile(job, p, &acts, first, last, tile);
@@ -456,10 +319,22 @@ static void run_task(const struct job *job, uint32_t index)
  * share done by the others. */
 static void run_tasks(void *arg, uint32_t call, uint32_t worker)
 {
-    const struct job *job = arg;
+    const struct cpu_linear_job *job = arg;
 
-    for (uint32_t task; (task = take_task(job->lin, worker)) != GQA_NONE;) {
-        run_task(job, task);
+    struct cpu_acts acts = {0};
+    uint32_t task = take_task(job->lin, worker);
+
+    if (task == GQA_NONE) {
+        return;
+    }
+    if (job->n_blocks > 0) {
+        acts = cpu_acts_of_worker(job, worker);
+        if (job->by_each) {
+            cpu_quantise_by_one(job, worker);
+        }
+    }
+    for (; task != GQA_NONE; task = take_task(job->lin, worker)) {
+        run_task(job, &acts, task);
     }
 }
 
@@ -477,13 +352,14 @@ static uint32_t plan_task_strips(const struct cpu_matrix *m, uint32_t n_rows, ui
 }
 
 /* Cuts the products into tasks; returns how many there are. */
-static uint32_t plan_tasks(const struct job *job, struct cpu_product *products, uint32_t n_threads)
+static uint32_t plan_tasks(const struct cpu_linear_job *job, struct cpu_product *products,
+                           uint32_t n_threads)
 {
     uint32_t n_tasks = 0;
 
     for (uint32_t i = 0; i < job->n_products; i++) {
         struct cpu_product *p = &products[i];
-        uint32_t n_rows = group_rows(job, p->group);
+        uint32_t n_rows = cpu_group_rows(job, p->group);
         uint32_t n_strips = (p->matrix->n + CPU_STRIP_ROWS - 1) / CPU_STRIP_ROWS;
 
         p->task_strips = plan_task_strips(p->matrix, n_rows, n_threads);
@@ -498,17 +374,27 @@ void cpu_linear_run_groups(struct cpu_linear *lin, const float *x, size_t x_stri
                            struct cpu_product *products, uint32_t n_products)
 {
     const struct gqa_host *host = lin->host;
-    struct job job = {lin, x, x_stride, first_rows, n_groups, products, n_products, 1, 0};
-    uint32_t n_rows = first_rows[n_groups] - first_rows[0];
-    uint32_t quantised = 0;
+    struct cpu_linear_job job = {
+        .lin = lin,
+        .x = x,
+        .x_stride = x_stride,
+        .first_rows = first_rows,
+        .n_groups = n_groups,
+        .n_rows = first_rows[n_groups] - first_rows[0],
+        .products = products,
+        .n_products = n_products,
+    };
+    uint64_t n_outs = 0; /* of quantised matrices */
 
     for (uint32_t i = 0; i < n_products; i++) {
-        quantised |= products[i].matrix->layout != CPU_LAYOUT_COUNT;
+        n_outs += products[i].matrix->layout != CPU_LAYOUT_COUNT ? products[i].matrix->n : 0;
     }
-    if (quantised) {
-        lin->acts.n_rows = n_rows;
-        lin->acts.n_blocks = products[0].matrix->k / CPU_BLOCK;
-        quantise(&job, n_rows);
+    if (n_outs > 0) {
+        job.n_blocks = products[0].matrix->k / CPU_BLOCK;
+        cpu_quantise_plan(&job, n_outs);
+        if (!job.by_each) {
+            cpu_quantise_by_all(&job);
+        }
     }
     uint32_t n_tasks = plan_tasks(&job, products, host->n_threads);
     share_out(lin, n_tasks);

@@ -171,9 +171,8 @@ struct cpu_share {
 struct cpu_linear {
     const struct gqa_host *host;
     struct cpu_linear_kernels kernels;
-    struct cpu_acts acts;
     uint32_t max_rows, max_k;
-    void *memory; /* acts' */
+    void *memory; /* of quantised activations */
     size_t memory_bytes;
     struct cpu_share *shares; /* (host->n_threads) */
 };

@@ -144,6 +144,15 @@ Test(linear, quantised_types_are_the_same_bits_everywhere)
     check_types("quantised", test_quant_types, test_n_quant_types);
 }
 
+/* So many outputs that workers quantise few rows each for itself. */
+Test(linear, workers_that_quantise_for_themselves_give_the_same_bits)
+{
+    struct test_random r = {test_seed("by each")};
+
+    check_type_at(GQA_TYPE_Q4_0, 801, 256, &r);
+    check_type_at(GQA_TYPE_Q6_K, 801, 256, &r);
+}
+
 /* Each level is right, and gives the same bits in any batch. */
 Test(linear, float_types_are_right_and_do_not_depend_on_the_batch)
 {
