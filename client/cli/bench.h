@@ -17,7 +17,7 @@ struct bench_model {
     uint32_t n_threads;
     double weight_bytes_per_token; /* weights that one decode step of one stream reads */
     double flops_per_token;        /* 2 x active parameters */
-    double bandwidth;              /* bytes per second, measured */
+    double bandwidth;              /* bytes per second, measured around the row's test */
     double compute;                /* operations per second of the backend's unit, measured; or 0 */
 };
 
@@ -41,6 +41,7 @@ void bench_random_tokens(int32_t *ids, size_t n, uint32_t n_vocab, uint64_t *see
 int bench_ops_read(struct cli *c, const char *model, json_t **ret);
 /* [{kind, calls, rows, ms, share, gb_per_s}] of what lay between, the longest first. */
 json_t *bench_ops_between(const json_t *before, const json_t *after);
+/* bandwidth: bytes per second, of the row that they belong to. */
 void bench_ops_print(const char *test, const json_t *ops, double bandwidth);
 
 /* ---- bench_heads.c, bench_plot.c --------------------------------------------------------------
@@ -64,6 +65,6 @@ json_t *bench_row(const struct bench_model *m, const struct bench_test *test, co
 /* Before the rows, per row as it is ready, and after them. */
 int bench_print_head(enum bench_format format, const struct bench_model *m);
 int bench_print_row(enum bench_format format, const struct bench_model *m, const json_t *row);
-int bench_print_all(enum bench_format format, json_t *rows, const struct bench_model *m);
+int bench_print_all(enum bench_format format, json_t *rows);
 
 #endif

@@ -34,13 +34,14 @@ json_t *bench_row(const struct bench_model *m, const struct bench_test *test, co
     snprintf(name, sizeof(name), "%s%u", test->n_prompt > 0 ? "pp" : "tg",
              test->n_prompt + test->n_gen);
     json_t *row = json_pack(
-        "{s:s, s:s, s:s, s:I, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:{s:s, s:f, s:f}}", "model",
+        "{s:s, s:s, s:s, s:I, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:{s:s, s:f, s:f, s:f}}", "model",
         cli_str(m->info, "name", "?"), "backend", cli_str(backend, "program", "?"), "isa",
         cli_str(backend, "isa", "?"), "threads", (json_int_t)m->n_threads, "test", name, "depth",
         (json_int_t)test->depth, "streams", (json_int_t)test->n_streams, "tps_mean", mean, "tps_sd",
         cli_stddev(tps, n_repeats), "bytes_per_token", bytes, "flops_per_token", m->flops_per_token,
         "roofline", "kind", compute ? "compute" : "bandwidth", "limit",
-        compute ? m->compute : m->bandwidth / 1e9, "share", compute ? by_flops : by_bytes);
+        compute ? m->compute : m->bandwidth / 1e9, "share", compute ? by_flops : by_bytes,
+        "bandwidth", m->bandwidth / 1e9);
     if (row == NULL) {
         exit(cli_error(EX_OSERR, "bench: no memory"));
     }
@@ -129,7 +130,7 @@ int bench_print_row(enum bench_format format, const struct bench_model *m, const
     return cli_flush();
 }
 
-int bench_print_all(enum bench_format format, json_t *rows, const struct bench_model *m)
+int bench_print_all(enum bench_format format, json_t *rows)
 {
     if (format == BENCH_JSON) {
         return cli_print_json(rows);
@@ -139,7 +140,8 @@ int bench_print_all(enum bench_format format, json_t *rows, const struct bench_m
         char test[80];
         test_name(row, test, sizeof(test));
         if (ops != NULL) {
-            bench_ops_print(test, ops, m->bandwidth);
+            const json_t *roofline = json_object_get(row, "roofline");
+            bench_ops_print(test, ops, 1e9 * cli_num(roofline, "bandwidth", 0));
         }
     }
     json_decref(rows);

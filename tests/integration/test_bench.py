@@ -28,7 +28,7 @@ class Bench(ToolCase):
                          [("pp32", 16, 1), ("tg8", 16, 1), ("pp32", 16, 2), ("tg8", 16, 2)])
         for r in rows:
             self.assertEqual(set(r), BENCH_KEYS)
-            self.assertEqual(set(r["roofline"]), {"kind", "limit", "share"})
+            self.assertEqual(set(r["roofline"]), {"kind", "limit", "share", "bandwidth"})
             self.assertIn(r["roofline"]["kind"], ("bandwidth", "compute"))
             self.assertTrue(all(x > 0 for x in (r["tps_mean"], r["bytes_per_token"], r["flops_per_token"],
                                                 r["roofline"]["limit"], r["roofline"]["share"])), r)
