@@ -86,9 +86,6 @@ static void pack_progress(struct call *call, const char *stage, uint64_t done, u
 static void load_finished(struct load *load, struct model *model, int result, const char *message)
 {
     struct call *call = load->call;
-    if (result < 0) {
-        log_warning("model '%s' was not loaded: %s", load->name, message);
-    }
     if (load->preloaded) {
         load->preloaded(load->preloaded_arg, result);
     }

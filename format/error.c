@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 int fmt_fail(struct fmt_error *err, int rc, const char *format, ...)
 {
@@ -15,4 +16,10 @@ int fmt_fail(struct fmt_error *err, int rc, const char *format, ...)
         va_end(args);
     }
     return rc;
+}
+
+const char *fmt_file_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
 }

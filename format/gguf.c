@@ -23,6 +23,7 @@ struct gguf_shown gguf_show(struct gguf_string s)
 struct gguf_shown gguf_show_path(const char *path)
 {
     struct gguf_shown shown;
+    path = fmt_file_name(path);
     size_t bytes = strlen(path), limit = sizeof(shown.text) - 1;
     if (bytes <= limit) {
         memcpy(shown.text, path, bytes + 1);
@@ -188,6 +189,11 @@ void gguf_close(struct gguf *g)
 const char *gguf_path(const struct gguf *g)
 {
     return g->parts[0].path;
+}
+
+const char *gguf_name(const struct gguf *g)
+{
+    return fmt_file_name(gguf_path(g));
 }
 
 uint32_t gguf_version(const struct gguf *g)

@@ -54,8 +54,8 @@ struct gguf_tensor {
 
 /* Opens and checks a file. 0 and *ret on success; -errno and err's sentence otherwise: -EINVAL
  * malformed, -ENOTSUP version or type unknown, -EFBIG a limit was passed, or what open/mmap gave.
- * The sentence names file, key or tensor, offset and limit. The type of every tensor is known
- * (fmt_type_info) and no two tensors overlap or share a name. */
+ * The sentence names file (without its folder), key or tensor, offset and limit. The type of every
+ * tensor is known (fmt_type_info) and no two tensors overlap or share a name. */
 int gguf_open(const char *path, struct gguf **ret, struct fmt_error *err);
 
 /* The same over a buffer that the caller keeps alive (tests and fuzzers); no splits. */
@@ -65,6 +65,7 @@ int gguf_open_memory(const void *data, size_t bytes, struct gguf **ret, struct f
 void gguf_close(struct gguf *g);
 
 const char *gguf_path(const struct gguf *g); /* as given to gguf_open; "(memory)" */
+const char *gguf_name(const struct gguf *g); /* its last part, for messages */
 uint32_t gguf_version(const struct gguf *g);
 uint64_t gguf_file_bytes(const struct gguf *g); /* of all parts */
 

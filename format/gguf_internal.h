@@ -121,7 +121,7 @@ struct gguf_shown {
     char text[64];
 };
 struct gguf_shown gguf_show(struct gguf_string s);
-/* The end of a path, which is what tells files apart. */
+/* The name of a path's file, or the end of a long one: parts of a model differ there. */
 struct gguf_shown gguf_show_path(const char *path);
 
 /* Bytes of one scalar; 0 for strings, arrays and unknown types. */

@@ -100,8 +100,7 @@ static struct module *publish(struct backend_catalogue *c, struct entry *known, 
     const struct entry *namesake = find_entry(c, fresh->report.name, strlen(fresh->report.name));
     if (namesake != NULL && namesake != known) {
         fresh->usable = false;
-        reason_fail(&fresh->reason, 0, "%.120s is called '%s' too", namesake->path,
-                    fresh->report.name);
+        reason_fail(&fresh->reason, 0, "another plugin is called '%s' too", fresh->report.name);
         /* The name belongs to the first: this one goes by its file's. */
         const char *file = strrchr(fresh->path, '/') + 1;
         snprintf(fresh->report.name, sizeof(fresh->report.name), "%.31s", file);
@@ -325,7 +324,7 @@ int catalogue_choose(struct backend_catalogue *c, const char *spec, struct entry
     struct entry *e = spec == NULL ? best_entry(c) : find_entry(c, spec, strcspn(spec, ":"));
     if (e == NULL && spec == NULL) {
         return reason_fail(reason, -ENOENT, "no usable plugin with a program interface in %s",
-                           c->n_dirs > 0 ? c->dirs[0] : "any folder: none is configured");
+                           c->n_dirs > 0 ? "the plugin folders" : "any folder: none is configured");
     }
     if (e == NULL) {
         return reason_fail(reason, -ENOENT, "no plugin is called '%.*s'", (int)strcspn(spec, ":"),

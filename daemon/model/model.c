@@ -36,19 +36,19 @@ static int open_file(struct model *m, struct loading *l)
     }
     if (tokenizer_n_vocab(m->tokenizer) > m->shape.n_vocab) {
         return fmt_fail(l->err, -EINVAL, "%s: %u tokens in the vocabulary, but %u embeddings",
-                        o->path, tokenizer_n_vocab(m->tokenizer), m->shape.n_vocab);
+                        gguf_name(m->gguf), tokenizer_n_vocab(m->tokenizer), m->shape.n_vocab);
     }
     uint32_t n_ctx_max = m->shape.n_ctx_max > 0 ? m->shape.n_ctx_max : UINT32_MAX;
     if (o->n_ctx > n_ctx_max) {
         return fmt_fail(l->err, -ENOTSUP,
                         "%s: a context of %u was asked for, but beyond %u tokens this model scales "
                         "its scores by position, which is not supported",
-                        o->path, o->n_ctx, n_ctx_max);
+                        gguf_name(m->gguf), o->n_ctx, n_ctx_max);
     }
     if (o->n_ctx > m->shape.n_ctx_train && (m->shape.arch->flags & ARCH_POSITIONS)) {
         return fmt_fail(l->err, -EINVAL,
                         "%s: a context of %u was asked for, but the model has learned %u positions",
-                        o->path, o->n_ctx, m->shape.n_ctx_train);
+                        gguf_name(m->gguf), o->n_ctx, m->shape.n_ctx_train);
     }
     uint32_t trained = m->shape.n_ctx_train < n_ctx_max ? m->shape.n_ctx_train : n_ctx_max;
     m->n_ctx = o->n_ctx > 0 ? o->n_ctx : trained;
@@ -77,9 +77,9 @@ static int init_layout(struct model *m, struct loading *l)
     }
     int rc = kv_layout_init(&m->layout, layers, m->shape.n_layers);
     free(layers);
-    return rc < 0 ? fmt_fail(l->err, rc, "%s: no KV layout for types %s and %s: %s", m->path,
-                             kv_type_name(l->options->k_type), kv_type_name(l->options->v_type),
-                             strerror(-rc))
+    return rc < 0 ? fmt_fail(l->err, rc, "%s: no KV layout for types %s and %s: %s",
+                             gguf_name(m->gguf), kv_type_name(l->options->k_type),
+                             kv_type_name(l->options->v_type), strerror(-rc))
                   : 0;
 }
 
@@ -136,7 +136,8 @@ int model_load(const struct model_options *options, struct backend_catalogue *ca
                 : model_program_init(&m->program, m->gguf, &m->shape, &m->layout, m->n_ctx, err);
     rc = rc < 0 ? rc : make_plan(m, &l);
     if (rc == 0 && model_is_damaged(m)) {
-        rc = fmt_fail(err, -EIO, "%s: the file was cut, or the disk cannot read it", m->path);
+        rc = fmt_fail(err, -EIO, "%s: the file was cut, or the disk cannot read it",
+                      gguf_name(m->gguf));
     }
     if (rc < 0) {
         model_unref(m);

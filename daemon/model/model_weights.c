@@ -43,7 +43,7 @@ int model_guard_init(struct model *m, struct fmt_error *err)
         int rc = kv_guard_add((void *)gguf_file_map(m->gguf, i), (size_t)bytes, GUARD_UNIT_BYTES,
                               &m->guards[i]);
         if (rc < 0) {
-            return fmt_fail(err, rc, "%s: its mapping cannot be guarded: %s", m->path,
+            return fmt_fail(err, rc, "%s: its mapping cannot be guarded: %s", gguf_name(m->gguf),
                             strerror(-rc));
         }
         m->n_guards++;
@@ -98,8 +98,8 @@ static int read_through(struct model *m, struct loading *l)
             return fmt_fail(l->err, rc, "%s", why.text);
         }
         if (rc < 0) {
-            return fmt_fail(l->err, rc, "%s: cannot be read: %s", gguf_file_path(m->gguf, i),
-                            strerror(-rc));
+            return fmt_fail(l->err, rc, "%s: cannot be read: %s",
+                            fmt_file_name(gguf_file_path(m->gguf, i)), strerror(-rc));
         }
     }
     return 0;
@@ -162,7 +162,8 @@ static int fetch_unpacked(struct model *m, const struct plan *p, struct loading 
         if (p->program.weights[i].packed_bytes == 0 && bytes > 0 &&
             madvise(pages, bytes, MADV_POPULATE_READ) < 0 &&
             (errno == EFAULT || errno == EHWPOISON)) {
-            return fmt_fail(l->err, -EIO, "%s: cannot be read: %s", m->path, strerror(EIO));
+            return fmt_fail(l->err, -EIO, "%s: cannot be read: %s", gguf_name(m->gguf),
+                            strerror(EIO));
         }
     }
     return 0;
@@ -174,7 +175,8 @@ static int pack(struct model *m, struct plan *p, struct loading *l, const struct
 {
     int rc = packed_weights_make(r, &p->packed);
     if (rc < 0) {
-        return fmt_fail(l->err, rc, "%s: packing the weights failed: %s", m->path, strerror(-rc));
+        return fmt_fail(l->err, rc, "%s: packing the weights failed: %s", gguf_name(m->gguf),
+                        strerror(-rc));
     }
     drop_packed_sources(p);
     return 0;
@@ -205,7 +207,8 @@ int model_weights_init(struct model *m, struct plan *p, struct loading *l)
         }
     }
     if (rc < 0 && l->err->text[0] == '\0') {
-        fmt_fail(l->err, rc, "%s: its packed weights cannot be mapped: %s", m->path, strerror(-rc));
+        fmt_fail(l->err, rc, "%s: its packed weights cannot be mapped: %s", gguf_name(m->gguf),
+                 strerror(-rc));
     }
     return rc;
 }

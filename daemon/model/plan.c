@@ -104,8 +104,8 @@ int plan_prepare(struct plan *p, struct fmt_error *err)
     int rc = backend_program(p->backend)
                  ->prepare(backend_context(p->backend), &desc, &p->prepared, &reason);
     if (rc < 0) {
-        return fmt_fail(err, rc, "%s: backend %s: %s", p->model->path, backend_spec(p->backend),
-                        reason.text);
+        return fmt_fail(err, rc, "%s: backend %s: %s", gguf_name(p->model->gguf),
+                        backend_spec(p->backend), reason.text);
     }
     p->identity = model_identity(p->model, p);
     return p->identity == NULL ? fmt_fail(err, -ENOMEM, "no memory") : 0;
@@ -130,8 +130,8 @@ static int take_weights(struct plan *p, struct fmt_error *err)
     };
     int rc = packed_weights_find(&request, &p->packed);
     rc = rc == -ENOENT ? packed_weights_make(&request, &p->packed) : rc;
-    return rc < 0 ? fmt_fail(err, rc, "%s: packing the weights for %s failed: %s", m->path,
-                             backend_spec(p->backend), strerror(-rc))
+    return rc < 0 ? fmt_fail(err, rc, "%s: packing the weights for %s failed: %s",
+                             gguf_name(m->gguf), backend_spec(p->backend), strerror(-rc))
                   : 0;
 }
 

@@ -122,7 +122,7 @@ static int check_all_used(const struct builder *b)
             return fmt_fail(b->err, -ENOTSUP,
                             "%s: tensor %s is not understood for architecture %s and could change "
                             "the result",
-                            gguf_path(b->g), t->name.data, b->s->arch->name);
+                            gguf_name(b->g), t->name.data, b->s->arch->name);
         }
     }
     return 0;

@@ -49,7 +49,7 @@ static uint32_t add_weight(struct builder *b, const char *name, uint32_t n_dims,
     }
     const struct gguf_tensor *t = gguf_find_tensor(b->g, name);
     if (t == NULL) {
-        b->rc = fmt_fail(b->err, -EINVAL, "%s: tensor %s is missing", gguf_path(b->g), name);
+        b->rc = fmt_fail(b->err, -EINVAL, "%s: tensor %s is missing", gguf_name(b->g), name);
         return GQA_NONE;
     }
     const uint64_t ne[4] = {n0, n1, n2, 1};
@@ -58,7 +58,7 @@ static uint32_t add_weight(struct builder *b, const char *name, uint32_t n_dims,
             char want[80], have[80];
             shape_text(want, sizeof(want), ne);
             shape_text(have, sizeof(have), t->ne);
-            b->rc = fmt_fail(b->err, -EINVAL, "%s: tensor %s is %s, must be %s", gguf_path(b->g),
+            b->rc = fmt_fail(b->err, -EINVAL, "%s: tensor %s is %s, must be %s", gguf_name(b->g),
                              name, have, want);
             return GQA_NONE;
         }
@@ -82,7 +82,7 @@ static uint32_t add_weight(struct builder *b, const char *name, uint32_t n_dims,
 static uint32_t check_f32(struct builder *b, uint32_t weight)
 {
     if (weight != GQA_NONE && b->p->weights[weight].type != GQA_TYPE_F32) {
-        b->rc = fmt_fail(b->err, -ENOTSUP, "%s: tensor %s must be of type F32", gguf_path(b->g),
+        b->rc = fmt_fail(b->err, -ENOTSUP, "%s: tensor %s must be of type F32", gguf_name(b->g),
                          b->p->weights[weight].name);
         return GQA_NONE;
     }

@@ -24,7 +24,7 @@ void build_classifier(struct builder *b)
     }
     if (out != NULL && (out->ne[1] < 1 || out->ne[1] > MAX_SCORES)) {
         b->rc = fmt_fail(b->err, -EINVAL, "%s: tensor cls.output.weight has %llu rows, limit %u",
-                         gguf_path(b->g), (unsigned long long)out->ne[1], MAX_SCORES);
+                         gguf_name(b->g), (unsigned long long)out->ne[1], MAX_SCORES);
         return;
     }
     b->p->n_scores = out != NULL ? (uint32_t)out->ne[1] : s->n_embd;

@@ -169,12 +169,16 @@ static void on_retired(void *arg, struct model *m)
     unlock_and_drop(r);
 }
 
-/* Tells all who waited. Locked: nobody can join the entry in between. */
+/* Tells all who waited. Locked: nobody can join the entry in between. Where the file lies is told
+ * to the log alone. */
 static void finish_load(struct registry *r, struct entry *e, struct model *m, int rc,
                         const char *message)
 {
     if (m != NULL) {
         model_on_last_unref(m, on_retired, e);
+    } else {
+        log_warning("model '%s' was not loaded from %s: %s", e->name, e->path,
+                    message[0] != '\0' ? message : strerror(-rc));
     }
     while (e->waiters != NULL) {
         struct waiter *w = e->waiters;
@@ -337,7 +341,8 @@ static int join_or_add(struct registry *r, const char *name_or_path, const char 
     }
     entry_destroy(e);
     if (same->model != NULL || strcmp(same->path, path) != 0) {
-        return fmt_fail(err, -EEXIST, "the name '%s' is taken by %s", same->name, same->path);
+        return fmt_fail(err, -EEXIST, "the name '%s' is taken by %s", same->name,
+                        fmt_file_name(same->path));
     }
     *ret = same;
     return 0;

@@ -49,15 +49,13 @@ int registry_resolve(struct registry *r, const char *name, char path[PATH_MAX],
             return 0;
         }
     }
-    return fmt_fail(err, -ENOENT, "no model '%s' in %s%s", name,
-                    r->n_dirs > 0 ? r->dirs[0] : "any folder: none is configured",
-                    r->n_dirs > 1 ? " and the other folders" : "");
+    return fmt_fail(err, -ENOENT, "no model '%s' in %s", name,
+                    r->n_dirs > 0 ? "the models folders" : "any folder: none is configured");
 }
 
 char *registry_base_name(const char *path)
 {
-    const char *slash = strrchr(path, '/');
-    char *name = strdup(slash != NULL ? slash + 1 : path);
+    char *name = strdup(fmt_file_name(path));
     if (name != NULL && has_suffix(name)) {
         name[strlen(name) - strlen(SUFFIX)] = '\0';
     }

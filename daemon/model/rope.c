@@ -38,14 +38,14 @@ static int apply_factors(const struct gguf *g, const char *name, double *freqs, 
         return 0;
     }
     if (t->type != FMT_TYPE_F32 || t->ne[0] != n || t->n_dims != 1) {
-        return fmt_fail(err, -EINVAL, "%s: tensor %s must hold %u values of F32", gguf_path(g),
+        return fmt_fail(err, -EINVAL, "%s: tensor %s must hold %u values of F32", gguf_name(g),
                         name, n);
     }
     const float *factors = t->data;
     for (uint32_t i = 0; i < n; i++) {
         if (!(factors[i] > 0 && isfinite(factors[i]))) {
             return fmt_fail(err, -EINVAL, "%s: tensor %s: factor %u is %g, must be positive",
-                            gguf_path(g), name, i, (double)factors[i]);
+                            gguf_name(g), name, i, (double)factors[i]);
         }
         freqs[i] /= factors[i];
     }

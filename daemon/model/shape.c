@@ -21,7 +21,7 @@ static int find_arch(const struct gguf *g, const struct arch **ret, struct fmt_e
 {
     struct gguf_string name;
     if (gguf_get_string(g, "general.architecture", &name) < 0) {
-        return fmt_fail(err, -EINVAL, "%s: key general.architecture is missing", gguf_path(g));
+        return fmt_fail(err, -EINVAL, "%s: key general.architecture is missing", gguf_name(g));
     }
     *ret = arch_find(name);
     if (*ret != NULL) {
@@ -33,7 +33,7 @@ static int find_arch(const struct gguf *g, const struct arch **ret, struct fmt_e
         used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s", i > 0 ? ", " : "",
                                  arch_at(i)->name);
     }
-    return fmt_fail(err, -ENOTSUP, "%s: architecture '%.*s' is unknown; known are %s", gguf_path(g),
+    return fmt_fail(err, -ENOTSUP, "%s: architecture '%.*s' is unknown; known are %s", gguf_name(g),
                     (int)(name.bytes < 40 ? name.bytes : 40), name.data, known);
 }
 
@@ -49,7 +49,7 @@ static void read_rope_scaling_type(struct shape_reader *r, struct model_shape *s
         return;
     }
     if (rc < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a string", gguf_path(r->g), key);
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a string", gguf_name(r->g), key);
         return;
     }
     static const struct {
@@ -70,7 +70,7 @@ static void read_rope_scaling_type(struct shape_reader *r, struct model_shape *s
     }
     r->rc =
         fmt_fail(r->err, -ENOTSUP, "%s: key %s is '%.*s'; known are none, linear, yarn, longrope",
-                 gguf_path(r->g), key, (int)(type.bytes < 40 ? type.bytes : 40), type.data);
+                 gguf_name(r->g), key, (int)(type.bytes < 40 ? type.bytes : 40), type.data);
 }
 
 static void read_rope(struct shape_reader *r, struct model_shape *s)
@@ -98,7 +98,7 @@ static void read_rope(struct shape_reader *r, struct model_shape *s)
     shape_read_f32(r, "rope.scaling.yarn_log_multiplier", false, 0, 1e3f, &s->yarn_log_mul);
     if (r->rc == 0 && s->n_rot % 2 != 0) {
         r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.rope.dimension_count is %u, must be even",
-                         gguf_path(r->g), r->arch->name, s->n_rot);
+                         gguf_name(r->g), r->arch->name, s->n_rot);
     }
     read_rope_scaling_type(r, s);
     if (r->arch->flags & ARCH_ROPE_SWITCH) {
@@ -166,7 +166,7 @@ static bool read_window_pattern(struct shape_reader *r, struct model_shape *s)
     }
     int32_t items[MODEL_MAX_LAYERS];
     if (count != s->n_layers || gguf_get_i32s(r->g, key, items, count) < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of %u bools", gguf_path(r->g),
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of %u bools", gguf_name(r->g),
                          key, s->n_layers);
         return true;
     }
@@ -189,7 +189,7 @@ static void read_windows(struct shape_reader *r, struct model_shape *s)
         r->rc = fmt_fail(r->err, -ENOTSUP,
                          "%s: key %s.attention.sliding_window is %u, and nothing says which layers "
                          "of this architecture are windowed",
-                         gguf_path(r->g), r->arch->name, s->window);
+                         gguf_name(r->g), r->arch->name, s->window);
     }
     for (uint32_t i = 0; pattern > 0 && i < s->n_layers; i++) {
         if (pattern == 1 || i % pattern != pattern - 1) {
@@ -214,7 +214,7 @@ static void read_gating(struct shape_reader *r, struct model_shape *s)
         s->expert_renormalise = true; /* softmax over the chosen ones is just that */
     } else if (r->rc == 0 && gating > FILE_GATING_SOFTMAX) {
         r->rc = fmt_fail(r->err, -ENOTSUP, "%s: key %s.expert_gating_func is %u; known are 1, 3",
-                         gguf_path(r->g), r->arch->name, gating);
+                         gguf_name(r->g), r->arch->name, gating);
     }
 }
 
@@ -230,7 +230,7 @@ static void read_experts(struct shape_reader *r, struct model_shape *s)
         r->rc = fmt_fail(r->err, -ENOTSUP,
                          "%s: key %s.expert_count is %u: experts are not supported for this "
                          "architecture",
-                         gguf_path(r->g), r->arch->name, s->n_experts);
+                         gguf_name(r->g), r->arch->name, s->n_experts);
         return;
     }
     shape_read_u32(r, "expert_used_count", true, 1, s->n_experts, &s->n_experts_used);
@@ -251,12 +251,12 @@ static void check_feed_forward(struct shape_reader *r, const struct model_shape 
 {
     bool moe = s->n_experts > 0;
     if (r->rc == 0 && (moe ? s->n_ff_expert == 0 : s->n_ff == 0)) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.%s is missing", gguf_path(r->g),
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.%s is missing", gguf_name(r->g),
                          r->arch->name, moe ? "expert_feed_forward_length" : "feed_forward_length");
     }
     if (r->rc == 0 && (s->arch->flags & ARCH_SHARED_GATE) && s->n_ff_shared == 0) {
         r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s.expert_shared_feed_forward_length is missing",
-                         gguf_path(r->g), r->arch->name);
+                         gguf_name(r->g), r->arch->name);
     }
 }
 
@@ -280,7 +280,7 @@ static void read_sizes(struct shape_reader *r, struct model_shape *s)
     if (s->n_heads % s->n_kv_heads != 0) {
         r->rc =
             fmt_fail(r->err, -EINVAL, "%s: %u heads cannot be shared out evenly over %u KV heads",
-                     gguf_path(r->g), s->n_heads, s->n_kv_heads);
+                     gguf_name(r->g), s->n_heads, s->n_kv_heads);
         return;
     }
     s->k_dim = s->n_embd / s->n_heads;
@@ -302,7 +302,7 @@ static void check_causal(struct shape_reader *r)
             fmt_fail(r->err, -ENOTSUP,
                      "%s: key %s.attention.causal is %s: attention %s is not supported for this "
                      "architecture",
-                     gguf_path(r->g), r->arch->name, causal ? "true" : "false",
+                     gguf_name(r->g), r->arch->name, causal ? "true" : "false",
                      causal ? "that looks back only" : "in both directions");
     }
 }
@@ -312,11 +312,11 @@ static void read_vocabulary(struct shape_reader *r, struct model_shape *s)
     const struct gguf_tensor *embd = gguf_find_tensor(r->g, "token_embd.weight");
     if (r->rc == 0 && embd == NULL) {
         r->rc =
-            fmt_fail(r->err, -EINVAL, "%s: tensor token_embd.weight is missing", gguf_path(r->g));
+            fmt_fail(r->err, -EINVAL, "%s: tensor token_embd.weight is missing", gguf_name(r->g));
     }
     if (r->rc == 0 && (embd->ne[1] < 1 || embd->ne[1] > MAX_VOCAB)) {
         r->rc = fmt_fail(r->err, -EINVAL, "%s: tensor token_embd.weight has %llu rows, limit %u",
-                         gguf_path(r->g), (unsigned long long)embd->ne[1], MAX_VOCAB);
+                         gguf_name(r->g), (unsigned long long)embd->ne[1], MAX_VOCAB);
     }
     if (r->rc < 0) {
         return;
@@ -327,7 +327,7 @@ static void read_vocabulary(struct shape_reader *r, struct model_shape *s)
     if (r->rc == 0 && stated != s->n_vocab) {
         r->rc =
             fmt_fail(r->err, -EINVAL, "%s: key %s.vocab_size is %u, token_embd.weight has %u rows",
-                     gguf_path(r->g), r->arch->name, stated, s->n_vocab);
+                     gguf_name(r->g), r->arch->name, stated, s->n_vocab);
     }
 }
 

@@ -82,12 +82,12 @@ void shape_read_u32(struct shape_reader *r, const char *suffix, bool required, u
         return;
     }
     if (rc == -ENOENT) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is missing", gguf_path(r->g), key);
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is missing", gguf_name(r->g), key);
     } else if (rc < 0) {
         r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not one integer of 32 bits",
-                         gguf_path(r->g), key);
+                         gguf_name(r->g), key);
     } else if (v < min || v > max) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is %u, must lie in %u..%u", gguf_path(r->g),
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is %u, must lie in %u..%u", gguf_name(r->g),
                          key, v, min, max);
     } else {
         *value = v;
@@ -108,11 +108,11 @@ void shape_read_f32(struct shape_reader *r, const char *suffix, bool required, f
         return;
     }
     if (rc == -ENOENT) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is missing", gguf_path(r->g), key);
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is missing", gguf_name(r->g), key);
     } else if (rc < 0) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a number", gguf_path(r->g), key);
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a number", gguf_name(r->g), key);
     } else if (!(v >= min && v <= max)) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is %g, must lie in %g..%g", gguf_path(r->g),
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is %g, must lie in %g..%g", gguf_name(r->g),
                          key, (double)v, (double)min, (double)max);
     } else {
         *value = v;
@@ -128,7 +128,7 @@ void shape_read_bool(struct shape_reader *r, const char *suffix, bool *value)
     shape_key(r, suffix, key);
     int rc = gguf_get_bool(r->g, key, value);
     if (rc < 0 && rc != -ENOENT) {
-        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a bool", gguf_path(r->g), key);
+        r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not a bool", gguf_name(r->g), key);
     }
 }
 
@@ -146,7 +146,7 @@ void shape_read_u32_or_equal(struct shape_reader *r, const char *suffix, uint32_
     int32_t items[MODEL_MAX_LAYERS];
     if (count != n_layers || gguf_get_i32s(r->g, key, items, count) < 0) {
         r->rc = fmt_fail(r->err, -EINVAL, "%s: key %s is not an array of %u integers",
-                         gguf_path(r->g), key, n_layers);
+                         gguf_name(r->g), key, n_layers);
         return;
     }
     for (uint64_t i = 0; i < count; i++) {
@@ -154,7 +154,7 @@ void shape_read_u32_or_equal(struct shape_reader *r, const char *suffix, uint32_
             r->rc = fmt_fail(r->err, -ENOTSUP,
                              "%s: key %s gives layer %llu the value %d: layers that differ are not "
                              "supported",
-                             gguf_path(r->g), key, (unsigned long long)i, (int)items[i]);
+                             gguf_name(r->g), key, (unsigned long long)i, (int)items[i]);
             return;
         }
     }
@@ -184,7 +184,7 @@ int shape_check_understood(const struct gguf *g, const struct arch *arch, struct
         if (!is_understood(arch, key.data + prefix + 1, key.bytes - prefix - 1)) {
             return fmt_fail(err, -ENOTSUP,
                             "%s: key %.*s is not understood and could change the result",
-                            gguf_path(g), (int)(key.bytes < 96 ? key.bytes : 96), key.data);
+                            gguf_name(g), (int)(key.bytes < 96 ? key.bytes : 96), key.data);
         }
     }
     return 0;

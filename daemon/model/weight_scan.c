@@ -48,7 +48,8 @@ static int check_blocks(const struct weight_scan *s, const struct gguf_tensor *t
     return fmt_fail(s->err, -EINVAL,
                     "%s: tensor %s: value %llu is infinite or not a number: the file is damaged or "
                     "was made from a model that was",
-                    gguf_file_path(s->g, s->file), t->name.data, (unsigned long long)index);
+                    fmt_file_name(gguf_file_path(s->g, s->file)), t->name.data,
+                    (unsigned long long)index);
 }
 
 /* The bytes [at, at + bytes) of a tensor. */
