@@ -36,15 +36,17 @@ static void pack_caps(struct ipc_buffer *b, uint32_t caps)
     }
 }
 
-static void pack_backend(struct ipc_buffer *b, const struct backend_info *info)
+static void pack_backend(struct ipc_buffer *b, const struct backend_info *info, bool with_path)
 {
     char abi[16];
     snprintf(abi, sizeof(abi), "%u.%u", info->abi_major, info->abi_minor);
-    ipc_pack_map(b, info->reason[0] ? 19 : 18);
+    ipc_pack_map(b, 17 + (with_path ? 1 : 0) + (info->reason[0] ? 1 : 0));
     pack_kv_str(b, "name", info->name);
     pack_kv_str(b, "version", info->version);
     pack_kv_str(b, "build", info->build);
-    pack_kv_str(b, "path", info->path);
+    if (with_path) {
+        pack_kv_str(b, "path", info->path);
+    }
     pack_kv_bool(b, "usable", info->usable);
     if (info->reason[0]) {
         pack_kv_str(b, "reason", info->reason);
@@ -126,7 +128,7 @@ void handle_backend_list(struct call *call)
     pack_shadows(b, call->service);
     pack_kv_array(b, "backends", count);
     for (size_t i = 0; i < count; i++) {
-        pack_backend(b, &infos[i]);
+        pack_backend(b, &infos[i], call_may_see_paths(call));
     }
     free(infos);
     call_end(call);

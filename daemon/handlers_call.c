@@ -226,6 +226,11 @@ void call_fail(struct call *call, enum proto_error_code code, const char *format
     call_fail_error(call, &e);
 }
 
+bool call_may_see_paths(const struct call *call)
+{
+    return call->caller && call->caller->admin;
+}
+
 void call_fail_cancelled(struct call *call)
 {
     if (call->cut && !call->cancelled) {

@@ -162,6 +162,8 @@ void call_fail(struct call *call, enum proto_error_code code, const char *format
 void call_fail_error(struct call *call, const struct ipc_error *e);
 /* The answer to a call that stopped because its caller, or the daemon's end, wished so. */
 void call_fail_cancelled(struct call *call);
+/* Paths tell of the host's folders, which concerns those who may name them. */
+bool call_may_see_paths(const struct call *call);
 static inline bool call_is_stopped(const struct call *call)
 {
     return call->cancelled || call->cut || call->paused_ms > 0 || !call->caller;
@@ -254,7 +256,7 @@ void service_make_substitutes(struct service *s);
 GQA_METHODS(M)
 #undef M
 
-void pack_model_info(struct ipc_buffer *b, const struct model *m);
+void pack_model_info(struct ipc_buffer *b, const struct model *m, bool with_path);
 
 /* ---- pairs of a map (handlers_pack.c) ---------------------------------------------------- */
 void pack_kv_str(struct ipc_buffer *b, const char *key, const char *value);

@@ -17,7 +17,7 @@ static void terminate(struct proto_string s, char *ret, size_t capacity)
 
 static void answer_info(struct call *call)
 {
-    pack_model_info(call_begin_result(call), call->model);
+    pack_model_info(call_begin_result(call), call->model, call_may_see_paths(call));
     call_end(call);
 }
 
@@ -114,8 +114,7 @@ static const char *state_name(enum registry_state state)
 static void pack_entry(struct ipc_buffer *b, const struct call *call,
                        const struct registry_entry *entry)
 {
-    /* Paths tell of the host's folders, which concerns those who may name them. */
-    bool with_path = call->caller && call->caller->admin && entry->path[0];
+    bool with_path = call_may_see_paths(call) && entry->path[0];
     ipc_pack_map(b, 3 + (with_path ? 1 : 0) + (entry->model ? 6 : 0));
     pack_kv_str(b, "name", entry->name);
     pack_kv_str(b, "state", state_name(entry->state));
@@ -209,15 +208,17 @@ static void pack_backend(struct ipc_buffer *b, const struct model_facts *facts)
     pack_kv_u64(b, "threads", facts->n_threads);
 }
 
-void pack_model_info(struct ipc_buffer *b, const struct model *m)
+void pack_model_info(struct ipc_buffer *b, const struct model *m, bool with_path)
 {
     const struct model_shape *shape = model_shape(m);
     struct model_facts facts;
     model_facts(m, &facts);
 
-    ipc_pack_map(b, 28);
+    ipc_pack_map(b, 27 + (with_path ? 1 : 0));
     pack_kv_str(b, "name", model_name(m));
-    pack_kv_str(b, "path", facts.path);
+    if (with_path) {
+        pack_kv_str(b, "path", facts.path);
+    }
     pack_kv_str(b, "arch", shape->arch->name);
     pack_kv_str(b, "description", facts.description);
     pack_kv_str(b, "type", facts.type_name);

@@ -117,7 +117,9 @@ static void print_entry(const json_t *e)
            : json_is_true(json_object_get(e, "remembered")) ? "usable, remembered"
                                                             : "usable, tested",
            json_is_true(json_object_get(e, "default")) ? ", default" : "");
-    printf("    %s\n", cli_str(e, "path", ""));
+    if (json_object_get(e, "path") != NULL) { /* told to administrators only */
+        printf("    %s\n", cli_str(e, "path", ""));
+    }
     if (!usable) {
         printf("    %s\n", cli_str(e, "reason", ""));
         return;
@@ -170,14 +172,20 @@ static char *find_file(struct cli *c, const char *name, int *ret_code)
         return NULL;
     }
     const json_t *backends = json_object_get(result, "backends");
-    for (size_t i = 0; file == NULL && i < json_array_size(backends); i++) {
+    bool found = false;
+    for (size_t i = 0; !found && i < json_array_size(backends); i++) {
         const json_t *e = json_array_get(backends, i);
-        bool wanted = name != NULL ? strcmp(cli_str(e, "name", ""), name) == 0
-                                   : json_is_true(json_object_get(e, "default"));
-        file = wanted ? strdup(cli_str(e, "path", "")) : NULL;
+        found = name != NULL ? strcmp(cli_str(e, "name", ""), name) == 0
+                             : json_is_true(json_object_get(e, "default"));
+        if (found && json_object_get(e, "path") != NULL) {
+            file = strdup(cli_str(e, "path", ""));
+        }
     }
     json_decref(result);
-    if (file == NULL) {
+    if (found && file == NULL) {
+        *ret_code = cli_error(CLI_FAILED, "backend: where a plugin lies is told to administrators "
+                                          "only: name its file");
+    } else if (!found) {
         *ret_code = name != NULL ? cli_error(CLI_FAILED, "backend: none is called '%s'", name)
                                  : cli_error(CLI_FAILED, "backend: there is no default");
     }

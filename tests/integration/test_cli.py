@@ -2,9 +2,11 @@
 import json
 import os
 import subprocess
+import unittest
 
 from cli import GQA, TIMEOUT_S, Outcome, Tool, ToolCase, assert_one_line, read_f32, write_json
-from harness import main, synth
+from harness import Daemon, Folder, main, synth
+from test_hostile import as_stranger
 
 RUN_KEYS = {"text", "tokens", "finish", "n_prompt", "n_cached", "n_generated", "seed", "kv", "timings", "cache"}
 TIMING_KEYS = {"queue_ms", "prompt_ms", "first_token_ms", "predict_ms", "prompt_per_second",
@@ -274,6 +276,29 @@ class Server(Case):
         listed = self.gqa("backend", "list").text
         for word in ("NAME", "LEVEL", backends["cpu"]["isa"], "default", "attention can shared", backends["cpu"]["path"]):
             self.assertIn(word, listed)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root: a system daemon and another user")
+    def test_others_than_administrators_are_told_no_paths(self):
+        folder = Folder()
+        d = Daemon(folder.path, "--group", "", user=False)
+        try:
+            os.chmod(d.socket, 0o666)
+            os.chmod(folder.path, 0o711)
+
+            def action():
+                if not os.access(GQA, os.X_OK):
+                    return 77
+                gqa = Tool(".", "--socket", "s")
+                listed, info = gqa("backend", "list").text, gqa("info").text
+                bench = gqa("backend", "bench", "cpu", status=1).err
+                return 0 if "cpu" in listed and "/" not in listed + info and "administrators only" in bench else 1
+            status = as_stranger(folder.path, action)
+            if status == 77:
+                self.skipTest("another user cannot run the gqa that was built: it was NOT tested")
+            self.assertEqual(status, 0)
+        finally:
+            d.kill()
+            folder.remove()
 
     def test_a_bench_of_a_backend_is_another_program(self):
         self.refused("backend", "bench", "none", words=["none is called 'none'"])

@@ -304,14 +304,28 @@ class System(Case):
                 except wire.Refused as e:
                     if e.name != "ACCESS_DENIED":
                         return 4
-            if any("path" in m for m in c.call("model.list")["models"]):
+            if any("path" in m for m in (*c.call("model.list")["models"], *c.call("backend.list")["backends"],
+                                         c.call("model.info", {"model": "tiny"}))):
                 return 5
+            for model, words in (("broken", "broken.gguf: "), ("absent", "'absent' in the models folders")):
+                try:
+                    c.call("text.tokenize", {"model": model, "text": "x"})
+                    return 8
+                except wire.Refused as e:
+                    if words not in e.message or "/" in e.message:
+                        return 9
             try:
                 c.call("text.tokenize", {"model": "/etc/passwd", "text": "x"})
                 return 6
             except wire.Refused as e:
                 return 0 if e.name != "MODEL_REFUSED" else 7
+        with open(os.path.join(self.folder.path, "models", "broken.gguf"), "wb") as f:
+            f.write(b"GGUF" + bytes(60))
         self.assertEqual(as_stranger(self.folder.path, action), 0)
+        self.assertIn(f.name, d.log_text())
+        with d.connect() as c:
+            entries = (c.call("model.info", {"model": "tiny"}), *c.call("backend.list")["backends"])
+            self.assertTrue(all(os.path.isabs(e["path"]) for e in entries))
 
     def test_members_of_admin_group_govern(self):
         group = next((g for g in grp.getgrall() if g.gr_gid not in (0, STRANGER)), None)
