@@ -8,7 +8,8 @@
  *
  * Rules for a plugin: no constructors, no threads that outlive close(), no global mutable state,
  * no own thread pool (use host->parallel), no signal handlers. All calls on one context come from
- * one thread at a time. Functions return 0 or -errno and never exit.
+ * one thread at a time, but for pack() (several at once, for disjoint ranges) and op_times() (at
+ * any time). Functions return 0 or -errno and never exit.
  *
  * What may change within major version 1, and what may not, docs/plugin-abi.md says ("Versions").
  * In short: structs that begin with struct_size grow at their end only (but for gqa_probe), and
