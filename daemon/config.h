@@ -76,6 +76,8 @@ struct config_list {
       "tokens of their prompts")                                                               \
     S(U32, max_sequences_per_user, 0, LIVE, 1, 1048576, "8192",                                \
       "sequences of one uid that wait or run: each text of text.embed is one")                 \
+    S(BYTES, max_input_bytes_per_user, 0, LIVE, 65536, 1099511627776, "256M",                  \
+      "messages of one uid that come in or wait: a call that passes it is refused")            \
     S(BYTES, max_output_bytes_per_user, 0, LIVE, 65536, 1099511627776, "64M",                  \
       "answers that programs of one uid have not read: no new calls above")                    \
     S(BYTES, max_ring_bytes_per_user, 0, LIVE, 0, 1099511627776, "512M",                       \

@@ -393,12 +393,26 @@ static void parse_done(struct task *t)
     c->sink->resumed(c);
 }
 
-void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_elements)
+int caller_refuse(struct caller *c, const uint8_t *head, size_t bytes, const struct ipc_error *e)
 {
-    struct call *call = call_create(c->service, c, frame, bytes);
+    uint32_t id;
+    int rc = ipc_request_id(head, bytes, &id);
+    if (rc < 0) {
+        caller_notify_error(c, e);
+        return rc;
+    }
+    ipc_pack_response_error(c->out, id, e);
+    c->sink->written(c);
+    return 0;
+}
+
+void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_elements,
+                    uint64_t held_bytes)
+{
+    struct call *call = call_create(c, frame, bytes, held_bytes);
     if (!call) {
         struct ipc_error e;
-        free(frame);
+        service_free_message(c->service, c->uid, frame, bytes, held_bytes);
         ipc_error_set(&e, PROTO_E_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
         caller_notify_error(c, &e);
         c->sink->broken(c);

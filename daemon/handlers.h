@@ -82,6 +82,9 @@ int service_create(const struct service_options *options, struct service **ret);
 /* free() of memory of about so many bytes, by the task pool where it may take long. NULL is legal.
  */
 void service_free(struct service *s, void *memory, size_t bytes);
+/* The same of a message, for which the uid holds so many bytes of QUOTA_INPUT_BYTES. */
+void service_free_message(struct service *s, uid_t uid, void *memory, size_t bytes,
+                          uint64_t held_bytes);
 /* The engine is about to end: nothing is handed to it from now on. */
 void service_stop(struct service *s);
 /* All callers must be finished and all tasks and events delivered. NULL is legal. */
@@ -136,9 +139,14 @@ void caller_init(struct caller *c, struct service *s, const struct caller_sink *
 void caller_finish(struct caller *c);
 
 /* One whole message, of so many values as the scanner counted. Takes over frame (malloc'ed) in
- * every case. Answers faults of the message itself; where it cannot be repaired sink->broken
- * follows. Not to be called while c->parsing. */
-void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_elements);
+ * every case, and the bytes that are held of QUOTA_INPUT_BYTES for it. Answers faults of the
+ * message itself; where it cannot be repaired sink->broken follows. Not to be called while
+ * c->parsing. */
+void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_elements,
+                    uint64_t held_bytes);
+/* Refuses a message by its first bytes (IPC_HEAD_BYTES at most): answers e to the request that it
+ * is. Else -EPROTO: it is none, and e was sent as a notification. */
+int caller_refuse(struct caller *c, const uint8_t *head, size_t bytes, const struct ipc_error *e);
 
 /* Cancels all calls of the caller, as if it had asked for it; used when a drain's time is up. */
 void caller_cut(struct caller *c);

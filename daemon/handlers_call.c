@@ -7,8 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, size_t bytes)
+struct call *call_create(struct caller *c, uint8_t *frame, size_t bytes, uint64_t held_bytes)
 {
+    struct service *s = c->service;
     struct call *call = calloc(1, sizeof(*call));
     if (!call) {
         return NULL;
@@ -18,6 +19,7 @@ struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, si
     call->uid = c->uid;
     call->frame = frame;
     call->frame_bytes = bytes;
+    call->frame_held_bytes = held_bytes;
     call->method = PROTO_METHOD_COUNT;
     LIST_INSERT_HEAD(&c->calls, call, of_caller);
     c->n_calls++;
@@ -95,6 +97,14 @@ int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_
     return rc;
 }
 
+void call_free_frame(struct call *call)
+{
+    service_free_message(call->service, call->uid, call->frame, call->frame_bytes,
+                         call->frame_held_bytes);
+    call->frame = NULL;
+    call->frame_held_bytes = 0;
+}
+
 void call_drop(struct call *call)
 {
     struct service *s = call->service;
@@ -116,7 +126,7 @@ void call_drop(struct call *call)
         model_unref(call->entries[i].model);
     }
     free(call->entries);
-    service_free(s, call->frame, call->frame_bytes);
+    call_free_frame(call);
     free(call->tokens);
     free(call->text);
     call_drop_collected(call);

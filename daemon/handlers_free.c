@@ -9,29 +9,55 @@
 struct freeing {
     struct task task;
     void *memory;
+    struct service *service;
+    uid_t uid;
+    uint64_t held_bytes;
 };
+
+static struct freeing *freeing_of(struct task *t)
+{
+    return (struct freeing *)((char *)t - offsetof(struct freeing, task));
+}
+
+static void give_back(struct service *s, uid_t uid, uint64_t held_bytes)
+{
+    struct quota_amounts held = {.of = {[QUOTA_INPUT_BYTES] = held_bytes}};
+    quota_give_one(s->quotas, uid, &held, QUOTA_INPUT_BYTES);
+}
 
 static void free_work(struct task *t)
 {
-    struct freeing *f = (struct freeing *)((char *)t - offsetof(struct freeing, task));
-    free(f->memory);
+    free(freeing_of(t)->memory);
 }
 
 static void free_done(struct task *t)
 {
-    free((char *)t - offsetof(struct freeing, task));
+    struct freeing *f = freeing_of(t);
+    give_back(f->service, f->uid, f->held_bytes);
+    free(f);
 }
 
 void service_free(struct service *s, void *memory, size_t bytes)
 {
-    struct freeing *f = bytes > FREE_INLINE_BYTES ? malloc(sizeof(*f)) : NULL;
+    service_free_message(s, 0, memory, bytes, 0);
+}
+
+/* Only what is gone counts as given back: else memory could pile up in front of a busy pool. */
+void service_free_message(struct service *s, uid_t uid, void *memory, size_t bytes,
+                          uint64_t held_bytes)
+{
+    struct freeing *f = memory && bytes > FREE_INLINE_BYTES ? malloc(sizeof(*f)) : NULL;
     if (f) {
-        f->task = (struct task){.work = free_work, .done = free_done};
-        f->memory = memory;
+        *f = (struct freeing){.task = {.work = free_work, .done = free_done},
+                              .memory = memory,
+                              .service = s,
+                              .uid = uid,
+                              .held_bytes = held_bytes};
         if (s->host.run(s->host.data, &f->task) == 0) {
             return;
         }
     }
     free(f);
     free(memory);
+    give_back(s, uid, held_bytes);
 }

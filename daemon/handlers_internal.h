@@ -46,6 +46,7 @@ struct call {
     uid_t uid;
     uint8_t *frame; /* owned; the message's strings point into it */
     size_t frame_bytes;
+    uint64_t frame_held_bytes; /* of QUOTA_INPUT_BYTES, as long as the frame is there */
     struct ipc_message message;
     bool parsed;
     int parse_result;
@@ -132,7 +133,9 @@ uint64_t clock_now_ns(void); /* CLOCK_MONOTONIC */
 
 /* ---- calls (handlers_call.c) ------------------------------------------------------------------
  * Every call ends by exactly one call_end or call_fail (or call_drop), which destroy it. */
-struct call *call_create(struct service *s, struct caller *c, uint8_t *frame, size_t bytes);
+struct call *call_create(struct caller *c, uint8_t *frame, size_t bytes, uint64_t held_bytes);
+/* With what is held for it. */
+void call_free_frame(struct call *call);
 /* Puts the call among its caller's, within the limits. -EBUSY and e. */
 int call_open(struct call *call, struct ipc_error *e);
 void call_drop(struct call *call); /* without an answer */

@@ -156,8 +156,7 @@ static void release_message(struct call *call)
 {
     ipc_message_finish(&call->message);
     call->parsed = false;
-    service_free(call->service, call->frame, call->frame_bytes);
-    call->frame = NULL;
+    call_free_frame(call);
 }
 
 /* What a request holds until its prompt is computed, and until it ends. */

@@ -30,7 +30,7 @@ void peer_close(struct peer *p)
         shutdown(p->fd, SHUT_RDWR); /* before its rings read as zeros: the client learns why */
         peer_ring_destroy(p);
     }
-    peer_input_finish(&p->input);
+    peer_input_finish(p, &p->input);
     peer_output_finish(p);
     close(p->fd);
     quota_give(p->host->quotas, p->uid, &p->held);
@@ -59,18 +59,26 @@ void peer_broke(struct peer *p, const char *what)
 
 static void client_left(struct peer *p)
 {
-    if (p->caller.n_calls > 0 || p->input.frame) {
+    if (p->caller.n_calls > 0 || peer_input_has_begun(&p->input)) {
         peer_strike(p, PENALTY_ABRUPT_END);
     }
     peer_close(p);
+}
+
+/* More is asked for inside of a long text, all of which its message takes: whatever comes behind a
+ * message, and may have to wait, is little. */
+static size_t bytes_to_ask(const struct peer_input *in)
+{
+    uint64_t skip = in->scanner.skip;
+    uint64_t most = skip < PEER_SCRATCH_BYTES ? skip : PEER_SCRATCH_BYTES;
+    return most > PEER_READ_BYTES ? (size_t)most : PEER_READ_BYTES;
 }
 
 /* One recvmsg. There is no room for control data on purpose: descriptors that a client sends are
  * then closed by the kernel before they ever exist here, and MSG_CTRUNC tells of them. */
 static void receive(struct peer *p)
 {
-    struct iovec iov = {.iov_base = p->host->scratch,
-                        .iov_len = p->input.frame ? PEER_SCRATCH_BYTES : PEER_READ_BYTES};
+    struct iovec iov = {.iov_base = p->host->scratch, .iov_len = bytes_to_ask(&p->input)};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     ssize_t n = recvmsg(p->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     /* Less than asked for is all there was, and what comes now is told anew. */

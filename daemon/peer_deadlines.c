@@ -9,10 +9,12 @@
 #include "daemon/log.h"
 
 #define CHECKED_AT_ONCE 64u
+#define SLOW_BYTES      (1u << 20)
 
 static bool has_deadline(const struct peer *p)
 {
-    return !p->greeted || p->stalled_ns || p->congested_ns || p->input.frame || p->ring;
+    return !p->greeted || p->stalled_ns || p->congested_ns || peer_input_has_begun(&p->input) ||
+           p->ring;
 }
 
 void peer_note_deadline(struct peer *p)
@@ -37,13 +39,32 @@ void peer_forget_deadline(struct peer *p)
 
 static bool is_unfinished(const struct peer *p, const struct peer_input *in, uint64_t now)
 {
-    return in->frame && peer_may_read(p, in) && now > in->frame_ns &&
+    return peer_input_has_begun(in) && now > in->frame_ns &&
            now - in->frame_ns > p->host->reader_timeout_ns;
+}
+
+/* A byte now and then makes no message: each MiB of it has the time that a silence has. */
+static bool is_slow(const struct peer *p, const struct peer_input *in, uint64_t now)
+{
+    return peer_input_has_begun(in) && now > in->begun_ns &&
+           now - in->begun_ns > (1 + in->frame_bytes / SLOW_BYTES) * p->host->reader_timeout_ns;
+}
+
+/* While we do not read, it is not the client that lets us wait. */
+static void excuse(const struct peer *p, struct peer_input *in, uint64_t now)
+{
+    if (peer_input_has_begun(in) && !peer_may_read(p, in)) {
+        in->begun_ns = in->frame_ns = now;
+    }
 }
 
 static bool is_late(const struct peer *p, uint64_t now)
 {
     const struct peer_host *h = p->host;
+    if (is_slow(p, &p->input, now) || (p->ring && is_slow(p, &p->ring->input, now))) {
+        log_info("uid %u: a message came too slowly: disconnected", p->uid);
+        return true;
+    }
     if (p->queued) { /* for us to take it in */
         return false;
     }
@@ -77,6 +98,10 @@ static void end_paused(struct peer *p, uint64_t now)
 
 static void check(struct peer *p, uint64_t now)
 {
+    excuse(p, &p->input, now);
+    if (p->ring) {
+        excuse(p, &p->ring->input, now);
+    }
     if (!p->late && is_late(p, now)) {
         peer_strike(p, PENALTY_LATE);
         p->late = true; /* closing takes its time: a step each */

@@ -37,9 +37,12 @@ struct peer_input {
     struct ipc_scanner scanner;
     uint8_t *frame; /* the message that is coming in */
     size_t frame_bytes, frame_capacity;
-    uint8_t *rest; /* bytes that were read but may not be looked at yet */
+    bool refused;        /* there was no room for it: what still comes of it is thrown away */
+    uint64_t held_bytes; /* of QUOTA_INPUT_BYTES, for it */
+    uint64_t begun_ns;   /* when its first bytes came, */
+    uint8_t *rest;       /* bytes that were read but may not be looked at yet */
     size_t rest_bytes;
-    uint64_t frame_ns; /* when the last bytes came */
+    uint64_t frame_ns; /* and when the last ones did */
 };
 
 /* A peer's rings. Places in the output are counted in bytes since the connection began
@@ -166,7 +169,12 @@ bool peers_check_some(struct peer_host *host, uint64_t now_ns);
 /* ---- peer_input.c ------------------------------------------------------------------------ */
 
 void peer_input_init(struct peer_input *in);
-void peer_input_finish(struct peer_input *in);
+void peer_input_finish(struct peer *p, struct peer_input *in);
+/* Whether a message has begun and not ended. */
+static inline bool peer_input_has_begun(const struct peer_input *in)
+{
+    return in->frame_bytes > 0;
+}
 /* Whether the peer can take messages: neither ending, nor parsing a long one, nor congested. */
 bool peer_may_take(const struct peer *p);
 /* Whether bytes of this stream can be used now. */

@@ -334,6 +334,6 @@ void peer_ring_destroy(struct peer *p)
     }
     area_retire(&r->memory->area);
     area_unref(&r->memory->area);
-    peer_input_finish(&r->input);
+    peer_input_finish(p, &r->input);
     quota_give(p->host->quotas, p->uid, &r->held);
 }

@@ -23,6 +23,7 @@
     Q(QUEUED_REQUESTS, queued_requests, 250, "requests whose prompt is not computed")    \
     Q(QUEUED_TOKENS, queued_tokens, 250, "tokens of prompts that are not computed")      \
     Q(SEQUENCES, sequences, 250, "sequences that wait or run")                           \
+    Q(INPUT_BYTES, input_bytes, 250, "bytes of messages that come in or wait")           \
     Q(OUTPUT_BYTES, output_bytes, 250, "bytes of answers that its programs do not read") \
     Q(RING_BYTES, ring_bytes, 1000, "bytes of shared memory")
 

@@ -148,6 +148,14 @@ struct ipc_message {
     uint64_t area_bytes;
 };
 
+/* Memory that a value of a parsed message takes, beside its bytes in the frame. */
+#define IPC_VALUE_BYTES 24u
+
+/* The id of the request that begins with these bytes, of which IPC_HEAD_BYTES are enough. -EPROTO:
+ * it is none, or not written in the shortest form. */
+#define IPC_HEAD_BYTES 11u
+int ipc_request_id(const uint8_t *head, size_t bytes, uint32_t *ret_id);
+
 /* Parses one message that the scanner delimited. The bytes must stay until ipc_message_finish:
  * strings point into them. -EPROTO when it is no message of the protocol; -ENOMEM. On -EPROTO,
  * *ret_id tells a request's id where one could be read (else UINT32_MAX), so that an error can

@@ -271,6 +271,31 @@ static int read_message(const struct ipc_value *array, struct ipc_message *m, ui
     return -EPROTO;
 }
 
+_Static_assert(sizeof(msgpack_object) == IPC_VALUE_BYTES, "what a value takes is known");
+
+int ipc_request_id(const uint8_t *head, size_t bytes, uint32_t *ret_id)
+{
+    if (bytes < 3 || head[0] != 0x94 || head[1] != IPC_REQUEST) {
+        return -EPROTO;
+    }
+    /* A number below 128 is its own type byte; the types of 1, 2, 4 and 8 bytes follow each other.
+     */
+    uint8_t type = head[2];
+    size_t n = type >= 0xcc && type <= 0xcf ? (size_t)1 << (type - 0xcc) : 0;
+    uint64_t id = n > 0 ? 0 : type;
+    if ((n == 0 && type > 0x7f) || bytes < 3 + n) {
+        return -EPROTO;
+    }
+    for (size_t i = 0; i < n; i++) {
+        id = id << 8 | head[3 + i];
+    }
+    if (id >= UINT32_MAX) {
+        return -EPROTO;
+    }
+    *ret_id = (uint32_t)id;
+    return 0;
+}
+
 int ipc_message_parse(const uint8_t *frame, size_t bytes, struct ipc_message *ret, uint32_t *ret_id)
 {
     struct ipc_message m = {.kind = IPC_REQUEST};

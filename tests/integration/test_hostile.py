@@ -276,6 +276,82 @@ class Quotas(DaemonCase):
         self.assertGreater(loop["turn_cpu_ms_max"], 0)
 
 
+class Incoming(DaemonCase):
+    """What clients send is in a quota as long as the daemon holds it."""
+    flags = ("--model", "tiny")
+    config = "max_input_bytes_per_user = 1M\n"
+    LONG = wire.pack([0, 1, "text.tokenize", {"model": "tiny", "text": "x" * 700000}])
+
+    def user(self):
+        (user,) = self.client.call("server.stats")["users"]
+        return user
+
+    def test_unfinished_messages_hold_no_more_than_the_quota(self):
+        peers = [self.daemon.connect() for _ in range(6)]
+        try:
+            for c in peers:
+                c.sock.sendall(self.LONG[:-1])
+            refused = []
+            for c in peers[1:]:
+                with self.assertRaises(wire.Refused) as caught:
+                    c.wait(1)
+                self.assertEqual(caught.exception.name, "BUSY")
+                self.assertIn("max_input_bytes_per_user", caught.exception.message)
+                self.assertGreater(caught.exception.error["retry_after_ms"], 0)
+                refused.append(c)
+            self.assertGreaterEqual(self.user()["input_bytes"], 700000)
+            self.assertLessEqual(self.user()["input_bytes"], 1 << 20)
+            self.assertLess(self.user()["strikes"], 100)  # less than one for a broken protocol
+            for c in refused:  # the message is over, and the connection as good as before
+                c.sock.sendall(self.LONG[-1:])
+                self.assertEqual(c.call("gqa.ping"), {})
+            peers[0].sock.sendall(self.LONG[-1:])
+            self.assertGreater(len(peers[0].wait(1)["tokens"]), 0)
+            wire.wait_until(lambda: self.user()["input_bytes"] == 0, "what was taken is given back")
+            refused[0].sock.sendall(self.LONG)
+            self.assertGreater(len(refused[0].wait(1)["tokens"]), 0)
+        finally:
+            for c in peers:
+                c.close()
+
+    def test_whoever_leaves_inside_of_a_message_gives_its_bytes_back(self):
+        with self.daemon.connect() as gone:
+            gone.sock.sendall(self.LONG[:-1])
+            wire.wait_until(lambda: self.user()["input_bytes"] > 0, "its bytes are held")
+        wire.wait_until(lambda: self.user()["input_bytes"] == 0, "they are given back")
+
+    def test_values_count_with_what_they_take(self):
+        with self.daemon.connect() as c:
+            c.sock.sendall(wire.pack([0, 1, "gqa.ping", {"x": [0] * 60000}]) + wire.pack([0, 2, "gqa.ping", {}]))
+            with self.assertRaises(wire.Refused) as caught:
+                c.wait(1)
+            self.assertEqual(caught.exception.name, "BUSY")
+            self.assertEqual(c.wait(2), {})
+            c.sock.sendall(wire.pack([2, "$give", [0] * 60000]))  # nothing that could be answered
+            c.wait_end()
+            self.assertEqual([p[0]["name"] for m, p in c.notifications if m == "gqa.error"], ["BUSY"])
+
+
+class Dribbling(DaemonCase):
+    config = "reader_timeout_ms = 300\n"
+
+    def test_a_message_that_comes_byte_by_byte_for_ever_is_cut(self):
+        with self.daemon.connect() as slow:
+            slow.sock.sendall(wire.pack([0, 1, "gqa.ping", {"x": "x" * 100000}])[:100])
+            slow.sock.setblocking(False)
+
+            def is_cut():
+                try:
+                    slow.sock.sendall(b"x")
+                    return slow.sock.recv(1) == b""
+                except BlockingIOError:
+                    return False
+                except (BrokenPipeError, ConnectionResetError):
+                    return True
+            wire.wait_until(is_cut, "it is cut, though it never was silent")
+        self.assertIn("a message came too slowly", self.daemon.log_text())
+
+
 class Descriptors(DaemonCase):
     """The daemon runs out of descriptors, says so, and recovers."""
     config = "max_connections_per_user = 5000\n"

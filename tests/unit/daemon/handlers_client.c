@@ -97,7 +97,8 @@ void hand_in(struct client *c, struct ipc_buffer *b)
     size_t used;
     ipc_scanner_init(&s, PROTO_FRAME_BYTES_MAX);
     ipc_scanner_feed(&s, frame, b->bytes, &used); /* what is no message is handed in as well */
-    caller_message(&c->caller, frame, b->bytes, s.message_elements);
+    caller_message(&c->caller, frame, b->bytes, s.message_elements, c->held_bytes);
+    c->held_bytes = 0;
     ipc_buffer_finish(b);
 }
 

@@ -14,7 +14,8 @@ void tear_down(void); /* with nothing left open */
 struct client {
     struct caller caller;
     struct ipc_buffer out;
-    size_t seen; /* bytes of out that next() has read */
+    size_t seen;         /* bytes of out that next() has read */
+    uint64_t held_bytes; /* of QUOTA_INPUT_BYTES, for what is handed in next; the test takes them */
     unsigned n_resumed, n_broken;
     struct ring_sizes opened;
     struct ipc_message message;

@@ -360,6 +360,49 @@ Test(handlers, a_request_that_waits_too_long_for_its_reader_is_ended)
     client_destroy(c);
 }
 
+Test(handlers, a_message_counts_until_its_request_has_copies)
+{
+    struct client *c = client_create(7);
+    struct quota_amounts of_message = {.of = {[QUOTA_INPUT_BYTES] = 500}};
+    struct ipc_error e;
+    fakes.model_is_loaded = false;
+    for (uint32_t id = 1; id <= 2; id++) { /* they wait for their model */
+        cr_assert_eq(quota_take(&fakes.quotas, 7, &of_message, &e), 0);
+        c->held_bytes = 500;
+        send_generate(c, id, "fake", "abc", 3);
+    }
+    cr_assert_eq(held(QUOTA_INPUT_BYTES), 1000);
+    send_cancel(c, 1);
+    cr_assert(finish_is(next(c), "cancelled"));
+    cr_assert_eq(held(QUOTA_INPUT_BYTES), 500);
+    fakes.model_is_loaded = true;
+    cr_assert_eq(quota_take(&fakes.quotas, 7, &of_message, &e), 0);
+    c->held_bytes = 500;
+    send_generate(c, 3, "fake", "abc", 3);
+    cr_assert_eq(fakes.n_submitted, 1);
+    cr_assert_eq(held(QUOTA_INPUT_BYTES), 500); /* only that which waits */
+    client_destroy(c);
+    cr_assert_eq(held(QUOTA_INPUT_BYTES), 0);
+}
+
+Test(handlers, a_message_without_room_is_refused_by_its_head)
+{
+    struct client *c = client_create(7);
+    const struct ipc_error busy = {.code = PROTO_E_BUSY, .message = "full"};
+    static const uint8_t request[] = {0x94, 0x00, 0xcd, 0x12, 0x34};
+    static const uint8_t other[] = {0x93, 0x02, 0xa5, '$', 'g', 'i', 'v', 'e'};
+    cr_assert_eq(caller_refuse(&c->caller, request, sizeof(request), &busy), 0);
+    const struct ipc_message *m = next(c);
+    cr_assert_eq(error_code(m), PROTO_E_BUSY);
+    cr_assert_eq(m->id, 0x1234);
+    cr_assert_eq(caller_refuse(&c->caller, request, 4, &busy), -EPROTO); /* its id is cut */
+    cr_assert_eq(next(c)->kind, IPC_NOTIFICATION);
+    cr_assert_eq(caller_refuse(&c->caller, other, sizeof(other), &busy), -EPROTO);
+    cr_assert_eq(next(c)->kind, IPC_NOTIFICATION);
+    cr_assert_eq(c->n_broken, 0);
+    client_destroy(c);
+}
+
 Test(handlers, answers_that_nobody_reads_shut_the_door)
 {
     struct quota_amounts connection = {.of = {[QUOTA_CONNECTIONS] = 1}};
