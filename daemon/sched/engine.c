@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define MIN_OUT_ROWS 128u
+#define MIN_OUT_ROWS    128u
+#define QUEUE_SHARE_MAX 4u /* requests of each user that wait though the queue is full */
 
 uint32_t engine_max_out_rows(uint32_t n_parallel)
 {
@@ -190,6 +191,20 @@ void engine_destroy(struct engine *e)
     free(e);
 }
 
+/* One user may fill the queue; who has hardly anything waiting is let in all the same, or the order
+ * would be decided by who refills it fastest. So it may be longer by a few for each user. Under the
+ * lock. */
+static bool queue_has_room(const struct engine *e, uid_t uid)
+{
+    uint32_t share = e->options.n_queue / 4;
+    share = share < 1 ? 1 : share < QUEUE_SHARE_MAX ? share : QUEUE_SHARE_MAX;
+    if (e->n_waiting < e->options.n_queue) {
+        return true;
+    }
+    const struct fair_user *u = fair_find(&e->fair, uid);
+    return u == NULL || u->n_waiting < share;
+}
+
 int engine_submit(struct engine *e, struct request *r)
 {
     struct request_event *done = calloc(1, sizeof(*done));
@@ -200,7 +215,7 @@ int engine_submit(struct engine *e, struct request *r)
     pthread_mutex_lock(&e->lock);
     if (e->draining || e->stop) {
         rc = -ESHUTDOWN;
-    } else if (e->n_waiting >= e->options.n_queue) {
+    } else if (!queue_has_room(e, r->uid)) {
         rc = -EAGAIN;
     } else if ((rc = fair_come(&e->fair, r->uid, &r->user)) == 0) {
         r->user->n_waiting++;

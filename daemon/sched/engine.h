@@ -25,7 +25,7 @@ struct engine_options {
     struct pool *pool;   /* owned by the caller; the engine thread becomes its worker 0 */
     uint32_t n_batch;    /* most rows of a step */
     uint32_t n_parallel; /* most sequences that run at once */
-    uint32_t n_queue;    /* most requests that wait */
+    uint32_t n_queue;    /* most requests that wait, and up to 4 more of each user */
     /* Milliseconds that steps with generations may take for the prompts beside them, also where
      * that stretches the generations' time by more than budget.h allows; 0: none. */
     uint32_t step_ms_target;

@@ -80,12 +80,18 @@ static void forget_one(struct fair *f)
     }
 }
 
-int fair_come(struct fair *f, uid_t uid, struct fair_user **ret)
+struct fair_user *fair_find(const struct fair *f, uid_t uid)
 {
     struct fair_user *u = f->users;
     while (u != NULL && u->uid != uid) {
         u = u->next;
     }
+    return u;
+}
+
+int fair_come(struct fair *f, uid_t uid, struct fair_user **ret)
+{
+    struct fair_user *u = fair_find(f, uid);
     if (u == NULL) {
         u = calloc(1, sizeof(*u));
         if (u == NULL) {

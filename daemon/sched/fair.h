@@ -52,6 +52,8 @@ int fair_set_weights(struct fair *f, const struct fair_weight *weights, size_t n
 /* For those who are here. */
 void fair_apply_weights(struct fair *f);
 
+/* The user, or NULL: it has nothing here, and is not remembered either. */
+struct fair_user *fair_find(const struct fair *f, uid_t uid);
 /* A request of that user comes, *ret stays until it leaves. -ENOMEM. */
 int fair_come(struct fair *f, uid_t uid, struct fair_user **ret);
 void fair_leave(struct fair *f, struct fair_user *u);

@@ -153,6 +153,47 @@ Test(engine, a_full_queue_says_so)
     wait_all();
 }
 
+static int try_as(uid_t uid)
+{
+    struct result *r = make(REQUEST_GENERATE, uid, 10, 3);
+    r->request->uid = uid;
+    int rc = engine_submit(engine, r->request);
+    if (rc < 0) {
+        n_results--;
+        request_destroy(r->request);
+    }
+    return rc;
+}
+
+Test(engine, a_user_that_fills_the_queue_keeps_nobody_out)
+{
+    start(1, 16, MANY);
+    driver_hold(true);
+    submit(make(REQUEST_GENERATE, 1, 10, 400));
+    wait_tokens(&results[0], 1); /* it runs, and leaves the queue empty */
+    for (unsigned i = 0; i < 16; i++) {
+        cr_expect(eq(int, try_as(1), 0));
+    }
+    cr_expect(eq(int, try_as(1), -EAGAIN));
+    for (uid_t uid = 2; uid <= 3; uid++) {
+        for (unsigned i = 0; i < 4; i++) {
+            cr_expect(eq(int, try_as(uid), 0));
+        }
+        cr_expect(eq(int, try_as(uid), -EAGAIN));
+    }
+    cr_expect(eq(int, try_as(1), -EAGAIN));
+    struct fair_user users[8];
+    size_t n = engine_users(engine, users, 8);
+    cr_expect(eq(sz, n, 4));
+    for (size_t i = 0; i < n; i++) { /* those that were refused are not among them */
+        uint32_t n_waiting = users[i].uid == 0 ? 0 : users[i].uid == 1 ? 16 : 4;
+        cr_expect(eq(u32, users[i].n_waiting, n_waiting));
+        cr_expect(eq(u32, users[i].n_requests, users[i].uid == 0 ? 1 : n_waiting));
+    }
+    driver_hold(false);
+    wait_all();
+}
+
 Test(engine, draining_takes_no_more)
 {
     start(1, 2, MANY);
