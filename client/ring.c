@@ -261,17 +261,22 @@ static bool is_due(const struct client_ring *r)
 
 static void tell(struct client_ring *r, uint32_t wait)
 {
-    if (wait != RING_WAIT_NOTHING && r->is_full) {
-        wait |= RING_WAIT_ROOM;
-    }
     r->told = wait;
     ring_wait_for(&r->map.control->client_wait, wait);
 }
 
+/* To be woken that way; for room as well while the ring is full. */
+static uint32_t woken_by(const struct client_ring *r, uint32_t way)
+{
+    return r->is_full ? way | RING_WAIT_ROOM : way;
+}
+
+/* What was told before may have been another way, or before the ring was full. */
 bool client_ring_arm(struct client_ring *r)
 {
-    if (r->told == RING_WAIT_NOTHING) {
-        tell(r, RING_WAIT_MESSAGE);
+    uint32_t wait = woken_by(r, RING_WAIT_MESSAGE);
+    if (r->told != wait) {
+        tell(r, wait);
     }
     return is_due(r);
 }
@@ -302,7 +307,7 @@ static int sleep_on_futex(struct client_ring *r, uint64_t until_us)
     _Atomic uint32_t *bell = &r->map.control->client_bell;
     uint32_t seen = atomic_load_explicit(bell, memory_order_seq_cst);
     int rc = 0;
-    tell(r, RING_WAIT_FUTEX);
+    tell(r, woken_by(r, RING_WAIT_FUTEX));
     if (!is_due(r)) {
         rc = ring_bell_wait(bell, seen, client_left_until(until_us));
     }
@@ -325,7 +330,7 @@ int client_ring_wait(struct gqa *g, uint64_t look_until_us, uint64_t until_us)
     if (now >= until_us) {
         return 0;
     }
-    tell(r, RING_WAIT_MESSAGE);
+    tell(r, woken_by(r, RING_WAIT_MESSAGE));
     if (is_due(r)) {
         return 1;
     }

@@ -6,15 +6,18 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define N_CALLS    500u
+#define N_WAKE_UPS 50u
 #define TEXT_BYTES (3u * RING_BYTES_MIN)
 
 /* The daemon's end, in the forked child. */
@@ -290,6 +293,21 @@ static void on_done(void *arg, uint32_t id, int status, const struct gqa_value *
     *(int *)arg = status == 0 ? 1 : status;
 }
 
+/* Sleeps by poll() alone until the call has ended. */
+static void poll_until(struct gqa *g, const int *done, unsigned round)
+{
+    while (*done == 0) {
+        uint64_t due = gqa_timeout_usec(g);
+        struct pollfd p = {.fd = gqa_fd(g), .events = (short)gqa_events(g)};
+        if (due != 0) {
+            cr_assert_gt(poll(&p, 1, 20000), 0, "round %u: nobody woke the loop", round);
+        }
+        while (gqa_process(g) > 0) {
+        }
+    }
+    cr_assert_eq(*done, 1);
+}
+
 /* As docs/client.md tells it: what to watch is asked for before every sleep. */
 Test(ring, a_program_with_its_own_loop_is_woken_by_the_socket)
 {
@@ -301,18 +319,58 @@ Test(ring, a_program_with_its_own_loop_is_woken_by_the_socket)
         int done = 0;
         const struct gqa_call_options o = {.struct_size = sizeof(o), .done = on_done, .arg = &done};
         cr_assert_eq(gqa_call_async(g, "echo", NULL, &o, NULL), 0);
-        while (done == 0) {
-            uint64_t due = gqa_timeout_usec(g);
-            struct pollfd p = {.fd = gqa_fd(g), .events = (short)gqa_events(g)};
-            if (due != 0) {
-                cr_assert_gt(poll(&p, 1, 20000), 0, "call %u: nobody woke the loop", i);
-            }
-            while (gqa_process(g) > 0) {
-            }
-        }
-        cr_assert_eq(done, 1);
+        poll_until(g, &done, i);
     }
     cr_assert_eq(gqa_fd(g), fd);
+    gqa_close(g);
+    cr_assert_eq(peer_finish(pid), 0);
+}
+
+Test(ring, a_ring_that_becomes_full_between_two_questions_is_waited_for)
+{
+    struct gqa *g = NULL;
+    struct gqa_params *params;
+    char text[TEXT_BYTES];
+    pid_t pid;
+    cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, 0, &pid, &g), 0);
+    memset(text, 'x', sizeof(text));
+    cr_assert_eq(gqa_params_create(&params), 0);
+    gqa_params_text(params, "text", text, sizeof(text));
+    for (unsigned i = 0; i < N_WAKE_UPS; i++) {
+        int done = 0;
+        const struct gqa_call_options o = {.struct_size = sizeof(o), .done = on_done, .arg = &done};
+        gqa_events(g); /* there was room then */
+        cr_assert_eq(gqa_call_async(g, "echo", params, &o, NULL), 0);
+        poll_until(g, &done, i);
+    }
+    gqa_params_destroy(params);
+    gqa_close(g);
+    cr_assert_eq(peer_finish(pid), 0);
+}
+
+static void on_signal(int number)
+{
+}
+
+/* It slept on the futex then; now the program sleeps on the socket. */
+Test(ring, after_a_wait_that_a_signal_ended_the_socket_wakes)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
+    const struct itimerval soon = {.it_interval = {.tv_usec = 300}, .it_value = {.tv_usec = 300}};
+    const struct itimerval never = {{0}};
+    struct gqa *g = NULL;
+    pid_t pid;
+    cr_assert_eq(connect_to(echoes, NULL, GQA_F_SHM, 0, &pid, &g), 0);
+    cr_assert_eq(sigaction(SIGALRM, &action, NULL), 0);
+    for (unsigned i = 0; i < N_WAKE_UPS; i++) {
+        int done = 0;
+        const struct gqa_call_options o = {.struct_size = sizeof(o), .done = on_done, .arg = &done};
+        cr_assert_eq(setitimer(ITIMER_REAL, &soon, NULL), 0);
+        cr_assert_eq(gqa_wait(g, UINT64_MAX), -EINTR);
+        cr_assert_eq(setitimer(ITIMER_REAL, &never, NULL), 0);
+        cr_assert_eq(gqa_call_async(g, "echo", NULL, &o, NULL), 0);
+        poll_until(g, &done, i);
+    }
     gqa_close(g);
     cr_assert_eq(peer_finish(pid), 0);
 }
