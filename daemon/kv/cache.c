@@ -123,8 +123,8 @@ static struct kv_space *space_create(struct kv_cache *c, const char *realm,
     return s;
 }
 
-/* Closes the space that was not used for longest, where too many are open. */
-static void close_idle_space(struct kv_cache *c)
+/* What points to the space that was not used for longest, or NULL: all are in use. */
+static struct kv_space **find_idle(struct kv_cache *c)
 {
     struct kv_space **idle = NULL;
     for (struct kv_space **link = &c->spaces; *link != NULL; link = &(*link)->next) {
@@ -134,11 +134,20 @@ static void close_idle_space(struct kv_cache *c)
             idle = link;
         }
     }
-    if (c->n_spaces >= KV_SPACES_MAX && idle != NULL) {
+    return idle;
+}
+
+/* Where too many are open. While the disk does not keep up with closing them, they stay. */
+static void close_idle_spaces(struct kv_cache *c)
+{
+    while (c->n_spaces >= KV_SPACES_MAX) {
+        struct kv_space **idle = find_idle(c);
+        if (idle == NULL || !kv_space_begin_close(*idle)) {
+            return;
+        }
         struct kv_space *s = *idle;
         *idle = s->next;
         c->n_spaces--;
-        kv_folder_closes(c, s);
         space_destroy(s);
         kv_folder_make_room(c, 0);
     }
@@ -153,7 +162,7 @@ struct kv_space *kv_cache_space(struct kv_cache *c, const char *realm,
         s = s->next;
     }
     if (s == NULL) {
-        close_idle_space(c);
+        close_idle_spaces(c);
         s = space_create(c, realm, identity, layout);
         if (s == NULL) {
             return NULL;

@@ -105,6 +105,11 @@ void kv_cache_drop(struct kv_cache *c, const char *realm, const uint8_t *id, str
 
 /* ---- purge ------------------------------------------------------------------------------- */
 
+struct open_store {
+    char realm[KV_REALM_BYTES];
+    char name[KV_STORE_NAME_MAX + 1];
+};
+
 /* One purge: the open stores one after the other, then the files of those that are not open. */
 struct purging {
     struct kv_news news;
@@ -119,10 +124,7 @@ struct purging {
     struct kv_space *space; /* whose store is being purged; NULL: the files */
     int result;
     uint32_t n_open; /* stores that were open when the files' turn came: not to be touched */
-    struct open_store {
-        char realm[KV_REALM_BYTES];
-        char name[KV_STORE_NAME_MAX + 1];
-    } open[KV_SPACES_MAX + 1];
+    struct open_store *open; /* (n_open) */
 };
 
 static void purge_next(struct purging *p, struct kv_space *s);
@@ -163,17 +165,21 @@ static bool is_open(const struct purging *p, const char *realm, const char *file
     return false;
 }
 
-static void note_open_stores(struct purging *p)
+static int note_open_stores(struct purging *p)
 {
-    p->n_open = 0;
+    p->open = calloc(p->cache->n_spaces + 1, sizeof(*p->open));
+    if (p->open == NULL) {
+        return -ENOMEM;
+    }
     for (const struct kv_space *s = p->cache->spaces; s != NULL; s = s->next) {
         bool is_open = s->store != NULL || (s->state == KV_SPACE_OPENING && !s->awaits_purge);
-        if (is_open && p->n_open <= KV_SPACES_MAX) {
+        if (is_open) {
             struct open_store *o = &p->open[p->n_open++];
             snprintf(o->realm, sizeof(o->realm), "%s", s->realm);
             kv_space_store_name(s, o->name);
         }
     }
+    return 0;
 }
 
 static int wipe_file(const struct io_files *files, int folder, const char *name)
@@ -282,6 +288,7 @@ static void finish(struct purging *p)
         }
     }
     p->purge.done(p->purge.arg, p->result, &p->removed);
+    free(p->open);
     free(p);
 }
 
@@ -330,10 +337,11 @@ static void purge_next(struct purging *p, struct kv_space *s)
         return;
     }
     p->space = NULL;
-    note_open_stores(p);
+    int rc = c->folder != NULL ? note_open_stores(p) : 0;
     p->news.take = take_wiped;
     p->files_call = (struct io_call_job){.fn = wipe_files, .done = note_result, .arg = p};
-    if (c->folder == NULL || io_submit_call(c->options.io, &p->files_call) < 0) {
+    if (c->folder == NULL || rc < 0 || io_submit_call(c->options.io, &p->files_call) < 0) {
+        p->result = p->result < 0 ? p->result : rc;
         c->n_pending--;
         finish(p);
     }

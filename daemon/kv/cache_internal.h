@@ -10,7 +10,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define KV_SPACES_MAX 64 /* open at once; idle ones are closed above it */
+#define KV_SPACES_MAX  64 /* open at once; idle ones are closed above it */
+#define KV_CLOSING_MAX 16 /* stores that the io thread has to close; more stay open meanwhile */
 
 enum kv_space_state {
     KV_SPACE_RAM,     /* nothing is kept on disk */
@@ -58,6 +59,7 @@ struct kv_cache {
     uint64_t closed_bytes;
     struct purging *purges;          /* under way; cache_admin.c's */
     atomic_uint n_spaces, n_pending; /* written by the engine thread */
+    uint32_t n_closing;              /* stores; of n_pending */
     uint64_t turn, faults_seen, n_news;
     pthread_mutex_t lock;  /* guards the mailbox */
     pthread_cond_t posted; /* for the end, which waits for the last news */
@@ -99,6 +101,9 @@ void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX +
 void kv_space_open(struct kv_space *s);
 /* Waits for what is being saved, and closes the store. Nothing of the space may be pending. */
 void kv_space_close(struct kv_space *s);
+/* The same without waiting, so that the space may go at once: the io thread closes the store, and
+ * opens or removes it behind that. False: too many are being closed. */
+bool kv_space_begin_close(struct kv_space *s);
 /* Begins to save one block of the arena; where that cannot be now, the space has a backlog. */
 void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
 /* Saves what could not be saved before. */

@@ -211,16 +211,63 @@ void kv_space_open(struct kv_space *s)
     s->state = KV_SPACE_OPENING;
 }
 
-void kv_space_close(struct kv_space *s)
+/* ---- closing ----------------------------------------------------------------------------- */
+
+static void closed(struct kv_space *s)
 {
-    if (s->store != NULL) {
-        kv_store_close(s->store);
-        s->store = NULL;
-    }
+    s->store = NULL;
     atomic_fetch_sub(&s->cache->store_bytes, s->saved_bytes);
     atomic_fetch_sub(&s->cache->store_bytes_synced, s->synced_bytes);
     s->saved_bytes = s->synced_bytes = 0;
     s->state = KV_SPACE_RAM;
+}
+
+void kv_space_close(struct kv_space *s)
+{
+    kv_store_close(s->store);
+    closed(s);
+}
+
+struct closing {
+    struct kv_news news;
+    struct kv_cache *cache;
+};
+
+static void take_closed(struct kv_news *news)
+{
+    struct closing *g = (struct closing *)news;
+    g->cache->n_closing--;
+    g->cache->n_pending--;
+    free(g);
+}
+
+static void close_done(void *arg)
+{
+    struct closing *g = arg;
+    kv_cache_post(g->cache, &g->news);
+}
+
+bool kv_space_begin_close(struct kv_space *s)
+{
+    struct kv_cache *c = s->cache;
+    if (s->store == NULL) {
+        closed(s);
+        return true;
+    }
+    struct closing *g = c->n_closing < KV_CLOSING_MAX ? malloc(sizeof(*g)) : NULL;
+    if (g == NULL) {
+        return false;
+    }
+    *g = (struct closing){.news.take = take_closed, .cache = c};
+    kv_folder_closes(c, s);
+    c->n_closing++;
+    c->n_pending++;
+    if (kv_store_close_begin(s->store, close_done, g) < 0) { /* the io thread ends: it runs here */
+        take_closed(&g->news);
+        kv_store_close(s->store);
+    }
+    closed(s);
+    return true;
 }
 
 /* ---- saving ------------------------------------------------------------------------------ */

@@ -385,10 +385,38 @@ static void close_done(void *arg, int result)
         store_cancel(s);
         release(s);
     }
+    if (s->close_done != NULL) {
+        void (*done)(void *arg) = s->close_done;
+        void *done_arg = s->close_arg;
+        destroy(s);
+        done(done_arg);
+        return;
+    }
     pthread_mutex_lock(&s->lock);
     s->shared.closed = true;
     pthread_cond_signal(&s->closed_wake);
     pthread_mutex_unlock(&s->lock);
+}
+
+/* Behind everything that the store has submitted, so that nothing of it is left. */
+static int submit_close(struct kv_store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->shared.closing = true;
+    pthread_mutex_unlock(&s->lock);
+    s->close = (struct io_call_job){.fn = close_files, .done = close_done, .arg = s};
+    return s->io != NULL && !io_on_thread(s->io) ? io_submit_call(s->io, &s->close) : -ECANCELED;
+}
+
+int kv_store_close_begin(struct kv_store *s, void (*done)(void *arg), void *arg)
+{
+    s->close_done = done;
+    s->close_arg = arg;
+    int rc = submit_close(s);
+    if (rc < 0) {
+        s->close_done = NULL;
+    }
+    return rc;
 }
 
 void kv_store_close(struct kv_store *s)
@@ -396,12 +424,7 @@ void kv_store_close(struct kv_store *s)
     if (s == NULL) {
         return;
     }
-    pthread_mutex_lock(&s->lock);
-    s->shared.closing = true;
-    pthread_mutex_unlock(&s->lock);
-    s->close = (struct io_call_job){.fn = close_files, .done = close_done, .arg = s};
-    /* Behind everything that the store has submitted, so that nothing of it is left. */
-    if (s->io != NULL && !io_on_thread(s->io) && io_submit_call(s->io, &s->close) == 0) {
+    if (submit_close(s) == 0) {
         pthread_mutex_lock(&s->lock);
         while (!s->shared.closed) {
             pthread_cond_wait(&s->closed_wake, &s->lock);

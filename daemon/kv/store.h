@@ -88,6 +88,11 @@ int kv_store_open(const struct kv_store_options *options,
  * disk that never answers cannot be interrupted. Mapped data must not be in use any more. */
 void kv_store_close(struct kv_store *s);
 
+/* The same, without waiting: done comes on the io thread when s is freed. What is submitted to that
+ * thread from now on runs behind it, so that the same store may be opened anew at once. -ECANCELED:
+ * there is no io thread, or it ends: done does not come, and s is to be closed as above. */
+int kv_store_close_begin(struct kv_store *s, void (*done)(void *arg), void *arg);
+
 /* ---- writing: engine thread, or a callback of this store ---------------------------------- */
 
 struct kv_store_write {

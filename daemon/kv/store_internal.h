@@ -133,6 +133,8 @@ struct kv_store {
     } shared;
     struct io_call_job run;
     struct io_call_job close;
+    void (*close_done)(void *arg); /* nobody waits for the end: it is told */
+    void *close_arg;
 };
 
 /* ---- store_slots.c: data files ------------------------------------------------------------- */

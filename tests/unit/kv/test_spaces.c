@@ -129,6 +129,23 @@ static bool is_known(const struct kv_space *space, uint32_t seed)
     return kv_space_known_tokens(space, &text, false) == BLOCK;
 }
 
+struct purged {
+    bool done;
+    int result;
+};
+
+static void on_purged(void *arg, int result, const struct kv_removed *removed)
+{
+    *(struct purged *)arg = (struct purged){true, result};
+}
+
+static void begin_purge(struct purged *p, const char *realm)
+{
+    const struct kv_purge how = {on_purged, p};
+    *p = (struct purged){0};
+    cr_assert(eq(int, kv_cache_purge(cache, realm, &how), 0));
+}
+
 /* ---- room -------------------------------------------------------------------------------- */
 
 /* Room for the copy is made by evicting, and not by evicting what is to be copied. */
@@ -280,6 +297,104 @@ Test(kv_spaces, stores_that_were_closed_count)
     cr_expect(le(u32, count_stores(), KV_SPACES_MAX));
 }
 
+/* ---- a slow disk ------------------------------------------------------------------------- */
+
+/* A job that the io thread has until somebody opens the gate. */
+struct gate {
+    struct io_call_job job;
+    sem_t opened;
+};
+
+static int wait_at_gate(void *arg)
+{
+    struct gate *g = arg;
+    while (sem_wait(&g->opened) < 0) {
+    }
+    return 0;
+}
+
+static void shut(struct gate *g)
+{
+    sem_init(&g->opened, 0, 0);
+    g->job = (struct io_call_job){.fn = wait_at_gate, .arg = g};
+    cr_assert(eq(int, io_submit_call(io, &g->job), 0));
+}
+
+static void open_gate(struct gate *g)
+{
+    sem_post(&g->opened);
+}
+
+/* So many spaces are open, and each has a block that is saved. */
+static void fill_spaces(uint8_t n)
+{
+    for (uint8_t i = 1; i <= n; i++) {
+        compute(open_space("r", i), i);
+        settle();
+    }
+}
+
+/* Whoever wants one space more than may be open does not wait until the disk has closed another;
+ * which is opened again behind that, with what it had. */
+Test(kv_spaces, a_store_is_closed_without_waiting)
+{
+    struct gate gate;
+    start(16u << 20, 1ull << 30);
+    fill_spaces(KV_SPACES_MAX);
+    shut(&gate);
+    begin_space("r", KV_SPACES_MAX + 1);
+    cr_expect(eq(u32, cache->n_spaces, KV_SPACES_MAX));
+    cr_expect(eq(u32, cache->n_closing, 1));
+    struct kv_space *first = begin_space("r", 1);
+    cr_expect(eq(u32, cache->n_closing, 2));
+    cr_expect(not(kv_space_is_ready(first)));
+    open_gate(&gate);
+    settle();
+    cr_expect(eq(u32, cache->n_closing, 0));
+    cr_expect(eq(int, first->state, KV_SPACE_OPEN));
+    cr_expect(is_known(first, 1));
+    sem_destroy(&gate.opened);
+}
+
+/* While the disk does not answer, few are on their way out, and the others stay. */
+Test(kv_spaces, few_stores_are_closed_at_once)
+{
+    struct gate gate;
+    start(16u << 20, 1ull << 30);
+    fill_spaces(KV_SPACES_MAX);
+    shut(&gate);
+    for (uint8_t i = 1; i <= KV_CLOSING_MAX + 2; i++) {
+        begin_space("r", KV_SPACES_MAX + i);
+    }
+    cr_expect(eq(u32, cache->n_closing, KV_CLOSING_MAX));
+    cr_expect(eq(u32, cache->n_spaces, KV_SPACES_MAX + 2));
+    open_gate(&gate);
+    settle();
+    open_space("r", KV_SPACES_MAX + KV_CLOSING_MAX + 3);
+    cr_expect(eq(u32, cache->n_spaces, KV_SPACES_MAX));
+    cr_expect(is_known(open_space("r", 1), 1));
+    sem_destroy(&gate.opened);
+}
+
+/* A purge wipes what is just being closed, and goes by nothing but what is open then. */
+Test(kv_spaces, a_purge_takes_a_store_that_is_being_closed)
+{
+    struct gate gate;
+    struct purged purge;
+    start(16u << 20, 1ull << 30);
+    fill_spaces(KV_SPACES_MAX);
+    shut(&gate);
+    begin_space("other", 1);
+    cr_assert(eq(u32, cache->n_closing, 1));
+    begin_purge(&purge, "r");
+    open_gate(&gate);
+    settle();
+    cr_expect(purge.done);
+    cr_expect(eq(int, purge.result, 0));
+    cr_expect(not(is_known(open_space("r", 1), 1)));
+    sem_destroy(&gate.opened);
+}
+
 /* The bound is of the disk: what one store has evicted for the sake of others takes no space. */
 Test(kv_spaces, stores_that_gave_way_take_no_space)
 {
@@ -314,23 +429,6 @@ Test(kv_spaces, stores_that_gave_way_take_no_space)
 }
 
 /* ---- purges ------------------------------------------------------------------------------ */
-
-struct purged {
-    bool done;
-    int result;
-};
-
-static void on_purged(void *arg, int result, const struct kv_removed *removed)
-{
-    *(struct purged *)arg = (struct purged){true, result};
-}
-
-static void begin_purge(struct purged *p, const char *realm)
-{
-    const struct kv_purge how = {on_purged, p};
-    *p = (struct purged){0};
-    cr_assert(eq(int, kv_cache_purge(cache, realm, &how), 0));
-}
 
 /* A model of the realm that comes back while a purge is under way: what it left on the disk goes
  * as well. */
