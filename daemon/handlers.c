@@ -419,7 +419,7 @@ void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_e
         return;
     }
     if (n_elements > SERVICE_INLINE_ELEMENTS) {
-        call->task = (struct task){.work = parse_work, .done = parse_done};
+        call->task = (struct task){.work = parse_work, .done = parse_done, .uid = c->uid};
         call->wait = CALL_WAIT_TASK;
         c->parsing = true;
         if (c->service->host.run(c->service->host.data, &call->task) == 0) {

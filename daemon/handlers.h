@@ -15,6 +15,7 @@
 #include "daemon/penalty.h"
 #include "daemon/quota.h"
 #include "daemon/sched/engine.h"
+#include "daemon/task_queue.h"
 #include "ipc/codec.h"
 #include "ipc/ring_map.h"
 
@@ -31,13 +32,6 @@ struct service;
 struct caller;
 struct call;
 
-/* Work for other threads. Owned by whoever submits it until done() is called, on the loop. */
-struct task {
-    void (*work)(struct task *t); /* on the task pool; NULL for posted tasks */
-    void (*done)(struct task *t); /* on the loop thread */
-    struct task *next;            /* the loop's, while it waits */
-};
-
 /* For server.stats. */
 struct service_host_facts {
     uint32_t n_connections;
@@ -49,7 +43,7 @@ struct service_host_facts {
 
 struct service_host {
     void *data;
-    /* 0: work, then done, will be called; -ENOMEM. */
+    /* 0: work, then done, will be called, or done alone (is_owed); -ENOMEM. */
     int (*run)(void *data, struct task *t);
     /* From any thread: done will be called. */
     void (*post)(void *data, struct task *t);

@@ -285,7 +285,7 @@ void call_stop(struct call *call)
 
 void call_run(struct call *call, void (*work)(struct task *), void (*done)(struct task *))
 {
-    call->task = (struct task){.work = work, .done = done};
+    call->task = (struct task){.work = work, .done = done, .uid = call->uid};
     call->task_result = 0;
     call->wait = CALL_WAIT_TASK;
     int rc = call->service->host.run(call->service->host.data, &call->task);

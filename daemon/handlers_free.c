@@ -48,11 +48,12 @@ void service_free_message(struct service *s, uid_t uid, void *memory, size_t byt
 {
     struct freeing *f = memory && bytes > FREE_INLINE_BYTES ? malloc(sizeof(*f)) : NULL;
     if (f) {
-        *f = (struct freeing){.task = {.work = free_work, .done = free_done},
-                              .memory = memory,
-                              .service = s,
-                              .uid = uid,
-                              .held_bytes = held_bytes};
+        *f = (struct freeing){
+            .task = {.work = free_work, .done = free_done, .uid = TASK_OF_DAEMON, .is_owed = true},
+            .memory = memory,
+            .service = s,
+            .uid = uid,
+            .held_bytes = held_bytes};
         if (s->host.run(s->host.data, &f->task) == 0) {
             return;
         }

@@ -319,7 +319,8 @@ static void unload_finish(struct service *s, struct unload *u)
 {
     LIST_REMOVE(u, entry);
     log_info("model '%s' is unloaded", model_name(u->model));
-    u->task = (struct task){.work = unload_work, .done = unload_done};
+    u->task = (struct task){
+        .work = unload_work, .done = unload_done, .uid = TASK_OF_DAEMON, .is_owed = true};
     if (s->host.run(s->host.data, &u->task) < 0) {
         unload_work(&u->task);
         unload_done(&u->task);

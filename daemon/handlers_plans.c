@@ -37,7 +37,9 @@ void service_close_retired(struct service *s)
             model_unref(retired.model);
             continue;
         }
-        *c = (struct closing){{.work = close_work, .done = close_done}, retired};
+        const struct task task = {
+            .work = close_work, .done = close_done, .uid = TASK_OF_DAEMON, .is_owed = true};
+        *c = (struct closing){task, retired};
         if (s->host.run(s->host.data, &c->task) < 0) {
             close_work(&c->task);
             close_done(&c->task);
@@ -102,7 +104,8 @@ void service_make_substitutes(struct service *s)
     }
     sub->service = s;
     sub->swap = (struct engine_swap){0};
-    sub->task = (struct task){.work = substitute_work, .done = substitute_ready};
+    sub->task =
+        (struct task){.work = substitute_work, .done = substitute_ready, .uid = TASK_OF_DAEMON};
     if (s->host.run(s->host.data, &sub->task) < 0) {
         substitute_ready(&sub->task); /* without a plan */
     }

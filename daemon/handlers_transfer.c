@@ -267,7 +267,7 @@ static void next_piece(struct call *call)
         call->wait = CALL_WAIT_READER;
         return;
     }
-    call->task = (struct task){.work = read_work, .done = read_done};
+    call->task = (struct task){.work = read_work, .done = read_done, .uid = call->uid};
     call->wait = CALL_WAIT_TASK;
     if (call->service->host.run(call->service->host.data, &call->task) < 0) {
         call->wait = CALL_WAIT_NOTHING;
@@ -464,7 +464,9 @@ static void piece_placed(struct call *call)
         piece_written(call);
         return;
     }
-    call->task = (struct task){.work = write_work, .done = write_done};
+    /* The engine waits for it to have ended. */
+    call->task =
+        (struct task){.work = write_work, .done = write_done, .uid = call->uid, .is_owed = true};
     call->wait = CALL_WAIT_TASK;
     if (call->service->host.run(call->service->host.data, &call->task) < 0) {
         call->wait = CALL_WAIT_NOTHING;

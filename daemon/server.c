@@ -312,6 +312,7 @@ int server_create(const struct server_options *options, struct server **ret)
     s->n_cores = uv_available_parallelism();
     s->posted_last = &s->posted_first;
     pthread_mutex_init(&s->posted_lock, NULL);
+    task_queue_init(&s->tasks);
     quota_init(&s->quotas);
     penalty_init(&s->penalties);
 
@@ -388,9 +389,10 @@ void server_destroy(struct server *s)
         peers_close(&s->peers);
         service_stop(s->service);
     }
-    /* The registry's thread reports the end of its loads; the pool's tasks end; then nobody is left
-     * who could post. */
+    /* The registry's thread reports the end of its loads; the pool's tasks end, but for those that
+     * have not begun; then nobody is left who could post. */
     parts_stop(&s->parts);
+    tasks_give_up(s);
     uv_walk(&s->loop, close_handle, NULL);
     uv_run(&s->loop, UV_RUN_DEFAULT);
     tasks_deliver(s);

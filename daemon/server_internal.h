@@ -55,6 +55,13 @@ struct turns {
     uint64_t unread_ns;  /* and how long turns have taken since */
 };
 
+/* A task that was handed to libuv. */
+struct task_thread {
+    uv_work_t request;
+    struct server *server;
+    struct task *task; /* NULL: none */
+};
+
 struct server {
     struct peer_host peers; /* on_closed finds the server through it */
     struct config *config;
@@ -91,6 +98,9 @@ struct server {
     uint32_t n_preloading;
     uint32_t n_cores; /* that this process may use */
 
+    struct task_queue tasks; /* that wait for a thread */
+    struct task_thread task_threads[TASK_THREADS];
+
     /* Tasks posted by other threads. */
     pthread_mutex_t posted_lock;
     struct task *posted_first, **posted_last;
@@ -124,6 +134,7 @@ int listen_adopt(struct server *s, int fd); /* a connection that is already open
 int tasks_run(void *data, struct task *t);
 void tasks_post(void *data, struct task *t);
 void tasks_deliver(struct server *s);
+void tasks_give_up(struct server *s); /* those that nobody waits for any more */
 
 /* server_end.c */
 void server_drain(struct server *s, uint32_t timeout_ms);

@@ -1,42 +1,58 @@
 /* Work that leaves the loop, and news that come to it. */
 #include "daemon/server_internal.h"
 
-#include <errno.h>
-#include <stdlib.h>
-
-struct pooled {
-    uv_work_t request;
-    struct task *task;
-};
-
 static void on_work(uv_work_t *request)
 {
-    struct pooled *p = request->data;
-    p->task->work(p->task);
+    struct task_thread *thread = request->data;
+    thread->task->work(thread->task);
 }
+
+static void begin_tasks(struct server *s);
 
 static void on_worked(uv_work_t *request, int status)
 {
-    struct pooled *p = request->data;
-    struct task *t = p->task;
-    free(p);
+    struct task_thread *thread = request->data;
+    struct server *s = thread->server;
+    struct task *t = thread->task;
+    thread->task = NULL;
+    task_queue_ended(&s->tasks, t->uid);
+    begin_tasks(s); /* first: done may take its time */
     t->done(t);
+}
+
+/* No more run than there are threads of the pool, so that each begins at once. */
+static void begin_tasks(struct server *s)
+{
+    struct task *t;
+    while ((t = task_queue_next(&s->tasks)) != NULL) {
+        struct task_thread *thread = s->task_threads;
+        while (thread->task) {
+            thread++;
+        }
+        *thread = (struct task_thread){.server = s, .task = t};
+        thread->request.data = thread;
+        uv_queue_work(&s->loop, &thread->request, on_work, on_worked); /* it cannot fail */
+    }
 }
 
 int tasks_run(void *data, struct task *t)
 {
     struct server *s = data;
-    struct pooled *p = malloc(sizeof(*p));
-    if (!p) {
-        return -ENOMEM;
-    }
-    p->task = t;
-    p->request.data = p;
-    int rc = uv_queue_work(&s->loop, &p->request, on_work, on_worked);
-    if (rc < 0) {
-        free(p);
+    int rc = task_queue_add(&s->tasks, t);
+    if (rc == 0) {
+        begin_tasks(s);
     }
     return rc;
+}
+
+void tasks_give_up(struct server *s)
+{
+    struct task *t = task_queue_give_up(&s->tasks);
+    while (t) {
+        struct task *next = t->next; /* done may free t */
+        t->done(t);
+        t = next;
+    }
 }
 
 void tasks_post(void *data, struct task *t)

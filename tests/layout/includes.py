@@ -45,7 +45,8 @@ LAYERS = [
 # Seen from everywhere in the daemon.
 COMMON = ["daemon/log.h"]
 # The outer layers (main to handlers) share the settings and the host's notifications.
-OUTER_COMMON = ["daemon/config", "daemon/options", "daemon/penalty", "daemon/quota", "daemon/stats", "daemon/notify"]
+OUTER_COMMON = ["daemon/config", "daemon/options", "daemon/penalty", "daemon/quota", "daemon/stats", "daemon/notify",
+                "daemon/task_queue"]
 
 # Library header -> the only places that may include it.
 LIBRARIES = {

@@ -1,0 +1,131 @@
+/* Whose task begins next, and what is left of the queue at the end. */
+#include "daemon/task_queue.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+
+static struct task_queue q;
+static struct task tasks[64];
+static unsigned n_tasks;
+
+static void set_up(void)
+{
+    task_queue_init(&q);
+    n_tasks = 0;
+}
+
+static void tear_down(void)
+{
+    cr_assert(TAILQ_EMPTY(&q.users)); /* nobody is remembered */
+    cr_assert_eq(q.n_running, 0);
+    cr_assert_eq(q.n_waiting_users, 0);
+}
+
+TestSuite(task_queue, .init = set_up, .fini = tear_down);
+
+static struct task *add(uid_t uid)
+{
+    struct task *t = &tasks[n_tasks++];
+    *t = (struct task){.uid = uid};
+    cr_assert_eq(task_queue_add(&q, t), 0);
+    return t;
+}
+
+static void add_many(uid_t uid, unsigned n)
+{
+    while (n-- > 0) {
+        add(uid);
+    }
+}
+
+static void end(uid_t uid)
+{
+    task_queue_ended(&q, uid);
+}
+
+/* Begins what may begin; "112" are two tasks of user 1 and one of user 2. */
+static const char *begun(void)
+{
+    static char users[16];
+    size_t n = 0;
+    struct task *t;
+    while ((t = task_queue_next(&q)) != NULL) {
+        users[n++] = (char)('0' + t->uid);
+    }
+    users[n] = '\0';
+    return users;
+}
+
+Test(task_queue, one_thread_is_left_for_whoever_comes_next)
+{
+    add_many(1, 20);
+    cr_assert_str_eq(begun(), "111");
+    cr_assert_str_eq(begun(), "");
+    add(2);
+    cr_assert_str_eq(begun(), "2");
+    add(2);
+    cr_assert_str_eq(begun(), "");
+    for (unsigned i = 0; i < 2; i++) { /* others wait: user 1 is to have two */
+        end(1);
+        cr_assert_str_eq(begun(), i == 0 ? "2" : "1");
+    }
+    end(2);
+    cr_assert_str_eq(begun(), "1"); /* nobody else waits any more */
+    end(2);
+    cr_assert_str_eq(begun(), "");
+    for (unsigned i = 0; i < 15; i++) {
+        end(1);
+        cr_assert_str_eq(begun(), "1");
+    }
+    end(1);
+    cr_assert_str_eq(begun(), "");
+    end(1);
+    end(1);
+}
+
+Test(task_queue, users_take_turns_and_tasks_of_one_keep_their_order)
+{
+    add_many(1, 8);
+    struct task *a = add(2), *b = add(2), *c = add(3);
+    cr_assert_eq(task_queue_next(&q), &tasks[0]);
+    cr_assert_eq(task_queue_next(&q), a);
+    cr_assert_eq(task_queue_next(&q), c);
+    cr_assert_eq(task_queue_next(&q), &tasks[1]);
+    cr_assert_null(task_queue_next(&q));
+    end(3);
+    cr_assert_eq(task_queue_next(&q), b);
+    for (unsigned i = 2; i < 8; i++) {
+        end(i == 2 || i == 3 ? 2 : 1);
+        cr_assert_eq(task_queue_next(&q), i == 3 ? NULL : &tasks[i > 3 ? i - 1 : i]);
+    }
+    end(1);
+    cr_assert_eq(task_queue_next(&q), &tasks[7]);
+    end(1);
+    end(1);
+    end(1);
+}
+
+Test(task_queue, at_the_end_only_what_is_owed_is_left)
+{
+    add_many(1, 4);
+    struct task *of_daemon = add(TASK_OF_DAEMON), *owed = add(1), *last = add(1);
+    owed->is_owed = true;
+    cr_assert_eq(task_queue_next(&q), &tasks[0]);
+    struct task *t = task_queue_give_up(&q);
+    cr_assert_eq(t, of_daemon); /* whose turn it was */
+    t = t->next;
+    for (unsigned i = 1; i < 4; i++) {
+        cr_assert_eq(t, &tasks[i]);
+        t = t->next;
+    }
+    cr_assert_eq(t, last);
+    cr_assert_null(t->next);
+    cr_assert_eq(task_queue_next(&q), owed);
+    cr_assert_null(task_queue_next(&q));
+    add(1); /* the queue is as good as before */
+    cr_assert_eq(task_queue_next(&q), &tasks[7]);
+    end(1);
+    end(1);
+    end(1);
+    cr_assert_null(task_queue_give_up(&q));
+}
