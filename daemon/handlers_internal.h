@@ -3,6 +3,7 @@
 #define DAEMON_HANDLERS_INTERNAL_H
 
 #include "daemon/handlers.h"
+#include "daemon/log.h"
 
 struct backend_job;
 struct kv_job;

@@ -177,8 +177,10 @@ void handle_kv_drop(struct call *call)
 
 static void answer_purged(struct call *call, struct kv_job *job)
 {
-    log_info("KV cache of %s purged for uid %u", job->engine.all ? "all realms" : job->engine.realm,
-             call->uid);
+    if (job->engine.removed.n_blocks > 0) {
+        log_info("KV cache of %s purged for uid %u",
+                 job->engine.all ? "all realms" : job->engine.realm, call->uid);
+    }
     answer_removed(call, job);
 }
 

@@ -106,3 +106,34 @@ void log_write(enum log_level level, const char *format, ...)
     (void)written;
     errno = saved_errno;
 }
+
+bool log_pace_is_due(struct log_pace *pace, uint64_t now_ns, uint64_t *ret_n_left_out)
+{
+    if (now_ns < pace->next_ns) {
+        pace->n_left_out++;
+        return false;
+    }
+    *ret_n_left_out = pace->n_left_out;
+    pace->next_ns = now_ns + LOG_PACE_NS;
+    pace->n_left_out = 0;
+    return true;
+}
+
+void log_paced(struct log_pace *pace, uint64_t now_ns, enum log_level level, const char *format,
+               ...)
+{
+    uint64_t n_left_out;
+    if (!log_pace_is_due(pace, now_ns, &n_left_out)) {
+        return;
+    }
+    char text[LOG_LINE_BYTES], more[64] = "";
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    if (n_left_out > 0) {
+        snprintf(more, sizeof(more), " (%llu more before, not logged)",
+                 (unsigned long long)n_left_out);
+    }
+    log_write(level, "%s%s", text, more);
+}

@@ -5,6 +5,9 @@
 #ifndef DAEMON_LOG_H
 #define DAEMON_LOG_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 enum log_level {
     LOG_LEVEL_ERROR = 3,
     LOG_LEVEL_WARNING = 4,
@@ -16,6 +19,18 @@ enum log_level {
 int log_level_by_name(const char *name, enum log_level *ret);
 void log_init(enum log_level level);
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* A line that clients can bring about as often as they like: one in LOG_PACE_NS, which tells how
+ * many were left out before it. All zeros to begin with; guarded by its owner. */
+#define LOG_PACE_NS 10000000000u
+struct log_pace {
+    uint64_t next_ns; /* of any clock that only goes on */
+    uint64_t n_left_out;
+};
+/* Whether one may be written now, and how many were not since the last one. */
+bool log_pace_is_due(struct log_pace *pace, uint64_t now_ns, uint64_t *ret_n_left_out);
+void log_paced(struct log_pace *pace, uint64_t now_ns, enum log_level level, const char *format,
+               ...) __attribute__((format(printf, 4, 5)));
 
 #define log_error(...)   log_write(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_write(LOG_LEVEL_WARNING, __VA_ARGS__)

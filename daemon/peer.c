@@ -1,7 +1,5 @@
 #include "daemon/peer_internal.h"
 
-#include "daemon/log.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -45,14 +43,19 @@ void peer_mark_dirty(struct peer *p)
     peer_ready(p);
 }
 
-void peer_broke(struct peer *p, const char *what)
+void peer_log_end(struct peer *p, enum log_level level, const char *what)
 {
     /* Of who goes on with it, one line tells (penalty.c). */
     if (p->user->penalty->slowed) {
         log_debug("uid %u: %s: disconnected", p->uid, what);
     } else {
-        log_warning("uid %u: %s: disconnected", p->uid, what);
+        log_paced(&p->user->lines, uv_hrtime(), level, "uid %u: %s: disconnected", p->uid, what);
     }
+}
+
+void peer_broke(struct peer *p, const char *what)
+{
+    peer_log_end(p, LOG_LEVEL_WARNING, what);
     peer_strike(p, PENALTY_VIOLATION);
     peer_close(p);
 }

@@ -6,8 +6,6 @@
  * once a second and made in pieces, one for each turn of the loop. */
 #include "daemon/peer_internal.h"
 
-#include "daemon/log.h"
-
 #define CHECKED_AT_ONCE 64u
 #define SLOW_BYTES      (1u << 20)
 
@@ -58,26 +56,26 @@ static void excuse(const struct peer *p, struct peer_input *in, uint64_t now)
     }
 }
 
-static bool is_late(const struct peer *p, uint64_t now)
+static bool is_late(struct peer *p, uint64_t now)
 {
     const struct peer_host *h = p->host;
     if (is_slow(p, &p->input, now) || (p->ring && is_slow(p, &p->ring->input, now))) {
-        log_info("uid %u: a message came too slowly: disconnected", p->uid);
+        peer_log_end(p, LOG_LEVEL_INFO, "a message came too slowly");
         return true;
     }
     if (p->queued) { /* for us to take it in */
         return false;
     }
     if (!p->greeted && now - p->opened_ns > h->handshake_ns) {
-        log_info("uid %u: no message within the handshake's time: disconnected", p->uid);
+        peer_log_end(p, LOG_LEVEL_INFO, "no message within the handshake's time");
         return true;
     }
     if (p->stalled_ns && now > p->stalled_ns && now - p->stalled_ns > h->reader_timeout_ns) {
-        log_info("uid %u: did not read its answers: disconnected", p->uid);
+        peer_log_end(p, LOG_LEVEL_INFO, "did not read its answers");
         return true;
     }
     if (is_unfinished(p, &p->input, now) || (p->ring && is_unfinished(p, &p->ring->input, now))) {
-        log_info("uid %u: left a message unfinished: disconnected", p->uid);
+        peer_log_end(p, LOG_LEVEL_INFO, "left a message unfinished");
         return true;
     }
     return false;
@@ -91,7 +89,8 @@ static void end_paused(struct peer *p, uint64_t now)
     if (p->congested_ns && now > p->congested_ns && now - p->congested_ns > limit) {
         unsigned ended = caller_end_paused(&p->caller, (uint32_t)(limit / 1000000u));
         if (ended > 0) {
-            log_info("uid %u: did not read for %u requests, which were ended", p->uid, ended);
+            log_paced(&p->user->lines, now, LOG_LEVEL_INFO,
+                      "uid %u: did not read for %u requests, which were ended", p->uid, ended);
         }
     }
 }

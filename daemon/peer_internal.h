@@ -13,6 +13,7 @@
 #ifndef DAEMON_PEER_INTERNAL_H
 #define DAEMON_PEER_INTERNAL_H
 
+#include "daemon/log.h"
 #include "daemon/peer.h"
 
 #include "ipc/ring_map.h"
@@ -29,6 +30,7 @@ struct peer_user {
     uid_t uid;
     uint32_t n_refs;         /* its peers, and who serves one of them just now */
     struct penalty *penalty; /* a reference */
+    struct log_pace lines;   /* about its connections that were ended */
 };
 
 /* A stream of messages that comes in pieces. A peer has one from its socket and one from its ring;
@@ -121,6 +123,8 @@ struct peer {
 /* Stays allocated until the turn ends. */
 void peer_close(struct peer *p);
 void peer_mark_dirty(struct peer *p);
+/* Logs "uid N: WHAT: disconnected", not more often of a uid than is of use. */
+void peer_log_end(struct peer *p, enum log_level level, const char *what);
 /* Closes the peer, whose client broke the protocol; "uid N: WHAT: disconnected" is logged. */
 void peer_broke(struct peer *p, const char *what);
 /* A bounded piece of what there is to do; may close the peer. */

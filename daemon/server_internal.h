@@ -2,6 +2,7 @@
 #ifndef DAEMON_SERVER_INTERNAL_H
 #define DAEMON_SERVER_INTERNAL_H
 
+#include "daemon/log.h"
 #include "daemon/peer.h"
 #include "daemon/quota.h"
 #include "daemon/server.h"
@@ -78,7 +79,8 @@ struct server {
     struct peer_alarm rested; /* when those that rest are to be polled again */
     bool owns_socket;         /* we made it: socket_stat tells whether the file is still ours */
     struct stat socket_stat;
-    int reserve_fd; /* given up to refuse a connection when descriptors have run out */
+    int reserve_fd;           /* given up to refuse a connection when descriptors have run out */
+    struct log_pace fd_lines; /* of the log, about that */
     struct quota_table quotas;
     struct penalty_table penalties;
     gid_t admin_gid;

@@ -159,7 +159,8 @@ static void refuse_without_fd(struct server *s, int listen_fd)
         }
     }
     s->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    log_warning("no descriptors left: a connection was refused");
+    log_paced(&s->fd_lines, uv_hrtime(), LOG_LEVEL_WARNING,
+              "no descriptors left: a connection was refused");
 }
 
 static void on_connection(uv_poll_t *poll, int status, int events);

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* ---- entries ----------------------------------------------------------------------------- */
 
@@ -169,16 +170,30 @@ static void on_retired(void *arg, struct model *m)
     unlock_and_drop(r);
 }
 
-/* Tells all who waited. Locked: nobody can join the entry in between. Where the file lies is told
- * to the log alone. */
+/* Where the file lies is told to the log alone. A request may load again what was refused before:
+ * of one model a line once in a while is enough. */
+static void log_refused(struct registry *r, const struct entry *e, int rc, const char *message)
+{
+    struct timespec now;
+    uint32_t hash = 0;
+    for (const char *c = e->name; *c != '\0'; c++) {
+        hash = hash * 31 + (unsigned char)*c;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    log_paced(&r->refused_lines[hash % REGISTRY_REFUSED_LINES],
+              (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, LOG_LEVEL_WARNING,
+              "model '%s' was not loaded from %s: %s", e->name, e->path,
+              message[0] != '\0' ? message : strerror(-rc));
+}
+
+/* Tells all who waited. Locked: nobody can join the entry in between. */
 static void finish_load(struct registry *r, struct entry *e, struct model *m, int rc,
                         const char *message)
 {
     if (m != NULL) {
         model_on_last_unref(m, on_retired, e);
     } else {
-        log_warning("model '%s' was not loaded from %s: %s", e->name, e->path,
-                    message[0] != '\0' ? message : strerror(-rc));
+        log_refused(r, e, rc, message);
     }
     while (e->waiters != NULL) {
         struct waiter *w = e->waiters;

@@ -2,6 +2,7 @@
 #ifndef DAEMON_MODEL_REGISTRY_INTERNAL_H
 #define DAEMON_MODEL_REGISTRY_INTERNAL_H
 
+#include "daemon/log.h"
 #include "daemon/model/registry.h"
 
 #include <limits.h>
@@ -27,6 +28,8 @@ struct waiter {
     struct registry_load callbacks;
 };
 
+#define REGISTRY_REFUSED_LINES 16u
+
 /* The lock guards everything below it; models are immutable once published. */
 struct registry {
     struct registry_options options;
@@ -39,6 +42,7 @@ struct registry {
     uint32_t refs;         /* the owner's, and one of every model that is not destroyed yet */
     struct entry *entries; /* those with model == NULL form the loader's queue */
     struct entry *retired; /* their models wait for the loader to destroy them */
+    struct log_pace refused_lines[REGISTRY_REFUSED_LINES]; /* about models, by their name */
 };
 
 /* A plain name has no slash and does not start with a dot. */

@@ -352,6 +352,38 @@ class Dribbling(DaemonCase):
         self.assertIn("a message came too slowly", self.daemon.log_text())
 
 
+class Lines(DaemonCase):
+    """What clients do again and again is not logged again and again."""
+    config = "handshake_timeout_ms = 100\n"
+
+    @classmethod
+    def make_models(cls, folder):
+        with open(os.path.join(folder, "broken.gguf"), "wb") as f:
+            f.write(b"GGUF" + b"\xff" * 100)
+
+    def count(self, text):
+        return self.daemon.log_text().count(text)
+
+    def test_a_refused_model_is_a_line(self):
+        for _ in range(5):
+            with self.assertRaises(wire.Refused):
+                self.client.call("text.generate", {"model": "broken", "prompt": "x"})
+        self.assertEqual(self.count("model 'broken' was not loaded"), 1)
+
+    def test_a_purge_of_nothing_is_none(self):
+        for _ in range(3):
+            self.assertEqual(self.client.call("kv.purge")["bytes"], 0)
+        self.assertEqual(self.count("purged"), 0)
+
+    def test_silent_connections_are_a_line(self):
+        self.client.call("gqa.ping")
+        silent = [self.daemon.connect() for _ in range(5)]
+        for c in silent:
+            c.wait_end()
+            c.close()
+        self.assertEqual(self.count("no message within the handshake's time"), 1)
+
+
 class Descriptors(DaemonCase):
     """The daemon runs out of descriptors, says so, and recovers."""
     config = "max_connections_per_user = 5000\n"
@@ -368,6 +400,7 @@ class Descriptors(DaemonCase):
             refused.wait_end()
             self.assertEqual(refused.notifications[0][1][0]["name"], "BUSY")
             self.assertEqual(self.client.call("gqa.ping"), {})
+            self.assertEqual(self.daemon.log_text().count("no descriptors left"), 1)  # of dozens
         finally:
             for c in held:
                 c.close()
