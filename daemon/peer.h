@@ -61,6 +61,7 @@ struct peer_host {
     uint64_t paused_timeout_ns; /* its requests are ended when they wait so long for it */
     struct quota_table *quotas;
     struct penalty_table *penalties;
+    uint64_t unsent_logged_ns; /* when the log was last told that answers cannot be sent */
     void (*on_closed)(struct peer_host *host);
 };
 

@@ -65,6 +65,7 @@ struct peer_ring {
     uv_poll_t doorbell;
     int doorbell_fd;          /* an eventfd, shared with the client: nothing here may block on it */
     uint32_t idle_bells;      /* in a row: it rang, and there was nothing */
+    bool is_heard;            /* something was taken from it */
     bool is_muted;            /* too many of them: not listened to until the next tick */
     int fds[2];               /* memfds of the rings and the data area; -1 once they are sent */
     uint64_t announced;       /* the answer to ring.open begins there and takes the fds along */
@@ -103,6 +104,7 @@ struct peer {
     size_t out_sent;
     uint64_t out_gone; /* bytes of output that have left, of all times */
     struct peer_ring *ring;
+    uint32_t n_unread_rings;   /* whose descriptors may lie in the socket */
     struct quota_amounts held; /* of the uid's quotas, for this connection */
     uint64_t opened_ns;
     uint64_t stalled_ns;   /* since when the client takes nothing; 0: it takes */

@@ -12,13 +12,19 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* Rings whose descriptors may lie unread in a connection's socket: in flight they count against all
+ * of the daemon's, which the kernel bounds. */
+#define UNREAD_MAX     2u
+#define REOPEN_MS      1000u
 #define IDLE_BELLS_MAX 64u /* in a row; who plays well rings for nothing once in a while */
 
 _Static_assert(PEER_SCRATCH_BYTES >= RING_RECORD_MAX, "a record fits the scratch buffer");
@@ -111,6 +117,17 @@ void peer_ring_sent(struct peer_ring *r)
     r->fds[0] = r->fds[1] = -1;
     quota_change(r->peer->host->quotas, r->peer->uid, QUOTA_FDS, r->held.of[QUOTA_FDS], 1);
     r->held.of[QUOTA_FDS] = 1;
+    r->peer->n_unread_rings++;
+}
+
+/* Descriptors are in flight until the client takes them out of the socket; to have seen them
+ * (MSG_PEEK) is not to have taken them. */
+static void count_unread(struct peer *p)
+{
+    int bytes = 1;
+    if (ioctl(p->fd, SIOCOUTQ, &bytes) == 0 && bytes == 0) {
+        p->n_unread_rings = 0;
+    }
 }
 
 /* The records of a batch tell how much of it is still to come, so one that did not fit goes on
@@ -156,6 +173,10 @@ static bool take(struct peer_ring *r)
         }
         if (rc == 0) {
             break;
+        }
+        if (!r->is_heard) { /* not later: wake-ups may lie in the socket then */
+            r->is_heard = true;
+            count_unread(p);
         }
         taken += bytes;
         r->input.frame_ns = uv_hrtime();
@@ -286,6 +307,15 @@ int peer_ring_open(struct peer *p, const struct ring_sizes *sizes, struct ipc_er
                                       "last message is to be taken first"
                                     : "the connection has rings already");
         return -EEXIST;
+    }
+    count_unread(p);
+    if (p->n_unread_rings >= UNREAD_MAX) {
+        ipc_error_set(e, PROTO_E_BUSY,
+                      "the descriptors of the %u rings before lie in the connection's socket: they "
+                      "are to be received first",
+                      p->n_unread_rings);
+        e->retry_after_ms = REOPEN_MS;
+        return -EBUSY;
     }
     int rc = quota_take(p->host->quotas, p->uid, &held, e);
     if (rc < 0) {

@@ -2,7 +2,9 @@
 import fcntl
 import os
 import random
+import select
 import signal
+import socket
 import struct
 import time
 import unittest
@@ -12,7 +14,24 @@ import wire
 from harness import Daemon, DaemonCase, Folder, main
 
 PROMPT = [1, 40, 41, 42, 43, 44]
+SO_PEEK_OFF = 42
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1, 2, 4
+
+
+class Peeking:
+    """A socket from which nothing is ever taken; with SO_PEEK_OFF, so that each look goes on."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def recv(self, n):
+        return self.sock.recv(n, socket.MSG_PEEK)
+
+    def recvmsg(self, room, ancillary, flags):
+        return self.sock.recvmsg(room, ancillary, flags | socket.MSG_PEEK)
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
 
 
 class RingCase(DaemonCase):
@@ -243,6 +262,29 @@ class Refusals(RingCase):
             with self.assertRaises(wire.Refused) as caught:
                 c.call("ring.open")
             self.assertEqual(caught.exception.name, "EXISTS")
+
+
+    def test_descriptors_that_nobody_receives(self):
+        """Looking at them is not enough: in flight they count against the whole daemon."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(self.daemon.socket)
+            sock.settimeout(wire.TIMEOUT_S)
+            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+            small = {"ring_bytes": 4096, "in_bytes": 4096, "out_bytes": 4096}
+            c = ring.RingClient(sock=Peeking(sock), **small)
+            with self.assertRaises(wire.Refused) as caught:
+                for _ in range(8):
+                    c.close_ring()
+                    c.open_ring(**small)
+            self.assertEqual(caught.exception.name, "BUSY")
+            self.assertIn("received first", caught.exception.message)
+            self.assertEqual(c.call("gqa.ping"), {})
+            while select.select([sock], [], [], 0)[0]:
+                _, fds = ring.receive_fds(sock, 4096)
+                for fd in fds:
+                    os.close(fd)
+            c.open_ring(**small)
+            c.forget_ring()
 
 
 class Memory(RingCase):
