@@ -98,6 +98,7 @@ static void receive(struct peer *p)
         return;
     }
     p->input.frame_ns = uv_hrtime();
+    peer_ring_let_go(p); /* what was received may ask for other ones */
     peer_feed(p, &p->input, p->host->scratch, (size_t)n);
 }
 
@@ -118,6 +119,7 @@ static void take_input(struct peer *p)
     if (p->gone && peer_is_paced(p)) {
         client_left(p); /* what it may have said before is not worth its uid's time */
     } else if (p->input.rest && peer_may_take(p)) {
+        peer_ring_let_go(p);
         peer_feed_rest(p, &p->input);
     } else if (p->readable && peer_may_read(p, &p->input)) {
         receive(p);

@@ -208,6 +208,9 @@ void peer_output_finish(struct peer *p);
 void peer_output_grew(struct peer *p);
 /* Sends what can be sent, a bounded amount; may close the peer. */
 void peer_flush(struct peer *p);
+/* Destroys the rings, and tells so, where the client has taken everything up to the answer to
+ * ring.close: they are of no more use. */
+bool peer_ring_let_go(struct peer *p);
 
 /* ---- peer_ring.c ------------------------------------------------------------------------- */
 
@@ -237,6 +240,8 @@ bool peer_ring_may_put(const struct peer_ring *r);
  * was waited for. */
 bool peer_ring_waits_for_room(const struct peer_ring *r);
 bool peer_ring_has_room(const struct peer_ring *r);
+/* Whether it has taken all that it will ever get there, so that the rings, or the peer, may go. */
+bool peer_ring_is_over(const struct peer_ring *r);
 
 /* ---- peer_ring_look.c -------------------------------------------------------------------- */
 

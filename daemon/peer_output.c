@@ -114,8 +114,7 @@ static size_t up_to(size_t bytes, uint64_t distance)
     return distance < bytes ? (size_t)distance : bytes;
 }
 
-/* The client has taken everything up to the answer to ring.close: its rings are of no more use. */
-static bool ring_is_over(struct peer *p)
+bool peer_ring_let_go(struct peer *p)
 {
     struct peer_ring *r = p->ring;
     if (!r || p->out_gone < r->last) {
@@ -139,7 +138,7 @@ static ssize_t send_some(struct peer *p, size_t bytes)
 {
     const uint8_t *data = p->out.data + p->out_sent;
     struct peer_ring *with = NULL;
-    if (is_rings_turn(p) && !ring_is_over(p)) {
+    if (is_rings_turn(p) && !peer_ring_let_go(p)) {
         bytes = up_to(bytes, p->ring->last - p->out_gone);
         return bytes > 0 ? peer_ring_put(p->ring, data, bytes) : -EAGAIN;
     }
@@ -168,7 +167,7 @@ void peer_output_grew(struct peer *p)
 /* What a ring carries is delivered when the client has taken it: an ending peer's memory goes. */
 static bool is_delivered(struct peer *p)
 {
-    if (is_rings_turn(p) && !ring_is_over(p) && !peer_ring_is_drained(p->ring)) {
+    if (is_rings_turn(p) && !peer_ring_let_go(p) && !peer_ring_is_drained(p->ring)) {
         peer_ring_wake(p->ring);
         return false;
     }

@@ -201,6 +201,13 @@ bool peer_ring_has_room(const struct peer_ring *r)
     return to_put ? ring_out_has_moved(&r->out) : peer_ring_is_drained(r);
 }
 
+bool peer_ring_is_over(const struct peer_ring *r)
+{
+    const struct peer *p = r->peer;
+    bool ends = p->ending && p->out_gone >= r->first && peer_queued(p) == 0;
+    return (ends || p->out_gone >= r->last) && peer_ring_is_drained(r);
+}
+
 bool peer_ring_may_put(const struct peer_ring *r)
 {
     bool ends = r->peer->ending || r->peer->out_gone >= r->last;

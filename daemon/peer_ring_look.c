@@ -87,7 +87,7 @@ static void try_to_sleep(struct peer_ring *r)
     _Atomic uint32_t *wait = &r->map.control->daemon_wait;
     bool room = peer_ring_waits_for_room(r);
     ring_wait_for(wait, RING_WAIT_FUTEX | (room ? RING_WAIT_ROOM : 0));
-    if (peer_ring_may_take(r) || (room && peer_ring_has_room(r))) {
+    if (peer_ring_may_take(r) || (room ? peer_ring_has_room(r) : peer_ring_is_over(r))) {
         ring_wait_for(wait, RING_WAIT_NOTHING);
     } else {
         peer_ring_fall_asleep(r);

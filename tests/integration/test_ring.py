@@ -15,6 +15,7 @@ from harness import Daemon, DaemonCase, Folder, main
 
 PROMPT = [1, 40, 41, 42, 43, 44]
 SO_PEEK_OFF = 42
+REOPENINGS = 400
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1, 2, 4
 
 
@@ -149,6 +150,25 @@ class Calls(RingCase):
                 self.assertEqual(c.call("gqa.ping"), {})
                 wire.wait_until(lambda: self.user()["ring_bytes"] == before[1], "its memory is given back")
                 c.open_ring(ring_bytes=4096 << i)
+        self.back_to(before)
+
+    def test_opening_again_as_soon_as_the_last_answer_is_taken(self):
+        before = self.baseline()
+        small = {"ring_bytes": 4096, "in_bytes": 4096, "out_bytes": 4096}
+        with self.connect_ring(**small) as c:
+            for _ in range(REOPENINGS):
+                c.close_ring()
+                c.open_ring(**small)
+            self.assertEqual(c.call("gqa.ping"), {})
+        self.back_to(before)
+
+    def test_closed_rings_go_although_the_client_says_no_more(self):
+        before = self.baseline()
+        with self.connect_ring() as c:
+            for i in range(REOPENINGS // 4):
+                c.close_ring()
+                wire.wait_until(lambda: self.user()["ring_bytes"] == before[1], f"round {i}: memory is given back")
+                c.open_ring()
         self.back_to(before)
 
     def test_a_thousand_answers_wait_in_order_across_the_changes(self):
