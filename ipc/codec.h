@@ -146,6 +146,7 @@ struct ipc_message {
      * client: ipc_params_decode copies before it looks. */
     const uint8_t *area;
     uint64_t area_bytes;
+    uint64_t fetched_bytes; /* copied of it; PROTO_FRAME_BYTES_MAX at most */
 };
 
 /* Memory that a value of a parsed message takes, beside its bytes in the frame. */

@@ -332,6 +332,21 @@ static int decode_biases(const struct field_decoder *d, const struct ipc_value *
 
 /* ---- any field --------------------------------------------------------------------------- */
 
+/* Whether a handle may stand there, and for so many bytes: before anything is copied. */
+static int check_handle(const struct field_decoder *d, const struct ipc_handle *h)
+{
+    switch (d->field->type) {
+    case PROTO_NAME:
+    case PROTO_TEXT:
+        return check_size(d, h->bytes);
+    case PROTO_TOKENS:
+        return check_size(d, h->bytes / sizeof(int32_t));
+    default:
+        return REFUSE(d, "'%s' must be of the type %s; it is a handle, which stands for binary",
+                      d->field->name, proto_field_type_name(d->field->type));
+    }
+}
+
 /* A copy of what a handle names: the client may change the area at any time. */
 static int fetch(const struct field_decoder *d, const struct ipc_handle *h,
                  const struct ipc_value **ret)
@@ -340,13 +355,23 @@ static int fetch(const struct field_decoder *d, const struct ipc_handle *h,
     if (m->area_bytes == 0) {
         return REFUSE(d, "'%s' is a handle, and the connection has no rings", d->field->name);
     }
-    if (h->offset > m->area_bytes || h->bytes > m->area_bytes - h->offset ||
-        h->bytes > PROTO_FRAME_BYTES_MAX) {
+    if (h->offset > m->area_bytes || h->bytes > m->area_bytes - h->offset) {
         return REFUSE(d,
                       "'%s' is a handle of %" PRIu64 " bytes at %" PRIu64 "; the client's part of "
-                      "the data area has %" PRIu64 ", a value at most %u",
-                      d->field->name, h->bytes, h->offset, m->area_bytes, PROTO_FRAME_BYTES_MAX);
+                      "the data area has %" PRIu64,
+                      d->field->name, h->bytes, h->offset, m->area_bytes);
     }
+    int rc = check_handle(d, h);
+    if (rc < 0) {
+        return rc;
+    }
+    if (h->bytes > PROTO_FRAME_BYTES_MAX - m->fetched_bytes) {
+        return REFUSE(d,
+                      "'%s' is a handle of %" PRIu64 " bytes, and others before it have named "
+                      "%" PRIu64 "; one message's may name %u",
+                      d->field->name, h->bytes, m->fetched_bytes, PROTO_FRAME_BYTES_MAX);
+    }
+    m->fetched_bytes += h->bytes;
     void *copy = ipc_message_alloc(m, h->bytes + 1);
     if (copy == NULL) {
         return refuse_memory(d);

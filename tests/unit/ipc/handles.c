@@ -144,3 +144,64 @@ Test(handles, of_params_name_what_is_wrong_with_them)
         ipc_message_finish(&m);
     }
 }
+
+/* text.embed with so many bytes by handle for some of its fields, 0: not that one. */
+static int decode_embed(uint64_t prompt_bytes, uint64_t query_bytes, uint64_t token_bytes,
+                        const char *handle_of, struct ipc_error *e)
+{
+    static uint8_t frame[512], large[PROTO_FRAME_BYTES_MAX];
+    const char *names[] = {"prompt", "query", "tokens", handle_of};
+    const uint64_t bytes[] = {prompt_bytes, query_bytes, token_bytes, handle_of != NULL ? 4 : 0};
+    struct ipc_buffer b;
+    struct ipc_message m;
+    union proto_params p;
+    uint32_t id;
+    size_t n = 0;
+    for (size_t i = 0; i < 4; i++) {
+        n += bytes[i] > 0;
+    }
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, 1, "text.embed");
+    ipc_pack_map(&b, 1 + n);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "m");
+    for (size_t i = 0; i < 4; i++) {
+        if (bytes[i] > 0) {
+            ipc_pack_str(&b, names[i]);
+            ipc_pack_handle(&b, &(struct ipc_handle){0, bytes[i]});
+        }
+    }
+    cr_assert_leq(b.bytes, sizeof(frame));
+    memcpy(frame, b.data, b.bytes);
+    cr_assert_eq(ipc_message_parse(frame, b.bytes, &m, &id), 0);
+    ipc_buffer_finish(&b);
+    m.area = large;
+    m.area_bytes = sizeof(large);
+    int rc = ipc_params_decode(PROTO_TEXT_EMBED, &m, &p, e);
+    ipc_message_finish(&m);
+    return rc;
+}
+
+/* Sizes are looked at before anything is copied, or memory asked for. */
+Test(handles, name_no_more_than_their_field_and_their_message_may_have)
+{
+    static const uint64_t text = PROTO_TEXT_BYTES_MAX, tokens = 4ull * PROTO_TOKENS_MAX;
+    struct ipc_error e;
+    cr_expect_eq(decode_embed(text, text, 0, NULL, &e), 0, "%s", e.message);
+    cr_expect_eq(decode_embed(text, 0, tokens, NULL, &e), 0, "%s", e.message);
+
+    cr_expect_eq(decode_embed(text + 1, 0, 0, NULL, &e), -EINVAL);
+    cr_expect(strstr(e.message, "'prompt' has a length of 8388609"), "%s", e.message);
+    cr_expect_eq(decode_embed(0, 0, tokens + 4, NULL, &e), -EINVAL);
+    cr_expect(strstr(e.message, "'tokens' has a count of 1048577"), "%s", e.message);
+    cr_expect_eq(decode_embed(text, text, 4, NULL, &e), -EINVAL);
+    cr_expect(strstr(e.message, "'tokens' is a handle of 4 bytes") &&
+                  strstr(e.message, "may name 16777216"),
+              "%s", e.message);
+
+    static const char *const others[] = {"normalize", "inputs", "n_dims", "deadline_ms"};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+        cr_expect_eq(decode_embed(0, 0, 0, others[i], &e), -EINVAL, "%s", others[i]);
+        cr_expect(strstr(e.message, "stands for binary"), "%s", e.message);
+    }
+}
