@@ -389,13 +389,17 @@ void server_destroy(struct server *s)
         peers_close(&s->peers);
         service_stop(s->service);
     }
-    /* The registry's thread reports the end of its loads; the pool's tasks end, but for those that
-     * have not begun; then nobody is left who could post. */
+    /* The engine's and the registry's threads report their ends, which may make tasks. The pool's
+     * tasks end, of which some copy what the engine holds, but for those that have not begun; then
+     * nobody is left who could post but a purge that the engine's end waits for. */
     parts_stop(&s->parts);
+    tasks_deliver(s);
     tasks_give_up(s);
     uv_walk(&s->loop, close_handle, NULL);
     uv_run(&s->loop, UV_RUN_DEFAULT);
+    parts_destroy_engine(&s->parts);
     tasks_deliver(s);
+    uv_run(&s->loop, UV_RUN_DEFAULT);
     uv_loop_close(&s->loop);
     peers_finish(&s->peers);
     peer_alarm_finish(&s->rested);

@@ -116,8 +116,11 @@ static inline struct server *server_of_peers(struct peer_host *host)
 /* server_parts.c */
 int parts_create(struct parts *p, const struct config *c, bool in_memory, void (*notify)(void *),
                  void *notify_arg);
-/* registry first: its loader thread reports into the service. */
+/* Ends the threads that report into the service. The engine stays, with what it has lent to tasks.
+ */
 void parts_stop(struct parts *p);
+/* No task is left. May post the answer to a purge. */
+void parts_destroy_engine(struct parts *p);
 void parts_destroy(struct parts *p);
 
 /* server_places.c */

@@ -187,14 +187,20 @@ int parts_create(struct parts *p, const struct config *c, bool in_memory, void (
 
 void parts_stop(struct parts *p)
 {
-    engine_destroy(p->engine);
-    p->engine = NULL;
+    engine_stop(p->engine);
     registry_destroy(p->registry);
     p->registry = NULL;
 }
 
+void parts_destroy_engine(struct parts *p)
+{
+    engine_destroy(p->engine);
+    p->engine = NULL;
+}
+
 void parts_destroy(struct parts *p)
 {
+    parts_destroy_engine(p);
     backend_catalogue_destroy(p->catalogue);
     io_destroy(p->kv_io);
     io_destroy(p->io);

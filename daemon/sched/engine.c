@@ -166,9 +166,9 @@ int engine_create(const struct engine_options *options, struct engine **ret)
     return 0;
 }
 
-void engine_destroy(struct engine *e)
+void engine_stop(struct engine *e)
 {
-    if (e == NULL) {
+    if (e == NULL || e->joined) {
         return;
     }
     pthread_mutex_lock(&e->lock);
@@ -176,8 +176,18 @@ void engine_destroy(struct engine *e)
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
+    e->joined = true;
     engine_end_kv_calls(e);
     engine_end_swaps(e);
+}
+
+void engine_destroy(struct engine *e)
+{
+    if (e == NULL) {
+        return;
+    }
+    engine_stop(e);
+    engine_end_transfers(e);
     while (e->events != NULL) {
         struct request_event *event = e->events;
         e->events = event->next;

@@ -37,7 +37,12 @@ struct engine_options {
 };
 
 int engine_create(const struct engine_options *options, struct engine **ret);
-/* Cancels what runs, joins the thread; events not taken are dropped. NULL is legal. */
+/* Cancels what runs, joins the thread, answers what waits with -ESHUTDOWN. What exports and imports
+ * hold stays until the engine is destroyed: another thread may be copying it. Everything else may
+ * still be called, and is refused. NULL is legal, and so is a second time. */
+void engine_stop(struct engine *e);
+/* Stops it if need be. Nobody may be copying; events not taken are dropped. A purge whose files are
+ * still being removed is waited for, and answered here. NULL is legal. */
 void engine_destroy(struct engine *e);
 
 /* Hands over a request. -EAGAIN: the queue is full (BUSY); -ESHUTDOWN: draining. On failure the

@@ -36,6 +36,7 @@ struct engine {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     atomic_bool stop; /* written under the lock */
+    bool joined;      /* the thread has ended; of who stops it */
     bool draining, kicked, weights_changed;
     struct request *queue, **queue_end;
     uint32_t n_waiting, n_running;

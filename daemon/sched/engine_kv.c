@@ -179,5 +179,4 @@ void engine_end_kv_calls(struct engine *e)
     while ((call = take_call(e)) != NULL) {
         shut_out(call);
     }
-    engine_end_transfers(e);
 }

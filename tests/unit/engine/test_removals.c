@@ -5,6 +5,7 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 
+#include <errno.h>
 #include <ftw.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -253,4 +254,50 @@ Test(removals, a_deadline_counts_from_when_the_request_came)
         cr_expect(eq(int, results[i].request->finish, FINISH_LENGTH), "%u: %s", i,
                   results[i].request->error_message);
     }
+}
+
+/* ---- the end ----------------------------------------------------------------------------- */
+
+static void ask_transfer(struct asked *a, enum engine_kv_op op)
+{
+    a->call.op = op;
+    a->call.done = on_done;
+    a->call.arg = a;
+    a->call.model = model_kv_identity(model);
+    a->call.layout = model_kv_layout(model);
+    snprintf(a->call.realm, sizeof(a->call.realm), "a");
+    sem_init(&a->done, 0, 0);
+    cr_assert(eq(int, engine_kv(engine, &a->call), 0));
+    wait_asked(a);
+}
+
+/* A task of the pool may copy longer than anybody waits for the daemon's calls to end. */
+Test(removals, what_is_being_copied_stays_until_the_engine_is_destroyed)
+{
+    static uint8_t before[1 << 20], after[1 << 20];
+    start(false);
+    struct result *r = make_shared("a", 1, 200, 1);
+    submit(r);
+    wait_done(r);
+
+    struct asked out = {.call = {.tokens = r->request->tokens, .n_tokens = r->request->n_tokens}};
+    ask_transfer(&out, ENGINE_KV_EXPORT);
+    struct kv_export *x = out.call.export;
+    size_t bytes = x->blocks[0].bytes < sizeof(before) ? x->blocks[0].bytes : sizeof(before);
+    cr_assert(eq(int, kv_export_read(x, 0, 0, bytes, before), 0));
+    struct asked in = {
+        .call = {.positions_max = 2048 / GQA_KV_BLOCK_TOKENS,
+                 .piece = {.tokens = x->tokens, .bytes = x->blocks[0].bytes, .data_bytes = bytes}}};
+    ask_transfer(&in, ENGINE_KV_IMPORT);
+    cr_assert(in.call.to != NULL);
+
+    engine_stop(engine);
+    cr_expect(eq(int, kv_export_read(x, 0, 0, bytes, after), 0));
+    cr_expect(memcmp(before, after, bytes) == 0);
+    memcpy(in.call.to, before, bytes);
+    atomic_store_explicit(in.call.writing, false, memory_order_release);
+    engine_kick(engine);
+    out.call.op = ENGINE_KV_EXPORT_END;
+    cr_expect(eq(int, engine_kv(engine, &out.call), -ESHUTDOWN));
+    engine_stop(engine);
 }
