@@ -82,18 +82,15 @@ void handle_model_unload(struct call *call)
     char name[PROTO_PATH_BYTES_MAX + 1];
     terminate(call->params.model_unload.model, name, sizeof(name));
 
-    struct model *m = registry_get(s->registry, name);
-    int rc = m ? registry_unload(s->registry, model_name(m)) : registry_unload(s->registry, name);
-    if (rc < 0) {
-        model_unref(m);
-        if (rc == -EBUSY) {
-            call_fail(call, PROTO_E_BUSY, "model '%.128s' is being loaded", name);
-        } else {
-            call_fail(call, PROTO_E_NOT_FOUND, "model '%.128s' is not loaded", name);
-        }
-        return;
+    struct model *m;
+    int rc = registry_unload(s->registry, name, &m);
+    if (rc == -EBUSY) {
+        call_fail(call, PROTO_E_BUSY, "model '%.128s' is being loaded", name);
+    } else if (rc < 0) {
+        call_fail(call, PROTO_E_NOT_FOUND, "model '%.128s' is not loaded", name);
+    } else {
+        unload_start(call, m);
     }
-    unload_start(call, m);
 }
 
 /* ---- model.list -------------------------------------------------------------------------- */

@@ -406,17 +406,15 @@ struct model *registry_get(struct registry *r, const char *name)
     return m;
 }
 
-int registry_unload(struct registry *r, const char *name)
+int registry_unload(struct registry *r, const char *name, struct model **ret)
 {
     pthread_mutex_lock(&r->lock);
     struct entry *e = registry_find(r, name);
     int rc = e == NULL ? -ENOENT : e->model == NULL ? -EBUSY : 0;
     if (rc == 0) {
         unlink_entry(r, e);
+        *ret = e->model; /* with the last reference, the entry goes too */
     }
     pthread_mutex_unlock(&r->lock);
-    if (rc == 0) {
-        model_unref(e->model); /* with the last reference, the entry goes too */
-    }
     return rc;
 }

@@ -57,8 +57,9 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
  * it is not loaded, or damaged (model.h), and has left. */
 struct model *registry_get(struct registry *r, const char *name);
 
-/* Takes the model out of the registry; running requests keep theirs. -ENOENT, -EBUSY (loading). */
-int registry_unload(struct registry *r, const char *name);
+/* Takes the model out of the registry; running requests keep theirs. *ret is the registry's
+ * reference, the caller's from now on. -ENOENT, -EBUSY (loading). */
+int registry_unload(struct registry *r, const char *name, struct model **ret);
 
 struct registry_entry {
     char name[256];

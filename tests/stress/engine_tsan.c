@@ -196,7 +196,10 @@ static void one_turn(struct rig *g)
         engine_cancel(g->engine, g->live[slot]);
     }
     if (next(g) % 64 == 0) {
-        registry_unload(g->registry, next(g) % 2 ? "a" : "b");
+        struct model *m;
+        if (registry_unload(g->registry, next(g) % 2 ? "a" : "b", &m) == 0) {
+            model_unref(m);
+        }
     }
     if (next(g) % 32 == 0) {
         ask_cache(g);

@@ -267,11 +267,14 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
     return 0;
 }
 
-int registry_unload(struct registry *r, const char *name)
+int registry_unload(struct registry *r, const char *name, struct model **ret)
 {
-    bool loaded = fakes.model_is_loaded;
+    if (!fakes.model_is_loaded) {
+        return -ENOENT;
+    }
     fakes.model_is_loaded = false;
-    return loaded ? 0 : -ENOENT;
+    *ret = model_ref(fake_model());
+    return 0;
 }
 
 int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_count)

@@ -182,7 +182,8 @@ Test(registry, bad_names_are_refused)
     cr_expect(strstr(err.text, "'nothing'") != NULL && strstr(err.text, parts.folder.path) == NULL);
     cr_expect(eq(int, load(&w, folder_path(&parts.folder, "a.gguf"), NULL, &err), -EACCES));
     cr_expect(eq(int, w.done, 0));
-    cr_expect(eq(int, registry_unload(registry, "a"), -ENOENT));
+    struct model *m;
+    cr_expect(eq(int, registry_unload(registry, "a", &m), -ENOENT));
 }
 
 Test(registry, paths_where_they_are_allowed)
@@ -259,10 +260,12 @@ Test(registry, a_failure_is_told_to_all_and_may_be_tried_again)
 Test(registry, a_model_that_is_unloaded_lives_for_those_who_use_it)
 {
     cr_assert(eq(int, load_now("a", NULL), 0));
-    struct model *m = registry_get(registry, "a");
+    struct model *m = registry_get(registry, "a"), *its = NULL;
     cr_assert(m != NULL);
-    cr_expect(eq(int, registry_unload(registry, "a"), 0));
-    cr_expect(eq(int, registry_unload(registry, "a"), -ENOENT));
+    cr_expect(eq(int, registry_unload(registry, "a", &its), 0));
+    cr_expect(eq(ptr, its, m));
+    model_unref(its); /* the registry's */
+    cr_expect(eq(int, registry_unload(registry, "a", &its), -ENOENT));
     cr_expect(registry_get(registry, "a") == NULL);
     cr_expect(eq(u32, tokenizer_n_vocab(model_tokenizer(m)), TINY_VOCAB));
     cr_expect(eq(u32, users_of_cpu(), 1));
