@@ -2,6 +2,7 @@
 #include "daemon/handlers_internal.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -224,6 +225,22 @@ static bool check_generate(struct call *call)
     return true;
 }
 
+/* A window lets a generation go on beyond the context, which bounds all others. */
+static bool check_windowed_result(struct call *call)
+{
+    const struct proto_text_generate *p = &call->params.text_generate;
+    uint64_t n_max = COLLECTED_BYTES_MAX / PACKED_PROB_BYTES / (p->n_probs + 1) / p->n;
+    if (!p->stream && p->n_predict > n_max) {
+        call_fail(call, PROTO_E_INVALID_PARAMS,
+                  "'n_predict' is %u; without 'stream' it must be 0 to %" PRIu64
+                  " where 'kv_policy' "
+                  "is 'window', so that the result fits a message",
+                  p->n_predict, n_max);
+        return false;
+    }
+    return true;
+}
+
 static int copy_stops(struct request *r, struct proto_strings stops)
 {
     if (stops.count == 0) {
@@ -257,6 +274,7 @@ static void generate_submit(struct call *call)
     }
     struct kv_policy policy;
     if (!call_read_policy(call, &policy) || !check_context(call, 1, policy.kind) ||
+        (policy.kind == KV_POLICY_WINDOW && !check_windowed_result(call)) ||
         !call_check_sampling(call)) {
         return;
     }

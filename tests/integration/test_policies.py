@@ -32,6 +32,15 @@ class Policies(DaemonCase):
             self.assertEqual(r["kv"], {"policy": "window", "n_kept": 108, "n_dropped": 50 + n - 1 - 108})
         self.wait_idle_but_for_cached()
 
+    def test_a_result_without_stream_fits_a_message_however_long_a_window_lets_it_get(self):
+        for n_max, more in ((524288, {}), (262144, {"n": 2}), (131072, {"n_probs": 3})):
+            self.refused("INVALID_PARAMS", "text.generate",
+                         {"model": "tiny", "tokens": tokens(1, 50), "n_predict": n_max + 1, "stream": False, **WINDOW,
+                          **more}, *(("n_predict", str(n_max + 1), str(n_max), "window") if not more else ("stream",)))
+        full = self.client.call("text.generate", {"model": "tiny", "tokens": tokens(1, 50), "n_predict": 1 << 24,
+                                                  "stream": False, "ignore_eos": True, "temperature": 0.0})
+        self.assertEqual(full["n_generated"], N_CTX - 50)
+
     def wait_idle_but_for_cached(self):
         """What the sequences held is free again: only the tree's blocks are left."""
         self.client.call("kv.drop", {})
