@@ -112,25 +112,26 @@ static bool is_slowed_down(struct server *s, uid_t uid, struct ipc_error *e)
     return true;
 }
 
-/* Whether the next one may be taken at once. */
-static bool admit(struct server *s, int fd)
+/* Takes fd over. 0: it is served; -EBUSY: refused; -EAGAIN: so is whoever comes next; or what
+ * peer_create() says. */
+static int admit(struct server *s, int fd)
 {
     struct ucred who;
     socklen_t bytes = sizeof(who);
     struct ipc_error e;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &bytes) < 0) {
         close(fd);
-        return true;
+        return -EBUSY;
     }
     bool slowed_down = is_slowed_down(s, who.uid, &e);
     if (slowed_down || !is_welcome(s, &who, &e)) {
         refuse(fd, who.uid, &e);
-        return !slowed_down;
+        return slowed_down ? -EAGAIN : -EBUSY;
     }
     struct quota_amounts held = {.of = {[QUOTA_CONNECTIONS] = 1, [QUOTA_FDS] = 1}};
     if (quota_take(&s->quotas, who.uid, &held, &e) < 0) {
         refuse(fd, who.uid, &e);
-        return true;
+        return -EBUSY;
     }
     bool admin = who.uid == 0 || who.uid == geteuid() ||
                  (s->has_admin_gid && is_in_group(fd, who.gid, s->admin_gid));
@@ -139,7 +140,7 @@ static bool admit(struct server *s, int fd)
         log_error("uid %u: the connection cannot be served: %s", who.uid, strerror(-rc));
         quota_give(&s->quotas, who.uid, &held);
     }
-    return true;
+    return rc;
 }
 
 /* ---- accepting --------------------------------------------------------------------------- */
@@ -184,7 +185,7 @@ static void on_connection(uv_poll_t *poll, int status, int events)
     for (int i = 0; i < (go_on ? ACCEPTS_PER_WAKE : REFUSALS_PER_WAKE); i++) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
-            go_on &= admit(l->server, fd);
+            go_on &= admit(l->server, fd) != -EAGAIN;
         } else if (errno == EMFILE || errno == ENFILE) {
             refuse_without_fd(l->server, l->fd);
         } else if (errno != EINTR && errno != ECONNABORTED) {
@@ -336,8 +337,11 @@ int listen_adopt(struct server *s, int fd)
         fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
         return -errno;
     }
-    admit(s, fd);
-    return 0;
+    int rc = admit(s, fd);
+    if (rc < 0) {
+        log_error("--serve-fd %d: its connection was refused", fd);
+    }
+    return rc < 0 ? rc : 0;
 }
 
 static int find_admin_group(struct server *s)

@@ -179,6 +179,17 @@ class Passed(Case):
             c.call("gqa.ping")
         self.ended(d)
 
+    def test_an_only_client_that_is_refused_ends_the_daemon(self):
+        """Nobody else could ever come."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:  # of whose clients nobody knows the uid
+            with socket.create_connection(listener.getsockname()) as ours:
+                theirs, _ = listener.accept()
+                with theirs:
+                    done = subprocess.run([GQAD, "--user", "--serve-fd", str(theirs.fileno())],
+                                          pass_fds=(theirs.fileno(),), capture_output=True, text=True, timeout=60)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("its connection was refused", done.stderr)
+
     def test_a_private_daemon_leaves_nothing_behind(self):
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryDirectory() as base:
