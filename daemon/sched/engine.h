@@ -140,7 +140,8 @@ struct engine_kv_call {
     atomic_bool *writing;
     uint32_t n_kept_tokens, n_new_tokens; /* KEEP */
     struct fmt_error err;                 /* EXPORT to DROP: why, as a sentence */
-    struct engine_kv_call *next;          /* the engine's */
+    struct engine_kv_call *next;          /* the engine's, as all below */
+    struct engine_kv_call *behind, **behind_end;
 };
 
 /* -ESHUTDOWN: done does not come.

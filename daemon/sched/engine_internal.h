@@ -54,8 +54,10 @@ struct engine {
     uint32_t n_wanted;
 
     /* The engine thread's own. */
-    struct engine_kv_call *waiting_call; /* for the cache's io; bars its realm */
-    struct engine_kv_call *deferred;     /* likewise, but sequences of the realm step meanwhile */
+    /* Drops and purges that wait for the cache's io: each bars its realm, and has behind it what
+     * came later and concerns that. */
+    struct engine_kv_call *waiting;
+    struct engine_kv_call *deferred; /* wait too, but sequences of the realm step meanwhile */
     struct kv_export *exports;
     struct engine_import *imports;
     uint64_t n_imports;       /* so far: the last one's number */
@@ -152,7 +154,8 @@ int engine_deadline_timeout_ms(const struct engine *e);
 /* Does what was asked of the cache, for a bounded time. A drop or purge may have to wait for what
  * is being saved of its realm. */
 void engine_run_kv_calls(struct engine *e);
-/* Whether one waits whose realm is the request's: it must not step, nor begin, before. */
+/* Whether one waits that removes what is of the request's realm: it must not step, nor begin,
+ * before. */
 bool engine_is_barred(const struct engine *e, const struct request *r);
 /* Answers those that nobody will run any more. */
 void engine_end_kv_calls(struct engine *e);

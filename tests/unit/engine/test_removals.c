@@ -176,6 +176,43 @@ Test(removals, a_drop_that_waits_for_the_disk_holds_up_its_own_realm_only)
     cr_expect(lt(u64, 0, drop.call.removed.n_blocks));
 }
 
+/* Who drops while its own store is being opened holds up its own calls, in their order,
+ * but nobody else's: they are answered while the disk has not. */
+Test(removals, a_drop_that_waits_for_the_disk_holds_up_no_calls_of_others)
+{
+    struct io_call_job job = {.fn = hold_io, .done = on_io_done};
+    struct asked drop, own, own_drop, list;
+    sem_init(&io_begun, 0, 0);
+    sem_init(&io_may_go_on, 0, 0);
+    start(true);
+    struct result *warm = make_shared("b", 1, 400, 1);
+    submit(warm);
+    wait_done(warm);
+    cr_assert(eq(int, io_submit_call(kv_io, &job), 0));
+    while (sem_wait(&io_begun) < 0) {
+    }
+    struct result *opens = make_shared("a", 2, 400, 1);
+    struct result *other = make(REQUEST_GENERATE, 3, 64, 1); /* a step: the store is being opened */
+    submit(opens);
+    submit(other);
+    wait_done(other);
+    ask(&drop, ENGINE_KV_DROP, "a");
+    ask(&own, ENGINE_KV_LIST, "a");
+    ask(&own_drop, ENGINE_KV_DROP, "a");
+    ask(&list, ENGINE_KV_LIST, "b");
+    wait_asked(&list);
+    cr_expect(eq(sz, list.call.n_spaces, 1));
+    cr_expect(lt(int, sem_trywait(&drop.done), 0));
+    cr_expect(lt(int, sem_trywait(&own.done), 0));
+    cr_expect(lt(int, sem_trywait(&own_drop.done), 0));
+    sem_post(&io_may_go_on);
+    wait_asked(&drop);
+    wait_asked(&own);
+    wait_asked(&own_drop);
+    wait_done(opens);
+    cr_expect(eq(sz, own.call.n_spaces, 1));
+}
+
 /* ---- a stream of calls ------------------------------------------------------------------- */
 
 #define N_CALLS 64u
