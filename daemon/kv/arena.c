@@ -30,6 +30,7 @@ struct size_list { /* all slabs of one block size */
 struct kv_arena {
     uint64_t bytes_max;
     uint64_t bytes_mapped;
+    uint64_t bytes_aside; /* of the bound, not mapped here */
     struct size_list sizes[MAX_SIZES];
     uint32_t n_sizes;
     uint64_t n_allocated; /* blocks, ever */
@@ -106,7 +107,7 @@ static int slab_create(struct kv_arena *a, uint32_t size_index)
 {
     struct size_list *list = &a->sizes[size_index];
     uint64_t bytes = slab_bytes_of(list->block_bytes);
-    if (bytes > a->bytes_max - a->bytes_mapped) {
+    if (bytes > a->bytes_max - a->bytes_mapped - a->bytes_aside) {
         return -ENOMEM;
     }
     uint32_t n_blocks = (uint32_t)(bytes / list->block_bytes);
@@ -230,6 +231,25 @@ void kv_arena_trim(struct kv_arena *a)
             }
         }
     }
+}
+
+int kv_arena_set_aside(struct kv_arena *a, uint64_t bytes)
+{
+    if (bytes > a->bytes_max - a->bytes_mapped - a->bytes_aside) {
+        kv_arena_trim(a);
+    }
+    if (bytes > a->bytes_max - a->bytes_mapped - a->bytes_aside) {
+        return -ENOMEM;
+    }
+    a->bytes_aside += bytes;
+    a->bytes_used += bytes;
+    return 0;
+}
+
+void kv_arena_give_aside(struct kv_arena *a, uint64_t bytes)
+{
+    a->bytes_aside -= bytes;
+    a->bytes_used -= bytes;
 }
 
 uint64_t kv_arena_bytes_used(const struct kv_arena *a)

@@ -33,10 +33,14 @@ void kv_block_unref(struct kv_arena *a, struct kv_block *b); /* NULL is legal */
  * where 64 bits do not hold them. */
 uint64_t kv_arena_bytes_for(uint64_t block_bytes, uint64_t n_blocks);
 
+/* Memory of somebody's own, beside the blocks, counts in the bound. -ENOMEM: it is reached. */
+int kv_arena_set_aside(struct kv_arena *a, uint64_t bytes);
+void kv_arena_give_aside(struct kv_arena *a, uint64_t bytes);
+
 /* Gives slabs without blocks in use back to the system. */
 void kv_arena_trim(struct kv_arena *a);
 
-uint64_t kv_arena_bytes_used(const struct kv_arena *a);
+uint64_t kv_arena_bytes_used(const struct kv_arena *a); /* with what is set aside */
 uint64_t kv_arena_bytes_max(const struct kv_arena *a);
 uint64_t kv_arena_blocks_used(const struct kv_arena *a);
 

@@ -277,13 +277,27 @@ void kv_cache_drop_faulty(struct kv_cache *c)
 
 /* ---- the arena --------------------------------------------------------------------------- */
 
+/* Evicts more than is wanted where that is little. False: there is nothing to evict. */
+static bool evict_for(struct kv_cache *c, uint64_t bytes)
+{
+    uint64_t share = c->options.arena_bytes_max / EVICT_SHARE;
+    return kv_cache_evict_arena(c, share > bytes ? share : bytes) > 0;
+}
+
 int kv_cache_alloc(struct kv_cache *c, uint64_t block_bytes, struct kv_block **ret)
 {
     int rc = kv_arena_alloc(c->arena, block_bytes, ret);
-    uint64_t share = c->options.arena_bytes_max / EVICT_SHARE;
-    while (rc == -ENOMEM &&
-           kv_cache_evict_arena(c, share > block_bytes ? share : block_bytes) > 0) {
+    while (rc == -ENOMEM && evict_for(c, block_bytes)) {
         rc = kv_arena_alloc(c->arena, block_bytes, ret);
+    }
+    return rc;
+}
+
+int kv_cache_set_aside(struct kv_cache *c, uint64_t bytes)
+{
+    int rc = kv_arena_set_aside(c->arena, bytes);
+    while (rc == -ENOMEM && evict_for(c, bytes)) {
+        rc = kv_arena_set_aside(c->arena, bytes);
     }
     return rc;
 }

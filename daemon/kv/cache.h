@@ -67,6 +67,10 @@ int kv_cache_timeout_ms(const struct kv_cache *c);
 /* A block of the arena; what is merely kept makes room for it. -ENOMEM. */
 int kv_cache_alloc(struct kv_cache *c, uint64_t block_bytes, struct kv_block **ret);
 
+/* Bytes of the arena's bound for memory that lies beside it, likewise; they go back to the arena
+ * (kv_arena_give_aside). */
+int kv_cache_set_aside(struct kv_cache *c, uint64_t bytes);
+
 /* Gives memory without use back to the system. */
 void kv_cache_trim(struct kv_cache *c);
 

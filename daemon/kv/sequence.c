@@ -181,6 +181,11 @@ static uint64_t blocks_held(const struct kv_extent *e, uint32_t window)
     return kv_policy_blocks(e->policy, window, e->n_prompt, e->n_tokens, e->step_rows, e->begun);
 }
 
+uint64_t kv_sequence_aside_bytes(const struct kv_layout *layout, const struct kv_extent *e)
+{
+    return e->begun ? 0 : kv_view_votes_bytes(layout, e->policy, e->n_prompt);
+}
+
 uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, const struct kv_extent *extent)
 {
     uint64_t bytes = 0;
@@ -193,7 +198,7 @@ uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, const struct kv
 
 uint64_t kv_sequence_bytes_for(const struct kv_layout *layout, const struct kv_extent *extent)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = kv_sequence_aside_bytes(layout, extent);
     for (uint32_t c = 0; c < layout->n_classes; c++) {
         const struct kv_class *class = &layout->classes[c];
         uint64_t of_class =

@@ -122,6 +122,9 @@ struct kv_extent {
     bool begun;         /* its view has */
 };
 
+/* Bytes beside the blocks that such a sequence has in the arena's bound: for votes. */
+uint64_t kv_sequence_aside_bytes(const struct kv_layout *layout, const struct kv_extent *extent);
+
 /* Bytes of the blocks that such a sequence holds, not counting the rest of slabs. */
 uint64_t kv_sequence_block_bytes(const struct kv_layout *layout, const struct kv_extent *extent);
 

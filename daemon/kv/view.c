@@ -32,6 +32,33 @@ static void drop_votes(struct kv_sequence *s)
     }
     free(s->view.votes);
     s->view.votes = NULL;
+    if (s->view.votes_bytes > 0) {
+        kv_arena_give_aside(kv_cache_arena(s->cache), s->view.votes_bytes);
+        s->view.votes_bytes = 0;
+    }
+}
+
+uint64_t kv_view_votes_bytes(const struct kv_layout *layout, const struct kv_policy *p,
+                             uint64_t n_prompt)
+{
+    uint64_t n = n_prompt <= UINT32_MAX ? kv_policy_n_votes(p, (uint32_t)n_prompt) : 0, bytes = 0;
+    for (uint32_t i = 0; n > 0 && i < layout->n_layers; i++) {
+        const struct kv_layer_desc *d = &layout->classes[layout->layer_class[i]].desc;
+        bytes += d->window == 0 ? n * d->n_kv_heads * sizeof(float) : 0;
+    }
+    return bytes;
+}
+
+int kv_view_prepare(struct kv_sequence *s)
+{
+    struct kv_view *v = &s->view;
+    if (v->begun || v->votes_bytes > 0) {
+        return 0;
+    }
+    uint64_t bytes = kv_view_votes_bytes(s->layout, &v->policy, v->n_prompt);
+    int rc = bytes > 0 ? kv_cache_set_aside(s->cache, bytes) : 0;
+    v->votes_bytes = rc == 0 ? bytes : 0;
+    return rc;
 }
 
 static const struct kv_class *class_of(const struct kv_sequence *s, uint32_t layer)
@@ -63,7 +90,8 @@ int kv_view_votes(struct kv_sequence *s, uint32_t n_new, uint32_t *ret_rows)
         return 0;
     }
     *ret_rows = s->n_tokens > first ? n_new : end - first;
-    return v->votes != NULL ? 0 : make_votes(s);
+    int rc = kv_view_prepare(s);
+    return rc < 0 || v->votes != NULL ? rc : make_votes(s);
 }
 
 void kv_view_reset(struct kv_sequence *s)

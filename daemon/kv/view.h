@@ -63,8 +63,9 @@ struct kv_view {
     uint32_t n_prompt; /* SNAPKV, SNAPSTREAM: of which to choose */
     bool begun;
     uint32_t n_sinks, recent; /* of slots, once begun: see gqa_page_table */
-    float **votes; /* (n_layers) of (n_kv_heads, kv_policy_n_votes()); or NULL: none yet */
-    bool spoiled;  /* a step that voted was repeated: they count for nothing */
+    float **votes;        /* (n_layers) of (n_kv_heads, kv_policy_n_votes()); or NULL: none yet */
+    uint64_t votes_bytes; /* of the arena's bound, set aside for them */
+    bool spoiled;         /* a step that voted was repeated: they count for nothing */
 };
 
 /* So many tokens at most may come before its next step ends; 0: the view has to begin. */
@@ -72,6 +73,12 @@ uint32_t kv_view_rows_max(const struct kv_sequence *s);
 /* Begins the view where it has to. -ENOMEM: nothing has changed, and it may be called again;
  * -EAGAIN: the votes were spoiled, and the sequence starts anew. */
 int kv_view_begin(struct kv_sequence *s);
+/* Sets memory for the votes aside, where there are to be some and it has none. Before the first
+ * block, or what is left of the arena may be in pieces. -ENOMEM. */
+int kv_view_prepare(struct kv_sequence *s);
+/* What the votes of such a prompt take. */
+uint64_t kv_view_votes_bytes(const struct kv_layout *layout, const struct kv_policy *p,
+                             uint64_t n_prompt);
 /* Of the next n_new rows, the last so many vote, into s->view.votes. -ENOMEM. */
 int kv_view_votes(struct kv_sequence *s, uint32_t n_new, uint32_t *ret_rows);
 /* Its blocks behind the sinks that no later token sees go back, and whole segments leave its

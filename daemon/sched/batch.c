@@ -172,6 +172,10 @@ static bool follows_another(const struct sequence *s, const struct sequence *run
 static bool adopt(struct sequence *s, const struct sequence *running, bool alone)
 {
     const struct kv_text text = sequence_text(s);
+    if (kv_view_prepare(&s->kv) < 0) {
+        s->hold = SEQUENCE_STARVED;
+        return false;
+    }
     if (kv_sequence_adopt(&s->kv, &text, sequence_adopt_limit(s), alone) == -EAGAIN ||
         follows_another(s, running)) {
         s->hold = SEQUENCE_WAITING;

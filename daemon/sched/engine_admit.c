@@ -28,7 +28,7 @@ uint64_t engine_bytes_free(const struct engine *e)
 
 /* ---- places ------------------------------------------------------------------------------ */
 
-/* Bytes of blocks that a sequence needs soon, without those that others account for. */
+/* Bytes that a sequence needs soon, without the blocks that others account for. */
 static uint64_t bytes_soon(const struct engine *e, const struct request *r,
                            const struct sequence *s, uint32_t charged_tokens)
 {
@@ -38,7 +38,7 @@ static uint64_t bytes_soon(const struct engine *e, const struct request *r,
     const struct kv_extent extent =
         sequence_extent(r, s, soon < total ? soon : total, e->options.n_batch);
     const struct kv_extent charged = sequence_extent(r, s, charged_tokens, e->options.n_batch);
-    return kv_sequence_block_bytes(layout, &extent) -
+    return kv_sequence_block_bytes(layout, &extent) + kv_sequence_aside_bytes(layout, &extent) -
            (charged_tokens > 0 ? kv_sequence_block_bytes(layout, &charged) : 0);
 }
 

@@ -78,9 +78,9 @@ bool engine_make_room(struct engine *e, const struct request *r, int32_t level)
 
 /* ---- memory ------------------------------------------------------------------------------ */
 
-static bool holds_blocks(const struct sequence *s)
+static bool holds_memory(const struct sequence *s)
 {
-    return s->has_place && s->kv.lists[0].n > 0;
+    return s->has_place && (s->kv.lists[0].n > 0 || s->kv.view.votes_bytes > 0);
 }
 
 /* The highest of those for whose rows there was no memory, or NULL. */
@@ -97,12 +97,12 @@ static struct sequence *find_starved(struct engine *e)
     return highest;
 }
 
-/* The lowest that holds blocks and is below s; where nobody steps, the lowest of all others. */
+/* The lowest that holds some and is below s; where nobody steps, the lowest of all others. */
 static struct sequence *find_victim(const struct engine *e, const struct sequence *s, bool any)
 {
     struct sequence *victim = NULL;
     for (struct sequence *other = e->running; other != NULL; other = other->next) {
-        bool may = other != s && holds_blocks(other) && (any || is_lower(other, s));
+        bool may = other != s && holds_memory(other) && (any || is_lower(other, s));
         if (may && (victim == NULL || is_lower(other, victim))) {
             victim = other;
         }

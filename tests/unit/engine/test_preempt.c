@@ -95,6 +95,57 @@ Test(preempt, nor_with_exact_blocks_alone)
     oversubscribe("one", true);
 }
 
+/* ---- votes ------------------------------------------------------------------------------- */
+
+#define N_VOTED 400u
+
+static const struct kv_policy choosy = {
+    .kind = KV_POLICY_SNAPKV, .budget = 128, .observed = 16, .kernel = 7};
+
+static struct result *make_choosy(uint32_t seed)
+{
+    struct result *r = make(REQUEST_GENERATE, seed, N_VOTED, 60);
+    r->request->kv_policy = choosy;
+    return r;
+}
+
+/* Votes of a prompt are memory of the arena's bound: one that has room for the blocks alone takes
+ * no such request, and in one for a single sequence two run one after the other. */
+Test(preempt, votes_count_in_the_bound)
+{
+    enum { VOTES = 4 * 4 * (N_VOTED - 16) * sizeof(float) };
+    const struct kv_layout *layout = model_kv_layout(model);
+    uint64_t n_blocks = kv_policy_blocks(&choosy, 0, N_VOTED, N_VOTED + 60, PARTS_BATCH, false);
+    uint64_t blocks = kv_arena_bytes_for(layout->classes[0].block_bytes, n_blocks);
+    start(4, MANY);
+    struct result *alone[2] = {make_choosy(1), make_choosy(2)};
+    submit(alone[0]);
+    submit(alone[1]);
+    wait_all();
+    driver_stop();
+
+    start(4, blocks + VOTES - 1);
+    struct result *refused = make_choosy(1);
+    submit(refused);
+    wait_done(refused);
+    cr_expect(eq(int, refused->request->finish, FINISH_ERROR));
+    cr_expect(eq(int, refused->request->error, PROTO_E_NO_MEMORY));
+    driver_stop();
+
+    start(4, blocks + VOTES);
+    struct result *both[2] = {make_choosy(1), make_choosy(2)};
+    submit(both[0]);
+    submit(both[1]);
+    wait_done(both[0]);
+    wait_done(both[1]);
+    for (uint32_t i = 0; i < 2; i++) {
+        cr_expect(eq(int, both[i]->request->finish, FINISH_LENGTH), "%s",
+                  both[i]->request->error_message);
+        check_same(alone[i], both[i]);
+    }
+    check_nothing_used();
+}
+
 /* ---- places ------------------------------------------------------------------------------ */
 
 Test(preempt, an_urgent_request_takes_a_place_and_gives_it_back)

@@ -223,3 +223,20 @@ Test(kv_arena, random_use)
     give_all(blocks, 300);
     finish();
 }
+
+/* What is set aside counts like blocks; slabs without use make room for it. */
+Test(kv_arena, memory_beside_it_counts)
+{
+    struct kv_block *b, *second;
+    make(2 * SLAB);
+    cr_assert(eq(int, kv_arena_alloc(arena, SLAB, &b), 0));
+    cr_expect(eq(int, kv_arena_set_aside(arena, SLAB + 1), -ENOMEM));
+    cr_expect(eq(int, kv_arena_set_aside(arena, SLAB), 0));
+    cr_expect(eq(u64, kv_arena_bytes_used(arena), 2 * SLAB));
+    cr_expect(eq(int, kv_arena_alloc(arena, SLAB, &second), -ENOMEM));
+    kv_block_unref(arena, b);
+    cr_expect(eq(int, kv_arena_set_aside(arena, SLAB), 0));
+    kv_arena_give_aside(arena, 2 * SLAB);
+    cr_expect(eq(int, kv_arena_set_aside(arena, UINT64_MAX), -ENOMEM));
+    finish();
+}
