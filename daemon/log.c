@@ -109,13 +109,17 @@ void log_write(enum log_level level, const char *format, ...)
 
 bool log_pace_is_due(struct log_pace *pace, uint64_t now_ns, uint64_t *ret_n_left_out)
 {
-    if (now_ns < pace->next_ns) {
+    if (now_ns < pace->ends_ns && pace->n_written > pace->n_more) {
         pace->n_left_out++;
         return false;
     }
+    if (now_ns >= pace->ends_ns) {
+        pace->ends_ns = now_ns + LOG_PACE_NS;
+        pace->n_written = 0;
+    }
     *ret_n_left_out = pace->n_left_out;
-    pace->next_ns = now_ns + LOG_PACE_NS;
     pace->n_left_out = 0;
+    pace->n_written++;
     return true;
 }
 

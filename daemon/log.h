@@ -20,14 +20,16 @@ int log_level_by_name(const char *name, enum log_level *ret);
 void log_init(enum log_level level);
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* A line that clients can bring about as often as they like: one in LOG_PACE_NS, which tells how
- * many were left out before it. All zeros to begin with; guarded by its owner. */
+/* Lines that clients can bring about as often as they like: one and n_more in LOG_PACE_NS, the
+ * first of which tells how many were left out before. All else is zero to begin with; guarded by
+ * its owner. */
 #define LOG_PACE_NS 10000000000u
 struct log_pace {
-    uint64_t next_ns; /* of any clock that only goes on */
+    uint64_t ends_ns; /* of any clock that only goes on */
+    uint32_t n_more, n_written;
     uint64_t n_left_out;
 };
-/* Whether one may be written now, and how many were not since the last one. */
+/* Whether one may be written now, and how many were not before it. */
 bool log_pace_is_due(struct log_pace *pace, uint64_t now_ns, uint64_t *ret_n_left_out);
 void log_paced(struct log_pace *pace, uint64_t now_ns, enum log_level level, const char *format,
                ...) __attribute__((format(printf, 4, 5)));

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 
+#define MORE_LINES 15u /* of the log in a while, about connections of a uid that were ended */
+
 /* ---- whose a peer is --------------------------------------------------------------------- */
 
 static struct peer_user *user_of(struct peer_host *h, uid_t uid)
@@ -30,6 +32,7 @@ static struct peer_user *user_of(struct peer_host *h, uid_t uid)
     }
     u->uid = uid;
     u->penalty = penalty;
+    u->lines.n_more = MORE_LINES;
     TAILQ_INIT(&u->ready);
     LIST_INSERT_HEAD(&h->users, u, entry);
     return u;

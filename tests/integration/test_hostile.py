@@ -375,13 +375,13 @@ class Lines(DaemonCase):
             self.assertEqual(self.client.call("kv.purge")["bytes"], 0)
         self.assertEqual(self.count("purged"), 0)
 
-    def test_silent_connections_are_a_line(self):
+    def test_silent_connections_are_a_few_lines(self):
         self.client.call("gqa.ping")
-        silent = [self.daemon.connect() for _ in range(5)]
+        silent = [self.daemon.connect() for _ in range(40)]
         for c in silent:
             c.wait_end()
             c.close()
-        self.assertEqual(self.count("no message within the handshake's time"), 1)
+        self.assertIn(self.count("no message within the handshake's time"), range(1, 17))
 
 
 class Descriptors(DaemonCase):
