@@ -258,6 +258,18 @@ static bool method_is_work(enum proto_method method)
            method == PROTO_MODEL_UNLOAD;
 }
 
+/* The task pool's, or the loop's; touches nothing but the call. */
+static void decode(struct call *call, enum proto_method method, const struct area *area)
+{
+    if (area) {
+        call->message.area = area->data;
+        call->message.area_bytes = area->in_bytes;
+    }
+    call->decode_result =
+        ipc_params_decode(method, &call->message, &call->params, &call->decode_error);
+    call->decoded = true;
+}
+
 static void dispatch_request(struct call *call)
 {
     struct proto_string name = call->message.method;
@@ -286,12 +298,11 @@ static void dispatch_request(struct call *call)
         call_fail(call, PROTO_E_DRAINING, "the daemon is about to end");
         return;
     }
-    if (call->caller->area) {
-        call->message.area = call->caller->area->data;
-        call->message.area_bytes = call->caller->area->in_bytes;
+    if (!call->decoded) {
+        decode(call, method, call->caller->area);
     }
-    if (ipc_params_decode(method, &call->message, &call->params, &e) < 0) {
-        call_fail_error(call, &e);
+    if (call->decode_result < 0) {
+        call_fail_error(call, &call->decode_error);
         return;
     }
     handlers[method](call);
@@ -370,20 +381,35 @@ static void dispatch(struct call *call)
     call_drop(call); /* a response answers nothing: the daemon asks nothing of clients */
 }
 
-static void parse_work(struct task *t)
+static void parse(struct call *call)
 {
-    struct call *call = call_of_task(t);
     call->parse_id = UINT32_MAX;
     call->parse_result =
         ipc_message_parse(call->frame, call->frame_bytes, &call->message, &call->parse_id);
     call->parsed = call->parse_result == 0;
 }
 
-static void parse_done(struct task *t)
+/* The task pool. */
+static void take_apart_work(struct task *t)
+{
+    struct call *call = call_of_task(t);
+    enum proto_method method;
+    if (!call->parsed) {
+        parse(call);
+    }
+    if (call->parsed && call->message.kind == IPC_REQUEST &&
+        proto_method_by_name(call->message.method.data, call->message.method.bytes, &method) == 0) {
+        decode(call, method, call->area);
+    }
+}
+
+static void taken_apart(struct task *t)
 {
     struct call *call = call_of_task(t);
     struct caller *c = call->caller;
     call->wait = CALL_WAIT_NOTHING;
+    area_unref(call->area);
+    call->area = NULL;
     if (!c) {
         call_drop(call);
         return;
@@ -391,6 +417,40 @@ static void parse_done(struct task *t)
     c->parsing = false;
     dispatch(call);
     c->sink->resumed(c);
+}
+
+/* Has the pool take the message apart, and then dispatches it. False: without memory for a task the
+ * loop has to do it itself, which is slow but right. */
+static bool take_apart_elsewhere(struct call *call)
+{
+    struct caller *c = call->caller;
+    call->task = (struct task){.work = take_apart_work, .done = taken_apart, .uid = c->uid};
+    call->wait = CALL_WAIT_TASK;
+    call->area = area_ref(c->area);
+    call->is_large = c->parsing = true;
+    if (c->service->host.run(c->service->host.data, &call->task) == 0) {
+        return true;
+    }
+    area_unref(call->area);
+    call->area = NULL;
+    c->parsing = false;
+    call->wait = CALL_WAIT_NOTHING;
+    return false;
+}
+
+/* Whether handles name so much that copying it is not for the loop. */
+static bool names_much(const struct call *call)
+{
+    const struct ipc_value *key, *value;
+    struct ipc_handle h;
+    uint64_t bytes = 0;
+    bool is_request = call->parsed && call->message.kind == IPC_REQUEST && call->caller->area;
+    for (size_t i = 0; is_request && ipc_value_pair(call->message.params, i, &key, &value); i++) {
+        if (ipc_value_handle(value, &h) == 0 && h.bytes <= PROTO_FRAME_BYTES_MAX) {
+            bytes += h.bytes;
+        }
+    }
+    return bytes > SERVICE_INLINE_HANDLE_BYTES;
 }
 
 int caller_refuse(struct caller *c, const uint8_t *head, size_t bytes, const struct ipc_error *e)
@@ -412,23 +472,18 @@ void caller_message(struct caller *c, uint8_t *frame, size_t bytes, uint32_t n_e
     struct call *call = call_create(c, frame, bytes, held_bytes);
     if (!call) {
         struct ipc_error e;
-        service_free_message(c->service, c->uid, frame, bytes, held_bytes);
+        service_free_message(c->service, c->uid, NULL, frame, bytes, held_bytes);
         ipc_error_set(&e, PROTO_E_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
         caller_notify_error(c, &e);
         c->sink->broken(c);
         return;
     }
-    if (n_elements > SERVICE_INLINE_ELEMENTS) {
-        call->task = (struct task){.work = parse_work, .done = parse_done, .uid = c->uid};
-        call->wait = CALL_WAIT_TASK;
-        c->parsing = true;
-        if (c->service->host.run(c->service->host.data, &call->task) == 0) {
-            return;
-        }
-        /* Without memory for a task the loop does it itself, which is slow but right. */
-        c->parsing = false;
-        call->wait = CALL_WAIT_NOTHING;
+    if (n_elements > SERVICE_INLINE_ELEMENTS && take_apart_elsewhere(call)) {
+        return;
     }
-    parse_work(&call->task);
+    parse(call);
+    if (names_much(call) && take_apart_elsewhere(call)) {
+        return;
+    }
     dispatch(call);
 }

@@ -22,11 +22,14 @@
 #include <sys/queue.h>
 #include <sys/types.h>
 
-/* A message of more values than that is parsed, and a longer text encoded, on the task pool, so
- * that the loop never stalls. How long a message is does not matter: texts are not looked into. */
-#define SERVICE_INLINE_ELEMENTS   4096u
-#define SERVICE_INLINE_TEXT_BYTES (4u << 10)
-#define SERVICE_INLINE_TOKENS     4096u
+/* A message of more values than that, or whose handles name more bytes, is taken apart and freed on
+ * the task pool, and a longer text encoded there, so that the loop does not stall. How long a
+ * message is does not matter: texts are not looked into. What is left to the loop of the longest
+ * message is to hold a million token ids against the vocabulary, and one copy of them. */
+#define SERVICE_INLINE_ELEMENTS     4096u
+#define SERVICE_INLINE_HANDLE_BYTES (256u << 10)
+#define SERVICE_INLINE_TEXT_BYTES   (4u << 10)
+#define SERVICE_INLINE_TOKENS       4096u
 
 struct service;
 struct caller;
@@ -76,9 +79,10 @@ int service_create(const struct service_options *options, struct service **ret);
 /* free() of memory of about so many bytes, by the task pool where it may take long. NULL is legal.
  */
 void service_free(struct service *s, void *memory, size_t bytes);
-/* The same of a message, for which the uid holds so many bytes of QUOTA_INPUT_BYTES. */
-void service_free_message(struct service *s, uid_t uid, void *memory, size_t bytes,
-                          uint64_t held_bytes);
+/* The same of a message's frame, and of what parsing it made, if m is not NULL (always by the pool;
+ * *m is taken). The uid holds so many bytes of QUOTA_INPUT_BYTES for them, and gets them back. */
+void service_free_message(struct service *s, uid_t uid, struct ipc_message *m, void *memory,
+                          size_t bytes, uint64_t held_bytes);
 /* The engine is about to end: nothing is handed to it from now on. */
 void service_stop(struct service *s);
 /* All callers must be finished and all tasks and events delivered. NULL is legal. */

@@ -97,12 +97,18 @@ int call_take(struct call *call, const struct quota_amounts *wanted, struct ipc_
     return rc;
 }
 
-void call_free_frame(struct call *call)
+void call_release_message(struct call *call)
 {
-    service_free_message(call->service, call->uid, call->frame, call->frame_bytes,
+    struct ipc_message *large = call->parsed && call->is_large ? &call->message : NULL;
+    if (call->parsed && !large) {
+        ipc_message_finish(&call->message);
+    }
+    service_free_message(call->service, call->uid, large, call->frame, call->frame_bytes,
                          call->frame_held_bytes);
+    call->message = (struct ipc_message){0};
+    call->parsed = false;
     call->frame = NULL;
-    call->frame_held_bytes = 0;
+    call->frame_bytes = call->frame_held_bytes = 0;
 }
 
 void call_drop(struct call *call)
@@ -116,9 +122,7 @@ void call_drop(struct call *call)
         s->n_open--;
     }
     quota_give(s->quotas, call->uid, &call->held);
-    if (call->parsed) {
-        ipc_message_finish(&call->message);
-    }
+    call_release_message(call);
     backend_job_destroy(call);
     model_unref(call->model);
     request_destroy(call->request);
@@ -126,7 +130,6 @@ void call_drop(struct call *call)
         model_unref(call->entries[i].model);
     }
     free(call->entries);
-    call_free_frame(call);
     free(call->tokens);
     free(call->text);
     call_drop_collected(call);

@@ -8,6 +8,7 @@
 
 struct freeing {
     struct task task;
+    struct ipc_message message; /* all zeros: none */
     void *memory;
     struct service *service;
     uid_t uid;
@@ -27,7 +28,9 @@ static void give_back(struct service *s, uid_t uid, uint64_t held_bytes)
 
 static void free_work(struct task *t)
 {
-    free(freeing_of(t)->memory);
+    struct freeing *f = freeing_of(t);
+    ipc_message_finish(&f->message);
+    free(f->memory);
 }
 
 static void free_done(struct task *t)
@@ -39,17 +42,19 @@ static void free_done(struct task *t)
 
 void service_free(struct service *s, void *memory, size_t bytes)
 {
-    service_free_message(s, 0, memory, bytes, 0);
+    service_free_message(s, 0, NULL, memory, bytes, 0);
 }
 
 /* Only what is gone counts as given back: else memory could pile up in front of a busy pool. */
-void service_free_message(struct service *s, uid_t uid, void *memory, size_t bytes,
-                          uint64_t held_bytes)
+void service_free_message(struct service *s, uid_t uid, struct ipc_message *m, void *memory,
+                          size_t bytes, uint64_t held_bytes)
 {
-    struct freeing *f = memory && bytes > FREE_INLINE_BYTES ? malloc(sizeof(*f)) : NULL;
+    bool is_large = m || (memory && bytes > FREE_INLINE_BYTES);
+    struct freeing *f = is_large ? malloc(sizeof(*f)) : NULL;
     if (f) {
         *f = (struct freeing){
             .task = {.work = free_work, .done = free_done, .uid = TASK_OF_DAEMON, .is_owed = true},
+            .message = m ? *m : (struct ipc_message){0},
             .memory = memory,
             .service = s,
             .uid = uid,
@@ -59,6 +64,9 @@ void service_free_message(struct service *s, uid_t uid, void *memory, size_t byt
         }
     }
     free(f);
+    if (m) {
+        ipc_message_finish(m);
+    }
     free(memory);
     give_back(s, uid, held_bytes);
 }

@@ -52,6 +52,11 @@ struct call {
     bool parsed;
     int parse_result;
     uint32_t parse_id;
+    bool is_large;     /* taken apart on the task pool, and freed there */
+    struct area *area; /* a reference, meanwhile: what its handles name */
+    bool decoded;      /* params, or why there are none: */
+    int decode_result;
+    struct ipc_error decode_error;
 
     uint32_t id, seq;
     enum proto_method method;
@@ -135,11 +140,11 @@ uint64_t clock_now_ns(void); /* CLOCK_MONOTONIC */
 /* ---- calls (handlers_call.c) ------------------------------------------------------------------
  * Every call ends by exactly one call_end or call_fail (or call_drop), which destroy it. */
 struct call *call_create(struct caller *c, uint8_t *frame, size_t bytes, uint64_t held_bytes);
-/* With what is held for it. */
-void call_free_frame(struct call *call);
 /* Puts the call among its caller's, within the limits. -EBUSY and e. */
 int call_open(struct call *call, struct ipc_error *e);
 void call_drop(struct call *call); /* without an answer */
+/* The message is not needed any more, nor are params, which point into it. */
+void call_release_message(struct call *call);
 /* The caller has done with it, or is gone: it is no longer among its calls. */
 void call_leave_caller(struct call *call);
 /* The caller's open call of that id, or NULL. */

@@ -152,14 +152,6 @@ struct request *call_begin_request(struct call *call, enum request_kind kind)
     return r;
 }
 
-/* From here on the request has copies of all it needs: a prompt's frame may be megabytes. */
-static void release_message(struct call *call)
-{
-    ipc_message_finish(&call->message);
-    call->parsed = false;
-    call_free_frame(call);
-}
-
 /* What a request holds until its prompt is computed, and until it ends. */
 static struct quota_amounts amounts_of(const struct request *r)
 {
@@ -193,7 +185,7 @@ void call_submit(struct call *call)
         call_fail(call, PROTO_E_INTERNAL, "the engine refused the request: %s", strerror(-rc));
     } else {
         call->wait = CALL_WAIT_ENGINE;
-        release_message(call);
+        call_release_message(call); /* the request has copies of all it needs */
     }
 }
 

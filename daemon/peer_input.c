@@ -65,7 +65,8 @@ static void refuse_message(struct peer *p, struct peer_input *in, const uint8_t 
     if (more > 0) {
         memcpy(head + n, data, more);
     }
-    service_free_message(p->host->service, p->uid, in->frame, in->frame_capacity, in->held_bytes);
+    service_free_message(p->host->service, p->uid, NULL, in->frame, in->frame_capacity,
+                         in->held_bytes);
     in->frame = NULL;
     in->frame_capacity = in->held_bytes = 0;
     in->refused = true;

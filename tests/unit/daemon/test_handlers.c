@@ -172,6 +172,60 @@ Test(handlers, a_message_of_many_values_is_parsed_elsewhere_and_holds_the_next)
     client_destroy(c);
 }
 
+/* Of those that wait, the one that came last. */
+static void run_a_task(void)
+{
+    struct task *t = fakes.tasks;
+    cr_assert_not_null(t);
+    fakes.tasks = t->next;
+    t->work(t);
+    t->done(t);
+}
+
+Test(handlers, a_message_of_many_values_is_freed_elsewhere_too)
+{
+    struct client *c = client_create(0);
+    send_values(c, 1, SERVICE_INLINE_ELEMENTS);
+    run_a_task();
+    cr_assert_not_null(next(c));
+    cr_assert_not_null(fakes.tasks);
+    fake_run_tasks();
+    client_destroy(c);
+}
+
+/* The client reads the answer to ring.close while a copy is still being made. */
+Test(handlers, what_handles_name_is_copied_elsewhere_and_stays_until_then)
+{
+    static uint8_t data[2 * SERVICE_INLINE_HANDLE_BYTES];
+    static const uint64_t bytes[] = {SERVICE_INLINE_HANDLE_BYTES, SERVICE_INLINE_HANDLE_BYTES + 1};
+    for (uint32_t i = 0; i < 2; i++) {
+        struct client *c = client_create(0);
+        struct area area;
+        struct ipc_buffer b;
+        area_init(&area, data, sizeof(data) - AREA_BYTES_MIN, AREA_BYTES_MIN, NULL);
+        memset(data, 'a', sizeof(data));
+        c->caller.area = &area;
+        ipc_buffer_init(&b);
+        ipc_pack_request(&b, i, "text.tokenize");
+        ipc_pack_map(&b, 2);
+        ipc_pack_str(&b, "model");
+        ipc_pack_str(&b, "fake");
+        ipc_pack_str(&b, "text");
+        ipc_pack_handle(&b, &(struct ipc_handle){8, bytes[i]});
+        hand_in(c, &b);
+        cr_expect_eq(c->caller.parsing, i == 1, "%u", i);
+        cr_expect_eq(area.n_refs, 1 + i, "%u", i);
+        c->caller.area = NULL;
+        fake_run_tasks();
+        cr_expect_not(c->caller.parsing);
+        cr_expect_eq(area.n_refs, 1);
+        const struct ipc_message *m = next(c);
+        cr_assert(m && m->kind == IPC_RESPONSE && m->id == i && !m->error);
+        area_finish(&area);
+        client_destroy(c);
+    }
+}
+
 Test(handlers, a_long_message_of_few_values_is_parsed_at_once)
 {
     static char text[1u << 20];
