@@ -79,7 +79,7 @@ struct config_list {
     S(BYTES, max_input_bytes_per_user, 0, LIVE, 65536, 1099511627776, "256M",                  \
       "messages of one uid that come in or wait: a call that passes it is refused")            \
     S(BYTES, max_output_bytes_per_user, 0, LIVE, 65536, 1099511627776, "64M",                  \
-      "answers that programs of one uid have not read: no new calls above")                    \
+      "answers that programs of one uid have not read: no new calls, nor rows, above")         \
     S(BYTES, max_ring_bytes_per_user, 0, LIVE, 0, 1099511627776, "512M",                       \
       "shared memory of one uid's connections: rings and data areas")                          \
     S(U32, max_strikes_per_user, 0, LIVE, 0, 1000000, "1000",                                  \

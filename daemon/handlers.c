@@ -63,6 +63,15 @@ int service_set_limits(struct service *s, const struct service_limits *limits)
     return 0;
 }
 
+/* A user's programs have read: its requests that rested may go on. */
+static void on_relieved(void *arg)
+{
+    struct service *s = arg;
+    if (!s->stopped) {
+        engine_kick(s->engine);
+    }
+}
+
 int service_create(const struct service_options *options, struct service **ret)
 {
     struct service *s = calloc(1, sizeof(*s));
@@ -73,6 +82,8 @@ int service_create(const struct service_options *options, struct service **ret)
     s->registry = options->registry;
     s->catalogue = options->catalogue;
     s->quotas = options->quotas;
+    s->quotas->relieved = on_relieved;
+    s->quotas->relieved_arg = s;
     s->penalties = options->penalties;
     s->host = options->host;
     snprintf(s->realm, sizeof(s->realm), "%s", options->realm ? options->realm : "");
@@ -107,6 +118,7 @@ void service_destroy(struct service *s)
         model_unref(u->model);
         free(u);
     }
+    s->quotas->relieved = NULL;
     ipc_buffer_finish(&s->nowhere);
     ipc_buffer_finish(&s->api_info);
     limits_finish(&s->limits);
@@ -193,7 +205,8 @@ unsigned caller_end_paused(struct caller *c, uint32_t timeout_ms)
     unsigned n_ended = 0;
     for (struct call *call = LIST_FIRST(&c->calls); call; call = next) {
         next = LIST_NEXT(call, of_caller);
-        bool is_paused = (call->wait == CALL_WAIT_ENGINE && call->held_bytes > 0) ||
+        bool is_paused = (call->wait == CALL_WAIT_ENGINE &&
+                          (call->held_bytes > 0 || request_is_paused(call->request))) ||
                          call->wait == CALL_WAIT_READER;
         if (is_paused && call->paused_ms == 0) {
             call->paused_ms = timeout_ms;

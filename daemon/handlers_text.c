@@ -147,6 +147,8 @@ struct request *call_begin_request(struct call *call, enum request_kind kind)
     r->tokens = call->tokens;
     r->n_tokens = call->n_tokens;
     call->tokens = NULL;
+    struct quota_user *user = quota_user(call->service->quotas, call->uid);
+    r->is_unread = user ? &user->is_unread : NULL; /* the call is held by it for longer */
     r->area = call->caller ? area_ref(call->caller->area) : NULL;
     call->request = r;
     return r;

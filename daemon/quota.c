@@ -100,6 +100,16 @@ static void forget_idle(struct quota_user *u)
     free(u);
 }
 
+static void note_unread(struct quota_table *t, struct quota_user *u)
+{
+    bool before = atomic_load_explicit(&u->is_unread, memory_order_relaxed);
+    bool now = u->used.of[QUOTA_OUTPUT_BYTES] >= t->limits.of[QUOTA_OUTPUT_BYTES];
+    atomic_store_explicit(&u->is_unread, now, memory_order_relaxed);
+    if (before && !now && t->relieved) {
+        t->relieved(t->relieved_arg);
+    }
+}
+
 static void give(struct quota_user *u, struct quota_amounts *held, enum quota_kind kind)
 {
     assert(u->used.of[kind] >= held->of[kind]);
@@ -116,6 +126,7 @@ void quota_give(struct quota_table *t, uid_t uid, struct quota_amounts *held)
     for (unsigned k = 0; k < QUOTA_COUNT; k++) {
         give(u, held, k);
     }
+    note_unread(t, u);
     forget_idle(u);
 }
 
@@ -136,6 +147,7 @@ void quota_change(struct quota_table *t, uid_t uid, enum quota_kind kind, uint64
     if (u) {
         assert(u->used.of[kind] >= before);
         u->used.of[kind] += now - before;
+        note_unread(t, u);
     }
 }
 

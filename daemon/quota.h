@@ -5,12 +5,13 @@
  * limit and what is in use, and a hint when to try again. A limit that was lowered below what is in
  * use takes nothing away: it refuses more.
  *
- * Loop thread only. */
+ * Loop thread only, but for is_unread. */
 #ifndef DAEMON_QUOTA_H
 #define DAEMON_QUOTA_H
 
 #include "ipc/codec.h"
 
+#include <stdatomic.h>
 #include <sys/queue.h>
 #include <sys/types.h>
 
@@ -44,11 +45,16 @@ struct quota_user {
     uid_t uid;
     struct quota_amounts used;
     uint64_t n_refused; /* since it came */
+    /* Its programs leave as many answers unread as they may: what would make more of them rests.
+     * Any thread that knows of something that the uid holds. */
+    atomic_bool is_unread;
 };
 
 struct quota_table {
     LIST_HEAD(, quota_user) users; /* those that hold something */
     struct quota_amounts limits;
+    void (*relieved)(void *arg); /* some uid's is_unread was cleared; or NULL */
+    void *relieved_arg;
 };
 
 const char *quota_name(enum quota_kind kind);

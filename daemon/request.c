@@ -73,8 +73,11 @@ uint64_t request_seed(const struct request *r, uint32_t sample)
 
 bool request_is_paused(const struct request *r)
 {
-    return atomic_load_explicit(&r->undelivered_bytes, memory_order_relaxed) >
-           UNDELIVERED_BYTES_MAX;
+    /* Rows are megabytes a step, and a connection has hundreds of calls. */
+    bool is_unread = r->kind != REQUEST_GENERATE && r->is_unread != NULL &&
+                     atomic_load_explicit(r->is_unread, memory_order_relaxed);
+    return is_unread || atomic_load_explicit(&r->undelivered_bytes, memory_order_relaxed) >
+                            UNDELIVERED_BYTES_MAX;
 }
 
 void request_destroy(struct request *r)

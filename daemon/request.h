@@ -95,17 +95,18 @@ struct request {
     size_t n_stops;
     bool ignore_eos;
     uint32_t t_max_predict_ms;
-    uint32_t first_row;         /* LOGITS */
-    char realm[KV_REALM_BYTES]; /* whose cached blocks it shares; "": it shares nothing */
-    int pin;                    /* 1: the prompt's blocks stay until unpinned; -1: no longer */
-    int32_t priority;           /* higher goes first (daemon/sched/order.h) */
-    uint32_t deadline_ms;       /* from submission to the end; 0: none */
-    bool strict;                /* all rows are of class D: no bit depends on who made a block */
-    struct kv_policy kv_policy; /* what is kept of its tokens */
-    bool cache_exact;           /* only blocks that are bit-identical to computing them anew */
-    bool wants_kept;            /* GENERATE: kept */
-    bool logprobs;              /* LOGITS */
-    struct area *area;          /* where its rows go while there is room, a reference; or NULL */
+    uint32_t first_row;           /* LOGITS */
+    char realm[KV_REALM_BYTES];   /* whose cached blocks it shares; "": it shares nothing */
+    int pin;                      /* 1: the prompt's blocks stay until unpinned; -1: no longer */
+    int32_t priority;             /* higher goes first (daemon/sched/order.h) */
+    uint32_t deadline_ms;         /* from submission to the end; 0: none */
+    bool strict;                  /* all rows are of class D: no bit depends on who made a block */
+    struct kv_policy kv_policy;   /* what is kept of its tokens */
+    bool cache_exact;             /* only blocks that are bit-identical to computing them anew */
+    bool wants_kept;              /* GENERATE: kept */
+    bool logprobs;                /* LOGITS */
+    const atomic_bool *is_unread; /* set while its uid's programs have too much to read; or NULL */
+    struct area *area;            /* where its rows go while there is room, a reference; or NULL */
     struct request_embed embed;
     void *owner;        /* the loop's own, never touched by the engine */
     double delivery_ms; /* likewise: from the making of events to their packing, all together */
@@ -155,7 +156,8 @@ int request_set_samples(struct request *r, uint32_t n);
 uint64_t request_seed(const struct request *r, uint32_t sample);
 void request_destroy(struct request *r); /* NULL is legal */
 
-/* Whether more of its events wait for delivery than may: it rests until its reader catches up. */
+/* Whether more of its events wait for delivery than may, or, of one that generates nothing, of its
+ * uid's answers: it rests until the readers catch up. */
 bool request_is_paused(const struct request *r);
 
 /* An event, allocated by the engine in one piece with its arrays; the loop frees it with free(). */

@@ -112,13 +112,12 @@ static struct order_key key_of(const struct request *r)
 /* Whether this round may give it a place. */
 static bool is_eligible(const struct engine *e, const struct request *r)
 {
-    return r->skipped != e->round && !engine_is_barred(e, r);
+    return r->skipped != e->round && !request_is_paused(r) && !engine_is_barred(e, r);
 }
 
 static bool can_resume(const struct engine *e, const struct sequence *s)
 {
-    return !s->has_place && s->request->finish == FINISH_NONE && !request_is_paused(s->request) &&
-           is_eligible(e, s->request);
+    return !s->has_place && s->request->finish == FINISH_NONE && is_eligible(e, s->request);
 }
 
 static void consider(struct candidate *best, struct request *r, struct sequence *s, int32_t highest,

@@ -170,6 +170,35 @@ class Paused(DaemonCase):
             self.assertEqual(slow.call("gqa.ping"), {})
 
 
+class Unread(DaemonCase):
+    flags = ("--parallel", "2", "--model", "tiny")
+    config = "max_output_bytes_per_user = 4M\n"
+    N_CALLS, N_ROWS = 24, 700  # 11 MB each, of which one alone is let make 8 ahead of its reader
+
+    def resident_bytes(self):
+        with open(f"/proc/{self.daemon.process.pid}/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    def test_rows_that_nobody_reads_are_bounded_for_all_calls_together(self):
+        synth(os.path.join(self.folder.path, "models", "wide.gguf"), "tiny,n_vocab=4096")
+        self.client.call("model.load", {"model": "wide"})
+        long = {"model": "tiny", "tokens": PROMPT, "n_predict": 1900, "ignore_eos": True}
+        first, clock = self.client.send("text.generate", long), self.client.send("text.generate", long)
+        self.client.wait_events(clock, 1)
+        with self.daemon.connect() as c:
+            ids = [c.send("text.logits", {"model": "wide", "tokens": [5 + i] * self.N_ROWS})
+                   for i in range(self.N_CALLS)]
+            wire.wait_until(lambda: self.daemon.stats()["num_requests_waiting"] == self.N_CALLS, "all wait for a place")
+            before = self.resident_bytes()
+            self.client.cancel(first)
+            self.client.wait(clock)  # steps in which they could have made all that they may
+            self.assertLess(self.resident_bytes() - before, 64 << 20)
+            for id in ids:
+                c.wait(id)
+                self.assertEqual(sum(e["logits"]["shape"][0] for e in c.events.pop(id)), self.N_ROWS)
+        self.wait_idle()
+
+
 class Limits(DaemonCase):
     config = ("handshake_timeout_ms = 300\nmax_connections_per_user = 20\nmax_calls_per_connection = 5\n"
               "parallel = 1\nqueue_size = 2\n")

@@ -37,6 +37,34 @@ static int take(uid_t uid, enum quota_kind kind, uint64_t n)
     return quota_take(&table, uid, &a, &e);
 }
 
+static uint32_t n_relieved;
+
+static void on_relieved(void *arg)
+{
+    n_relieved++;
+}
+
+Test(quota, who_reads_too_little_is_marked_until_it_reads)
+{
+    table.relieved = on_relieved;
+    cr_assert_eq(take(1, QUOTA_CALLS, 1), 0);
+    const struct quota_user *u = quota_user(&table, 1);
+    quota_change(&table, 1, QUOTA_OUTPUT_BYTES, 0, 9);
+    cr_assert(!u->is_unread);
+    quota_change(&table, 1, QUOTA_OUTPUT_BYTES, 9, 10);
+    cr_assert(u->is_unread);
+    cr_assert_eq(n_relieved, 0);
+    quota_change(&table, 1, QUOTA_OUTPUT_BYTES, 10, 5);
+    cr_assert(!u->is_unread);
+    cr_assert_eq(n_relieved, 1);
+    /* A connection that ends gives all of its output back. */
+    quota_change(&table, 1, QUOTA_OUTPUT_BYTES, 5, 20);
+    struct quota_amounts held = amount(QUOTA_OUTPUT_BYTES, 20);
+    quota_give(&table, 1, &held);
+    cr_assert(!u->is_unread);
+    cr_assert_eq(n_relieved, 2);
+}
+
 Test(quota, each_quota_is_kept_to_its_limit_exactly)
 {
     for (unsigned k = 0; k < QUOTA_COUNT; k++) {
