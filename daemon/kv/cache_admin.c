@@ -76,11 +76,15 @@ static void drop_node(struct kv_space *s, struct kv_node *n, struct kv_removed *
     removed->n_blocks += before - s->tree.n_nodes;
 }
 
-/* Deepest first, so that a node has lost its children when its turn comes. */
-static void drop_space(struct kv_space *s, bool pinned_too, struct kv_removed *removed)
+/* Deepest first, so that a node has lost its children when its turn comes. -ENOMEM: nothing was
+ * dropped. */
+static int drop_space(struct kv_space *s, bool pinned_too, struct kv_removed *removed)
 {
     size_t count;
     struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
+    if (nodes == NULL) {
+        return -ENOMEM;
+    }
     while (count > 0) {
         struct kv_node *n = nodes[--count];
         bool leads_on = n->first_child != NULL; /* to something that stays */
@@ -90,17 +94,20 @@ static void drop_space(struct kv_space *s, bool pinned_too, struct kv_removed *r
         }
     }
     free(nodes);
+    return 0;
 }
 
-void kv_cache_drop(struct kv_cache *c, const char *realm, const uint8_t *id, struct kv_removed *ret)
+int kv_cache_drop(struct kv_cache *c, const char *realm, const uint8_t *id, struct kv_removed *ret)
 {
+    int rc = 0;
     *ret = (struct kv_removed){0};
-    for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
+    for (struct kv_space *s = c->spaces; s != NULL && rc == 0; s = s->next) {
         if (is_of(s, realm) &&
             (id == NULL || memcmp(id, s->identity.id, sizeof(s->identity.id)) == 0)) {
-            drop_space(s, false, ret);
+            rc = drop_space(s, false, ret);
         }
     }
+    return rc;
 }
 
 /* ---- purge ------------------------------------------------------------------------------- */
@@ -360,13 +367,17 @@ int kv_cache_purge(struct kv_cache *c, const char *realm, const struct kv_purge 
     p->purge = *purge;
     p->all = realm == NULL;
     snprintf(p->realm, sizeof(p->realm), "%s", realm != NULL ? realm : "");
+    /* No place may name what the stores are about to lose: all go before anything is wiped. */
+    int rc = 0;
+    for (struct kv_space *s = c->spaces; s != NULL && rc == 0; s = s->next) {
+        rc = is_of(s, realm) ? drop_space(s, true, &p->removed) : 0;
+    }
+    if (rc < 0) {
+        free(p);
+        return rc;
+    }
     p->next = c->purges;
     c->purges = p;
-    for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
-        if (is_of(s, realm)) {
-            drop_space(s, true, &p->removed);
-        }
-    }
     kv_arena_trim(c->arena);
     purge_next(p, c->spaces);
     return 0;

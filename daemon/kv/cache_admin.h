@@ -27,9 +27,8 @@ struct kv_removed {
 
 /* Lets go of what is kept of a realm, from memory and stores; pinned blocks and those that running
  * sequences hold stay. id: of one model identity (16 bytes), or NULL. The files' bytes are free for
- * other blocks, but not wiped. */
-void kv_cache_drop(struct kv_cache *c, const char *realm, const uint8_t *id,
-                   struct kv_removed *ret);
+ * other blocks, but not wiped. -ENOMEM: not all of it was dropped; *ret says what was. */
+int kv_cache_drop(struct kv_cache *c, const char *realm, const uint8_t *id, struct kv_removed *ret);
 
 /* Whether nothing of the realm is on its way to a store, from it, or being checked: drop and purge
  * then find all that there is. */
@@ -43,7 +42,8 @@ struct kv_purge {
 
 /* Removes everything of a realm, pins included: memory is freed, files are punched, synced and
  * removed, those of models that are not loaded too. done comes exactly once, unless this fails:
- * -EBUSY: the cache is not quiet, or a sequence holds blocks of the realm; -ENOMEM. */
+ * -EBUSY: the cache is not quiet, or a sequence holds blocks of the realm; -ENOMEM: nothing was
+ * wiped, though some may have been dropped. */
 int kv_cache_purge(struct kv_cache *c, const char *realm, const struct kv_purge *purge);
 
 #endif

@@ -158,8 +158,8 @@ static void do_call(struct engine *e, struct engine_kv_call *call)
         list(e, call, realm);
         break;
     case ENGINE_KV_DROP:
-        kv_cache_drop(e->cache, realm, call->model != NULL ? call->model->id : NULL,
-                      &call->removed);
+        call->result = kv_cache_drop(e->cache, realm, call->model != NULL ? call->model->id : NULL,
+                                     &call->removed);
         break;
     case ENGINE_KV_PURGE:
         purge(e, call, realm);

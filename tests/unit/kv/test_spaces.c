@@ -23,6 +23,17 @@
 #define BLOCK_BYTES (64u << 10)
 #define SLAB_BLOCKS 32u /* in 2 MiB, which the arena maps at once */
 
+/* The calling thread's allocations until one fails; negative: none does. The linker wraps malloc
+ * for this program. */
+static _Thread_local int allocations = -1;
+void *__real_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes);
+
+void *__wrap_malloc(size_t bytes)
+{
+    return allocations >= 0 && allocations-- == 0 ? NULL : __real_malloc(bytes);
+}
+
 static char folder[64];
 static struct io *io;
 static struct kv_cache *cache;
@@ -484,4 +495,48 @@ Test(kv_spaces, a_purge_tells_of_a_store_that_is_locked)
     cr_expect(purge.done);
     cr_expect(eq(int, purge.result, 0));
     cr_expect(eq(u64, bytes_on_disk(), 0));
+}
+
+/* Places that stayed would name slots that are holes: without memory nothing is wiped at all. */
+Test(kv_spaces, a_purge_without_memory_fails_before_it_wipes)
+{
+    struct purged purge = {0};
+    const struct kv_purge how = {on_purged, &purge};
+    start(16u << 20, 1ull << 30);
+    struct kv_space *spaces[] = {open_space("r", 1), open_space("r", 2)};
+    compute(spaces[0], 1);
+    compute(spaces[1], 2);
+    settle();
+    for (int nth = 0; nth < 2; nth++) {
+        allocations = nth;
+        cr_expect(eq(int, kv_cache_purge(cache, "r", &how), -ENOMEM));
+        cr_expect(eq(int, allocations, -1));
+        allocations = -1;
+        cr_expect(not(kv_cache_is_busy(cache)));
+        cr_expect(not(kv_cache_is_purging(cache, "r")));
+        cr_expect(not(purge.done));
+    }
+    cr_expect(lt(u64, BLOCK_BYTES, bytes_on_disk()));
+    begin_purge(&purge, "r");
+    settle();
+    cr_expect(purge.done);
+    cr_expect(eq(int, purge.result, 0));
+    cr_expect(not(is_known(spaces[0], 1)));
+    cr_expect(not(is_known(spaces[1], 2)));
+}
+
+Test(kv_spaces, a_drop_without_memory_says_so)
+{
+    struct kv_removed removed;
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    compute(space, 1);
+    settle();
+    allocations = 0;
+    cr_expect(eq(int, kv_cache_drop(cache, "r", NULL, &removed), -ENOMEM));
+    cr_expect(eq(u64, removed.n_blocks, 0));
+    cr_expect(is_known(space, 1));
+    cr_expect(eq(int, kv_cache_drop(cache, "r", NULL, &removed), 0));
+    cr_expect(eq(u64, removed.n_blocks, 1));
+    cr_expect(not(is_known(space, 1)));
 }
