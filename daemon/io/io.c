@@ -114,11 +114,27 @@ int io_ring_wait(struct io *io, uint32_t *ret_slot, int *ret_result)
     return 1;
 }
 
-void io_ring_check(struct io *io)
+/* Whether a buffer that is left is ever let go of by the kernel cannot be found out without the
+ * ring. It is left once at most: no ring comes after this one. */
+void io_ring_check(struct io *io, bool in_flight)
 {
     if (!io->has_ring) {
         io_uring_queue_exit(&io->ring);
+        io->buffers = in_flight ? NULL : io->buffers;
     }
+}
+
+int io_map_buffers(struct io *io)
+{
+    if (io->buffers == NULL) {
+        void *buffers = mmap(NULL, (size_t)IO_N_BUFFERS * IO_BUFFER_BYTES, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (buffers == MAP_FAILED) {
+            return -ENOMEM;
+        }
+        io->buffers = buffers;
+    }
+    return 0;
 }
 
 static void ring_init(struct io *io)
@@ -139,7 +155,9 @@ static void io_free(struct io *io)
     if (io->has_ring) {
         io_uring_queue_exit(&io->ring);
     }
-    munmap(io->buffers, (size_t)IO_N_BUFFERS * IO_BUFFER_BYTES);
+    if (io->buffers != NULL) {
+        munmap(io->buffers, (size_t)IO_N_BUFFERS * IO_BUFFER_BYTES);
+    }
     pthread_mutex_destroy(&io->lock);
     pthread_cond_destroy(&io->wake);
     free(io);
@@ -151,9 +169,7 @@ int io_create(bool force_fallback, struct io **ret)
     if (io == NULL) {
         return -ENOMEM;
     }
-    io->buffers = mmap(NULL, (size_t)IO_N_BUFFERS * IO_BUFFER_BYTES, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (io->buffers == MAP_FAILED) {
+    if (io_map_buffers(io) < 0) {
         free(io);
         return -ENOMEM;
     }

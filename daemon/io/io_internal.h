@@ -23,7 +23,7 @@ struct io {
     /* The io thread's own. */
     bool fixed_buffers;
     struct io_uring ring;
-    uint8_t *buffers; /* IO_N_BUFFERS of IO_BUFFER_BYTES */
+    uint8_t *buffers; /* IO_N_BUFFERS of IO_BUFFER_BYTES; NULL: to be mapped anew */
 };
 
 /* Submits the one entry that was prepared. When it was not taken it stays in the ring's queue, and
@@ -37,8 +37,12 @@ int io_ring_wait(struct io *io, uint32_t *ret_slot, int *ret_result);
 /* Runs the next slice of a read. */
 int io_run_read(struct io *io, struct io_read_job *job);
 
-/* Gives the ring back once it was found unusable. */
-void io_ring_check(struct io *io);
+/* Gives the ring back once it was found unusable. in_flight: the kernel may still work on what it
+ * took, and on its buffers: they stay mapped, and nobody uses them again. */
+void io_ring_check(struct io *io, bool in_flight);
+
+/* Maps buffers where there are none: -ENOMEM. */
+int io_map_buffers(struct io *io);
 
 /* Plain calls, repeated until all is done. -EIO: the file ends early. */
 int io_pread_all(int fd, void *data, size_t bytes, uint64_t offset);

@@ -18,6 +18,10 @@ static bool job_cancelled(const struct io_read_job *job)
 
 static int read_plain(struct io *io, struct io_read_job *job, uint64_t offset, uint64_t bytes)
 {
+    int mapped = io_map_buffers(io);
+    if (mapped < 0) {
+        return mapped;
+    }
     for (uint64_t done = 0; done < bytes;) {
         size_t n = bytes - done < IO_BUFFER_BYTES ? (size_t)(bytes - done) : IO_BUFFER_BYTES;
         if (job_cancelled(job)) {
@@ -70,6 +74,10 @@ static int reap(struct io *io, const struct io_read_job *job, struct piece *piec
     }
     struct piece *p = &pieces[slot];
     (*in_flight)--;
+    if (result > 0 && (uint32_t)result > p->wanted - p->got) {
+        *ret_rc = -EIO; /* no answer to what was asked */
+        return 0;
+    }
     if (result > 0) {
         p->got += (uint32_t)result;
     } else if (result != -EINTR && result != -EAGAIN) {
@@ -122,10 +130,15 @@ static int read_ring(struct io *io, struct io_read_job *job, uint64_t offset, ui
         }
         delivered += rc == 0;
     }
-    /* Reads still in flight would write into buffers of the next job. */
+    /* Reads still in flight would write into buffers of the next job, which would take their
+     * completions for its own: what cannot be waited for ends the ring. */
     int ignored = -ECANCELED;
     while (in_flight > 0 && reap(io, job, pieces, &in_flight, &ignored) == 0) {
     }
+    if (in_flight > 0) {
+        atomic_store(&io->has_ring, false);
+    }
+    io_ring_check(io, in_flight > 0);
     return rc;
 }
 
@@ -137,7 +150,6 @@ int io_run_read(struct io *io, struct io_read_job *job)
     int rc;
     if (io->has_ring) {
         rc = read_ring(io, job, offset, bytes);
-        io_ring_check(io);
     } else {
         rc = read_plain(io, job, offset, bytes);
     }

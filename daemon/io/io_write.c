@@ -177,6 +177,7 @@ static void write_ring(struct writing *w)
     }
     while (w->free_slots != all_free && reap(w) == 0) {
     }
+    io_ring_check(w->io, w->free_slots != all_free);
 }
 
 int io_write_spans(struct io *io, struct io_span *spans, size_t n_spans)
@@ -188,7 +189,6 @@ int io_write_spans(struct io *io, struct io_span *spans, size_t n_spans)
         struct writing w = {.io = io, .spans = spans, .n_spans = n_spans};
         w.free_slots = (1u << IO_N_BUFFERS) - 1;
         write_ring(&w);
-        io_ring_check(io);
     } else {
         for (size_t i = 0; i < n_spans; i++) {
             write_plain(&spans[i]);
@@ -220,6 +220,6 @@ int io_sync(struct io *io, int fd)
     }
     /* Whether it was synced is not known: a failure, as any other of a disk. */
     atomic_store(&io->has_ring, false);
-    io_ring_check(io);
+    io_ring_check(io, false);
     return rc;
 }

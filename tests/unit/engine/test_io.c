@@ -1,11 +1,12 @@
 /* The io thread, with io_uring and with pread. */
-#include "daemon/io/io.h"
+#include "daemon/io/io_internal.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,36 @@
 #include <unistd.h>
 
 #define MIB (1u << 20)
+
+/* Waits for the ring's completions from the fail_from-th on fail, fail_count of them; the others
+ * tell of excess bytes more than there were; and the ring's buffers may be refused. The linker
+ * wraps both for this program. */
+static atomic_int fail_from, fail_count, excess;
+static bool refuse_buffers;
+int __real_io_ring_wait(struct io *io, uint32_t *ret_slot, int *ret_result);
+int __wrap_io_ring_wait(struct io *io, uint32_t *ret_slot, int *ret_result);
+int __real_io_uring_register_buffers(struct io_uring *ring, const struct iovec *vectors,
+                                     unsigned n);
+int __wrap_io_uring_register_buffers(struct io_uring *ring, const struct iovec *vectors,
+                                     unsigned n);
+
+int __wrap_io_ring_wait(struct io *io, uint32_t *ret_slot, int *ret_result)
+{
+    if (fail_count > 0 && --fail_from < 0) {
+        fail_count--;
+        return -EBADR;
+    }
+    int rc = __real_io_ring_wait(io, ret_slot, ret_result);
+    if (rc == 1) {
+        *ret_result += excess;
+    }
+    return rc;
+}
+
+int __wrap_io_uring_register_buffers(struct io_uring *ring, const struct iovec *vectors, unsigned n)
+{
+    return refuse_buffers ? -ENOMEM : __real_io_uring_register_buffers(ring, vectors, n);
+}
 
 static int file_of(size_t bytes)
 {
@@ -33,13 +64,15 @@ struct sink {
     uint64_t next, start;
     int calls, fail_at, failure;
     bool out_of_order;
-    atomic_bool *cancel; /* set at the first piece */
+    atomic_bool *cancel;        /* set at the first piece */
+    const unsigned char *first; /* where the first piece lay */
 };
 
 static int take(void *arg, uint64_t offset, const void *data, size_t bytes)
 {
     struct sink *s = arg;
     s->out_of_order |= offset != s->next;
+    s->first = s->first != NULL ? s->first : data;
     if (s->data != NULL) {
         memcpy(s->data + (offset - s->start), data, bytes);
     }
@@ -133,6 +166,55 @@ Test(io, failures_end_the_job_and_nothing_else)
     }
     close(fd);
     close(cut);
+}
+
+/* Reads that cannot be waited for are nobody's any more: the next job takes no completions of
+ * theirs, and has buffers that they do not write into. */
+static void check_lost_wait(struct io *io, int fd, int cut, int nth, int count)
+{
+    bool uses_uring = io_uses_uring(io);
+    struct sink before = {0}, failed = {0}, after = {0};
+    cr_assert(eq(int, read_with(io, fd, 1, &before, NULL), 0));
+    fail_from = nth;
+    fail_count = count;
+    cr_expect(eq(int, read_with(io, fd, 10 * MIB, &failed, NULL), uses_uring ? -EBADR : 0));
+    check_bytes(io, cut, 0, 12345);
+    check_bytes(io, fd, 1, 9 * MIB);
+    fail_count = 0;
+    cr_assert(eq(int, read_with(io, cut, 1, &after, NULL), 0));
+    size_t buffers = (size_t)IO_N_BUFFERS * IO_BUFFER_BYTES;
+    bool same = after.first >= before.first && after.first < before.first + buffers;
+    cr_expect(eq(int, io_uses_uring(io), uses_uring &&count == 1));
+    cr_expect(eq(int, same, !uses_uring || count == 1));
+}
+
+Test(io, a_wait_that_fails_leaves_nothing_to_the_next_job)
+{
+    static const int counts[] = {1, 2, INT_MAX};
+    int fd = file_of(10 * MIB), cut = file_of(12345);
+    for (int nth = 0; nth < 6; nth++) {
+        for (int i = 0; i < 6; i++) {
+            refuse_buffers = i >= 3;
+            struct io *io = make(false);
+            check_lost_wait(io, fd, cut, nth, counts[i % 3]);
+            io_destroy(io);
+        }
+    }
+    close(fd);
+    close(cut);
+}
+
+Test(io, more_than_was_asked_for_is_no_answer)
+{
+    int fd = file_of(10 * MIB);
+    struct io *io = make(false);
+    struct sink s = {0};
+    excess = 1;
+    cr_expect(eq(int, read_with(io, fd, MIB, &s, NULL), io_uses_uring(io) ? -EIO : 0));
+    excess = 0;
+    check_bytes(io, fd, 0, 9 * MIB);
+    io_destroy(io);
+    close(fd);
 }
 
 Test(io, cancel_before_and_during)
