@@ -210,6 +210,14 @@ void call_load(struct call *call, const char *name, const char *serve_as,
     if (rc < 0) {
         load_detach(load);
         load_free(load);
+        /* Whoever only names a model wants it, and another's load of it may have just ended. */
+        call->model = rc == -EEXIST && call->method != PROTO_MODEL_LOAD
+                          ? registry_get(call->service->registry, name)
+                          : NULL;
+        if (call->model) {
+            then(call);
+            return;
+        }
         call_fail(call, rc == -EINVAL ? PROTO_E_INVALID_PARAMS : load_error_code(rc),
                   "model '%.128s': %s", name, err.text);
     }
