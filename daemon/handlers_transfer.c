@@ -435,6 +435,7 @@ static void write_work(struct task *task)
 static void write_done(struct task *task)
 {
     struct call *call = call_of_task(task);
+    engine_kick(call->service->engine); /* a purge may wait for that */
     const struct kv_import_piece *p = &call->transfer->engine.piece;
     call->wait = CALL_WAIT_NOTHING;
     if (call->task_result == -EDOM) {
@@ -471,6 +472,7 @@ static void piece_placed(struct call *call)
     if (call->service->host.run(call->service->host.data, &call->task) < 0) {
         call->wait = CALL_WAIT_NOTHING;
         atomic_store_explicit(t->engine.writing, false, memory_order_release);
+        engine_kick(call->service->engine);
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a task");
     }
 }

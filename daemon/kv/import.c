@@ -64,6 +64,11 @@ bool kv_import_is_of(const struct kv_import *im, const struct kv_identity *ident
     return memcmp(im->space->identity.id, identity->id, sizeof(identity->id)) == 0;
 }
 
+bool kv_import_is_for(const struct kv_import *im, const char *realm)
+{
+    return strcmp(im->space->realm, realm) == 0;
+}
+
 bool kv_import_is_sound(const void *block, uint64_t bytes, uint64_t checksum)
 {
     return XXH3_64bits(block, bytes) == checksum;

@@ -34,6 +34,8 @@ void kv_import_destroy(struct kv_import *im); /* drops what was not kept; NULL i
 /* Whether its blocks are of that identity. */
 bool kv_import_is_of(const struct kv_import *im, const struct kv_identity *identity);
 
+bool kv_import_is_for(const struct kv_import *im, const char *realm);
+
 /* Bytes of the arena's bound that it would hold once it has taken this piece, too. */
 uint64_t kv_import_bytes_with(const struct kv_import *im, const struct kv_import_piece *piece);
 

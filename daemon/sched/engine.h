@@ -135,7 +135,7 @@ struct engine_kv_call {
     struct kv_space_facts *spaces; /* (n_spaces) LIST: malloc'ed, the caller's */
     size_t n_spaces;
     /* IMPORT: where the piece's bytes go. The import stays until *writing is cleared (release), and
-     * must not be touched after that; NULL where the piece has no bytes. */
+     * must not be touched after that, but the engine kicked; NULL where the piece has no bytes. */
     void *to;
     atomic_bool *writing;
     uint32_t n_kept_tokens, n_new_tokens; /* KEEP */
@@ -148,7 +148,7 @@ struct engine_kv_call {
  * Results of transfers: -ENOENT nothing is cached of the prompt; -EBUSY a bound of transfers, try
  * again; -ENOMEM; -EINVAL a piece that is not to be believed (the import is dropped then, as with
  * every other failure but -EBUSY); -ESTALE no such import: it was dropped, since no piece came for
- * long. */
+ * long or its realm was purged. */
 int engine_kv(struct engine *e, struct engine_kv_call *call);
 
 /* ---- backends ---------------------------------------------------------------------------- */

@@ -164,6 +164,8 @@ void engine_end_kv_calls(struct engine *e);
 int engine_transfer(struct engine *e, struct engine_kv_call *call);
 /* Lets go of the blocks that exports of the realm (NULL: all) hold. False: some are being read. */
 bool engine_release_exports(struct engine *e, const char *realm);
+/* Drops imports of the realm, likewise. False: into some a piece is being written. */
+bool engine_drop_imports(struct engine *e, const char *realm);
 /* Drops imports that nobody goes on with. */
 void engine_drop_idle_imports(struct engine *e);
 /* Milliseconds until that is due, or -1. */

@@ -128,7 +128,8 @@ static bool is_ready(struct engine *e, const struct engine_kv_call *call)
 {
     const char *realm = call->all ? NULL : call->realm;
     return kv_cache_is_quiet(e->cache, realm) &&
-           (call->op != ENGINE_KV_PURGE || engine_release_exports(e, realm));
+           (call->op != ENGINE_KV_PURGE ||
+            (engine_release_exports(e, realm) && engine_drop_imports(e, realm)));
 }
 
 /* ---- what they do ------------------------------------------------------------------------ */

@@ -197,7 +197,8 @@ static int take_piece(struct engine *e, struct engine_kv_call *call)
         }
     }
     if (im == NULL) {
-        return fmt_fail(&call->err, -ESTALE, "the import was dropped: no piece came for %u s",
+        return fmt_fail(&call->err, -ESTALE,
+                        "the import was dropped: no piece came for %u s, or the cache was purged",
                         (unsigned)(KV_IMPORT_IDLE_NS / 1000000000u));
     }
     int rc =
@@ -231,7 +232,7 @@ static int keep_import(struct engine *e, struct engine_kv_call *call)
 {
     struct engine_import *im = find_import(e, call->import);
     if (im == NULL) {
-        return fmt_fail(&call->err, -ESTALE, "the import was dropped");
+        return fmt_fail(&call->err, -ESTALE, "the import was dropped, as when the cache is purged");
     }
     int rc = im->keeping ? 0 : kv_import_check(im->blocks, &call->err);
     im->keeping = true;
@@ -247,14 +248,36 @@ static int keep_import(struct engine *e, struct engine_kv_call *call)
     return rc;
 }
 
-/* The acquire pairs with the writer's release, after which it touches nothing of the import. */
+/* The acquire pairs with the writer's release, after which it touches nothing of the import, but
+ * kicks the engine. */
+static bool is_written(const struct engine_import *im)
+{
+    return atomic_load_explicit(&im->writing, memory_order_acquire);
+}
+
+bool engine_drop_imports(struct engine *e, const char *realm)
+{
+    bool all = true;
+    for (struct engine_import *im = e->imports, *next; im != NULL; im = next) {
+        next = im->next;
+        if (realm != NULL && !kv_import_is_for(im->blocks, realm)) {
+            continue;
+        }
+        if (is_written(im)) {
+            all = false;
+        } else {
+            drop_import(e, im);
+        }
+    }
+    return all;
+}
+
 void engine_drop_idle_imports(struct engine *e)
 {
     uint64_t now = e->imports != NULL ? engine_now_ns() : 0;
     for (struct engine_import *im = e->imports, *next; im != NULL; im = next) {
         next = im->next;
-        bool writing = atomic_load_explicit(&im->writing, memory_order_acquire);
-        if (!im->keeping && !writing && now - im->touched_ns >= KV_IMPORT_IDLE_NS) {
+        if (!im->keeping && !is_written(im) && now - im->touched_ns >= KV_IMPORT_IDLE_NS) {
             drop_import(e, im);
         }
     }
@@ -265,7 +288,8 @@ int engine_transfer_timeout_ms(const struct engine *e)
     uint64_t now = engine_now_ns(), first = UINT64_MAX;
     for (const struct engine_import *im = e->imports; im != NULL; im = im->next) {
         uint64_t due = im->touched_ns + KV_IMPORT_IDLE_NS;
-        first = due < first ? due : first;
+        bool idle = !im->keeping && !is_written(im); /* else somebody kicks */
+        first = idle && due < first ? due : first;
     }
     if (first == UINT64_MAX) {
         return -1;

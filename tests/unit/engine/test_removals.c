@@ -1,5 +1,6 @@
 /* What people ask of the cache, and those whose business it is not: a drop or purge of one realm,
  * a stream of calls, and requests that come while the engine looks at its clock. */
+#include "daemon/sched/engine_internal.h"
 #include "tests/unit/engine/driver.h"
 
 #include <criterion/criterion.h>
@@ -123,6 +124,79 @@ Test(removals, a_purge_of_one_realm_leaves_the_others_alone)
     engine_stats(engine, &s);
     cr_expect(eq(u64, s.n_prompt_tokens, 400 + 1500 + 1500));
     check_nothing_used();
+}
+
+/* ---- imports ----------------------------------------------------------------------------- */
+
+static const int32_t imported_tokens[GQA_KV_BLOCK_TOKENS] = {1, 2, 3};
+
+/* The first block of an import, whose bytes are still to be written. */
+static void begin_import(struct asked *a, const char *realm, uint32_t uid)
+{
+    const struct kv_layout *layout = model_kv_layout(model);
+    uint64_t bytes = layout->classes[0].block_bytes;
+    *a = (struct asked){
+        .call = {.op = ENGINE_KV_IMPORT,
+                 .model = model_kv_identity(model),
+                 .uid = uid,
+                 .layout = layout,
+                 .piece = {.tokens = imported_tokens, .bytes = bytes, .data_bytes = bytes},
+                 .positions_max = 4,
+                 .done = on_done,
+                 .arg = a}};
+    snprintf(a->call.realm, sizeof(a->call.realm), "%s", realm);
+    sem_init(&a->done, 0, 0);
+    cr_assert(eq(int, engine_kv(engine, &a->call), 0));
+    wait_asked(a);
+    cr_assert(ne(ptr, a->call.writing, NULL));
+}
+
+static void end_writing(struct asked *a)
+{
+    memset(a->call.to, 0, a->call.piece.bytes);
+    atomic_store_explicit(a->call.writing, false, memory_order_release);
+    engine_kick(engine);
+}
+
+static int keep(struct asked *a)
+{
+    a->call.op = ENGINE_KV_IMPORT_KEEP;
+    cr_assert(eq(int, engine_kv(engine, &a->call), 0));
+    while (sem_wait(&a->done) < 0) {
+    }
+    return a->call.result;
+}
+
+/* What was under way into a realm that is purged does not enter it afterwards: once a piece that is
+ * just being written is there, it goes, too. */
+Test(removals, a_purge_ends_the_imports_of_its_realm)
+{
+    struct asked own, other, purge, list;
+    start(false);
+    begin_import(&own, "a", 1);
+    begin_import(&other, "b", 2);
+    ask(&purge, ENGINE_KV_PURGE, "a");
+    ask(&list, ENGINE_KV_LIST, "b");
+    wait_asked(&list);
+    cr_expect(lt(int, sem_trywait(&purge.done), 0));
+    end_writing(&own);
+    wait_asked(&purge);
+    cr_expect(eq(int, keep(&own), -ESTALE));
+    end_writing(&other);
+    cr_expect(eq(int, keep(&other), 0));
+    cr_expect(eq(u32, other.call.n_new_tokens, GQA_KV_BLOCK_TOKENS));
+}
+
+/* It is not idle while a piece is being written, however long that takes: nothing is due then. */
+Test(removals, an_import_that_is_written_to_wakes_nobody)
+{
+    struct asked import;
+    start(false);
+    cr_expect(eq(int, engine_transfer_timeout_ms(engine), -1));
+    begin_import(&import, "a", 1);
+    cr_expect(eq(int, engine_transfer_timeout_ms(engine), -1));
+    end_writing(&import);
+    cr_expect(lt(int, 0, engine_transfer_timeout_ms(engine)));
 }
 
 /* ---- a slow disk ------------------------------------------------------------------------- */
