@@ -15,6 +15,7 @@
 #define DAEMON_PEER_H
 
 #include "daemon/handlers.h"
+#include "daemon/log.h"
 #include "daemon/peer_alarm.h"
 #include "daemon/penalty.h"
 #include "daemon/quota.h"
@@ -61,7 +62,7 @@ struct peer_host {
     uint64_t paused_timeout_ns; /* its requests are ended when they wait so long for it */
     struct quota_table *quotas;
     struct penalty_table *penalties;
-    uint64_t unsent_logged_ns; /* when the log was last told that answers cannot be sent */
+    struct log_pace unsent_lines; /* of the log: answers that cannot be sent */
     void (*on_closed)(struct peer_host *host);
 };
 

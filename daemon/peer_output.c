@@ -6,8 +6,6 @@
  * at one place at a time. */
 #include "daemon/peer_internal.h"
 
-#include "daemon/log.h"
-
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,7 +13,6 @@
 #define SEND_BYTES      (1u << 20)   /* per step */
 #define CONGESTED_BYTES (256u << 10) /* of output: reading and generating pause above */
 #define RELIEVED_BYTES  (64u << 10)  /* and go on below */
-#define LOG_EVERY_NS    1000000000u  /* for all peers together */
 #define KEEP_BYTES      (8u << 10)   /* an empty output buffer larger than this is freed */
 
 /* What waits for the client counts among what its uid's programs do not read. */
@@ -207,15 +204,9 @@ static void note_stall(struct peer *p, bool stalled)
 /* That a client has gone is its own affair. */
 static void log_unsent(struct peer *p, int rc)
 {
-    uint64_t now = uv_hrtime();
-    if (rc == -EPIPE || rc == -ECONNRESET || now - p->host->unsent_logged_ns < LOG_EVERY_NS) {
-        return;
-    }
-    p->host->unsent_logged_ns = now;
-    if (rc == -ENOMEM) {
-        log_warning("uid %u: no memory for its answers: disconnected", p->uid);
-    } else {
-        log_warning("uid %u: its answers cannot be sent (%s): disconnected", p->uid, strerror(-rc));
+    if (rc != -EPIPE && rc != -ECONNRESET) {
+        log_paced(&p->host->unsent_lines, uv_hrtime(), LOG_LEVEL_WARNING,
+                  "uid %u: its answers cannot be sent (%s): disconnected", p->uid, strerror(-rc));
     }
 }
 

@@ -571,6 +571,32 @@ Test(handlers, unloading_waits_for_the_last_request)
     client_destroy(c);
 }
 
+/* Once the engine has it the message is of no use; what is gone is not freed again. */
+Test(handlers, a_long_message_is_freed_once_and_by_the_pool)
+{
+    static uint8_t padding[4u << 20];
+    struct client *c = client_create(0);
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, 1, "text.generate");
+    ipc_pack_map(&b, 3);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, "fake");
+    ipc_pack_str(&b, "prompt");
+    ipc_pack_str(&b, "abc");
+    ipc_pack_str(&b, "padding");
+    ipc_pack_bin(&b, padding, sizeof(padding));
+    hand_in(c, &b);
+    cr_assert_not_null(fakes.submitted[0]);
+    cr_assert_not_null(fakes.tasks);
+    fake_run_tasks();
+    fake_done(fakes.submitted[0], FINISH_EOS);
+    service_pump(service);
+    cr_assert(finish_is(next(c), "eos"));
+    cr_assert_null(fakes.tasks, "there was nothing left to free");
+    client_destroy(c);
+}
+
 Test(handlers, a_message_that_is_none_breaks_the_connection)
 {
     struct client *c = client_create(0);
