@@ -142,26 +142,26 @@ static int slab_create(struct kv_arena *a, uint32_t size_index)
     return 0;
 }
 
+/* The list of that size, with a free block. */
+static int find_free(struct kv_arena *a, uint64_t block_bytes, uint32_t *ret)
+{
+    int rc = find_size(a, block_bytes, ret);
+    return rc == 0 && a->sizes[*ret].free_list == NULL ? slab_create(a, *ret) : rc;
+}
+
 int kv_arena_alloc(struct kv_arena *a, uint64_t block_bytes, struct kv_block **ret)
 {
     uint32_t index;
     if (block_bytes == 0 || block_bytes % BLOCK_ALIGN != 0) {
         return -EINVAL;
     }
-    int rc = find_size(a, block_bytes, &index);
+    int rc = find_free(a, block_bytes, &index);
+    if (rc == -ENOMEM) { /* lists of other sizes and their slabs may have become free */
+        kv_arena_trim(a);
+        rc = find_free(a, block_bytes, &index);
+    }
     if (rc < 0) {
         return rc;
-    }
-    if (a->sizes[index].free_list == NULL) {
-        rc = slab_create(a, index);
-        if (rc == -ENOMEM) {
-            kv_arena_trim(a);
-            rc = find_size(a, block_bytes, &index);
-            rc = rc < 0 ? rc : slab_create(a, index);
-        }
-        if (rc < 0) {
-            return rc;
-        }
     }
     struct kv_block *b = a->sizes[index].free_list;
     a->sizes[index].free_list = b->next_free;

@@ -4,7 +4,7 @@
  * classes go first: only who goes on from that very place misses them. Full classes are evicted
  * from the leaves, since a block is of no use without those before it; among leaves the one of the
  * least value goes: tokens saved (64 a block) times how often it was used, against its bytes and
- * the time since. */
+ * the time since; among equals, one of the model that was asked for longest ago. */
 #include "daemon/kv/cache_internal.h"
 
 #include <errno.h>
@@ -18,23 +18,43 @@ struct victim {
     double value;
 };
 
-struct victims {
+struct victims { /* a heap: none is worth less than the first */
     struct victim *items;
     size_t n, capacity;
 };
 
-void kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n)
+static void remove_node(struct kv_space *s, struct kv_node *n)
+{
+    kv_space_pin(s, n, false);
+    kv_tree_remove(&s->tree, n);
+    atomic_fetch_sub(&s->cache->n_nodes, 1);
+}
+
+bool kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n)
 {
     for (uint32_t i = 0; i < s->n_classes; i++) {
         const struct kv_place *p = &n->places[i];
         if (kv_place_is_there(p) || p->state != KV_UNSAVED || p->checking) {
-            return;
+            return false;
         }
     }
-    if (n->users == 0 && n->first_child == NULL) {
-        kv_tree_remove(&s->tree, n);
-        atomic_fetch_sub(&s->cache->n_nodes, 1);
+    if (n->users > 0 || n->first_child != NULL) {
+        return false;
     }
+    remove_node(s, n);
+    return true;
+}
+
+struct kv_node *kv_space_prune(struct kv_space *s, struct kv_node *n)
+{
+    while (n != NULL && n != s->tree.root) {
+        struct kv_node *parent = n->parent;
+        if (!kv_space_drop_if_empty(s, n)) {
+            return n;
+        }
+        n = parent;
+    }
+    return NULL;
 }
 
 void kv_space_drop_copy(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
@@ -79,6 +99,20 @@ static bool may_go(const struct kv_space *s, const struct kv_node *n, uint32_t c
     return true;
 }
 
+static bool goes_before(const struct victim *a, const struct victim *b)
+{
+    return a->value < b->value ||
+           (a->value == b->value && a->space->last_turn < b->space->last_turn);
+}
+
+static void swap_victims(struct victim *a, struct victim *b)
+{
+    struct victim held = *a;
+    *a = *b;
+    *b = held;
+}
+
+/* False: no memory. */
 static bool add_victim(struct victims *v, const struct victim *item)
 {
     if (v->n == v->capacity) {
@@ -90,14 +124,26 @@ static bool add_victim(struct victims *v, const struct victim *item)
         v->items = items;
         v->capacity = capacity;
     }
-    v->items[v->n++] = *item;
+    size_t at = v->n++;
+    v->items[at] = *item;
+    for (; at > 0 && goes_before(&v->items[at], &v->items[(at - 1) / 2]); at = (at - 1) / 2) {
+        swap_victims(&v->items[at], &v->items[(at - 1) / 2]);
+    }
     return true;
 }
 
-static int by_value(const void *a, const void *b)
+static struct victim take_victim(struct victims *v)
 {
-    const struct victim *x = a, *y = b;
-    return x->value < y->value ? -1 : x->value > y->value;
+    struct victim first = v->items[0];
+    v->items[0] = v->items[--v->n];
+    for (size_t at = 0, child; (child = 2 * at + 1) < v->n; at = child) {
+        child += child + 1 < v->n && goes_before(&v->items[child + 1], &v->items[child]);
+        if (!goes_before(&v->items[child], &v->items[at])) {
+            break;
+        }
+        swap_victims(&v->items[at], &v->items[child]);
+    }
+    return first;
 }
 
 /* Where room is to be made. */
@@ -106,6 +152,7 @@ struct scope {
     const char *realm;      /* NULL: of all */
     struct kv_space *space; /* NULL: of all */
     uint32_t layer_class;   /* of that one's blocks; ALL_CLASSES */
+    uint64_t now_s;         /* which ages count from; evict_from()'s */
 };
 #define ALL_CLASSES UINT32_MAX
 
@@ -115,87 +162,72 @@ static bool is_in(const struct scope *where, const struct kv_space *s)
            (where->realm == NULL || strcmp(s->realm, where->realm) == 0);
 }
 
-/* Collects what may go from one space. */
-static void collect(struct kv_space *s, const struct scope *where, bool any, struct victims *v)
+/* Collects what may go from one node: of full classes alone, or of all. False: no memory. */
+static bool collect_node(struct kv_space *s, struct kv_node *n, const struct scope *where, bool any,
+                         bool full_alone, struct victims *v)
 {
-    uint64_t now_s = kv_now_s();
-    uint32_t bucket = 0;
-    for (struct kv_node *n = NULL; (n = kv_tree_next(&s->tree, &bucket, n)) != NULL;) {
-        for (uint32_t c = 0; c < s->n_classes; c++) {
-            const struct kv_place *p = &n->places[c];
-            struct victim item = {s, n, c, 0};
-            bool holds =
-                where->in_store ? p->state == KV_SAVED : p->block != NULL && p->block->refs == 1;
-            holds = holds && (where->layer_class == ALL_CLASSES || where->layer_class == c);
-            if (holds && may_go(s, n, c, any, now_s, &item.value) && !add_victim(v, &item)) {
+    for (uint32_t c = 0; c < s->n_classes; c++) {
+        const struct kv_place *p = &n->places[c];
+        struct victim item = {s, n, c, 0};
+        bool holds =
+            where->in_store ? p->state == KV_SAVED : p->block != NULL && p->block->refs == 1;
+        holds = holds && (where->layer_class == ALL_CLASSES || where->layer_class == c);
+        holds = holds && !(full_alone && s->windows[c] > 0);
+        if (holds && may_go(s, n, c, any, where->now_s, &item.value) && !add_victim(v, &item)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Every node once. Without memory: fewer of them. */
+static void collect(struct kv_cache *cache, const struct scope *where, bool any, struct victims *v)
+{
+    for (struct kv_space *s = cache->spaces; s != NULL; s = s->next) {
+        uint32_t bucket = 0;
+        struct kv_node *n = is_in(where, s) ? kv_tree_next(&s->tree, &bucket, NULL) : NULL;
+        for (; n != NULL; n = kv_tree_next(&s->tree, &bucket, n)) {
+            if (!collect_node(s, n, where, any, false, v)) {
                 return;
             }
         }
     }
 }
 
-/* Evicts victims in the order of their value until so many bytes are free. A node that is empty
- * afterwards makes its parent a leaf: the caller collects again. */
-static uint64_t evict(struct victims *v, bool in_store, uint64_t bytes)
+/* Evicts in the order of values until so many bytes are free. A node that is empty afterwards goes,
+ * and where its parent has become a leaf by that, the parent's blocks of full classes may go as
+ * well: those of windowed ones were collected while it was none, and have gone before any leaf. */
+static uint64_t evict(struct victims *v, const struct scope *where, bool any, uint64_t bytes)
 {
     uint64_t freed = 0;
-    if (v->n > 0) {
-        qsort(v->items, v->n, sizeof(*v->items), by_value);
-    }
-    for (size_t i = 0; i < v->n && freed < bytes; i++) {
-        struct kv_space *s = v->items[i].space;
-        uint32_t c = v->items[i].layer_class;
-        if (in_store) {
-            kv_space_forget(s, v->items[i].node, c);
+    while (v->n > 0 && freed < bytes) {
+        struct victim item = take_victim(v);
+        struct kv_space *s = item.space;
+        if (where->in_store) {
+            kv_space_forget(s, item.node, item.layer_class);
             atomic_fetch_add(&s->cache->n_evicted_store, 1);
         } else {
-            kv_space_drop_copy(s, v->items[i].node, c);
+            kv_space_drop_copy(s, item.node, item.layer_class);
             atomic_fetch_add(&s->cache->n_evicted_arena, 1);
         }
-        freed += s->block_bytes[c];
+        freed += s->block_bytes[item.layer_class];
+        struct kv_node *stays = kv_space_prune(s, item.node);
+        if (stays != NULL && stays != item.node && stays->first_child == NULL && !any) {
+            collect_node(s, stays, where, any, true, v);
+        }
     }
     return freed;
 }
 
-/* Takes out the nodes that say nothing any more, so that their parents become leaves. */
-static void sweep(const struct victims *v)
+static uint64_t evict_from(struct kv_cache *c, struct scope where, uint64_t bytes)
 {
-    for (size_t i = 0; i < v->n; i++) {
-        bool last_of_node = i + 1 == v->n || v->items[i + 1].node != v->items[i].node;
-        if (last_of_node) {
-            kv_space_drop_if_empty(v->items[i].space, v->items[i].node);
-        }
-    }
-}
-
-static int by_node(const void *a, const void *b)
-{
-    const struct victim *x = a, *y = b;
-    return x->node < y->node ? -1 : x->node > y->node;
-}
-
-static uint64_t evict_from(struct kv_cache *c, const struct scope *where, uint64_t bytes)
-{
-    uint64_t freed = 0;
-    bool any = false, in_store = where->in_store;
     struct victims v = {NULL, 0, 0};
-    while (freed < bytes) {
-        v.n = 0;
-        for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
-            if (is_in(where, s)) {
-                collect(s, where, any, &v);
-            }
-        }
-        uint64_t round = evict(&v, in_store, bytes - freed);
-        freed += round;
-        if (v.n > 0) {
-            qsort(v.items, v.n, sizeof(*v.items), by_node);
-        }
-        sweep(&v);
-        if (round == 0 && (any || in_store)) {
-            break;
-        }
-        any = round == 0;
+    where.now_s = kv_now_s();
+    collect(c, &where, false, &v);
+    uint64_t freed = evict(&v, &where, false, bytes);
+    if (freed < bytes && !where.in_store) {
+        collect(c, &where, true, &v);
+        freed += evict(&v, &where, true, bytes - freed);
     }
     free(v.items);
     return freed;
@@ -204,31 +236,19 @@ static uint64_t evict_from(struct kv_cache *c, const struct scope *where, uint64
 uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes)
 {
     const struct scope where = {.layer_class = ALL_CLASSES};
-    return evict_from(c, &where, bytes);
+    return evict_from(c, where, bytes);
 }
 
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes)
 {
     const struct scope where = {.in_store = true, .realm = realm, .layer_class = ALL_CLASSES};
-    return evict_from(c, &where, bytes);
+    return evict_from(c, where, bytes);
 }
 
 uint64_t kv_space_evict_store(struct kv_space *s, uint32_t layer_class, uint64_t bytes)
 {
     const struct scope where = {.in_store = true, .space = s, .layer_class = layer_class};
-    return evict_from(s->cache, &where, bytes);
-}
-
-uint64_t kv_cache_pinned_bytes(const struct kv_cache *c)
-{
-    uint64_t bytes = 0;
-    for (const struct kv_space *s = c->spaces; s != NULL; s = s->next) {
-        uint32_t bucket = 0;
-        for (struct kv_node *n = NULL; (n = kv_tree_next(&s->tree, &bucket, n)) != NULL;) {
-            bytes += n->flags & KV_BLOCK_PINNED ? kv_space_node_bytes(s) : 0;
-        }
-    }
-    return bytes;
+    return evict_from(s->cache, where, bytes);
 }
 
 void kv_space_clear(struct kv_space *s)
@@ -246,8 +266,7 @@ void kv_space_clear(struct kv_space *s)
             for (uint32_t c = 0; c < s->n_classes; c++) {
                 kv_space_drop_copy(s, n, c);
             }
-            kv_tree_remove(&s->tree, n);
-            atomic_fetch_sub(&s->cache->n_nodes, 1);
+            remove_node(s, n);
             removed = true;
         }
     }

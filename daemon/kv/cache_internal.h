@@ -31,6 +31,7 @@ struct kv_space {
     uint64_t block_bytes[KV_MAX_CLASSES];
     uint32_t n_holders; /* sequences */
     uint32_t n_pending; /* jobs on the io thread that will report back */
+    uint64_t n_pinned;  /* nodes; by kv_space_pin() alone */
     uint64_t last_turn; /* of the cache's count of uses */
 
     enum kv_space_state state;
@@ -149,18 +150,26 @@ void kv_folder_finish(struct kv_cache *c);
 void kv_space_release_saved(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
 /* Lets go of the arena's copy; running sequences keep theirs. */
 void kv_space_drop_copy(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
-/* Frees a node that says nothing any more. */
-void kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n);
+/* Frees a node that says nothing any more; true: it did. */
+bool kv_space_drop_if_empty(struct kv_space *s, struct kv_node *n);
+/* The same, and then for its parents, which may have waited for it. Returns the first that stays,
+ * or NULL: none is known. */
+struct kv_node *kv_space_prune(struct kv_space *s, struct kv_node *n);
 /* Makes room in the arena. Returns bytes that came free, 0: there is nothing to evict. */
 uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes);
 /* Makes room in the stores, for one realm or (NULL) for all. */
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes);
 /* Makes room in one store for blocks of one class, whose files give none to the others. */
 uint64_t kv_space_evict_store(struct kv_space *s, uint32_t layer_class, uint64_t bytes);
-/* Bytes of all pinned nodes; a scan. */
-uint64_t kv_cache_pinned_bytes(const struct kv_cache *c);
 /* Removes every node that no sequence uses, from memory alone. */
 void kv_space_clear(struct kv_space *s);
+
+/* ---- cache_pins.c ----------------------------------------------------------------------- */
+
+/* Pins the node, or lets it go; whoever frees it lets it go first. */
+void kv_space_pin(struct kv_space *s, struct kv_node *n, bool pinned);
+/* Bytes of nodes that the space's realm may pin beside those that it has pinned. */
+uint64_t kv_space_room_for_pins(const struct kv_space *s);
 
 /* What a node takes with all its classes' blocks. */
 static inline uint64_t kv_space_node_bytes(const struct kv_space *s)

@@ -137,7 +137,9 @@ static void add_restored(struct kv_space *s, const struct opening *o)
         p->verified = false;
         p->slot = b->slot;
         p->checksum = b->checksum;
-        node->flags |= b->flags & KV_BLOCK_PINNED;
+        if (b->flags & KV_BLOCK_PINNED) {
+            kv_space_pin(s, node, true);
+        }
         count_saved(s, b->layer_class, true);
         count_synced(s, b->layer_class, true);
     }

@@ -48,7 +48,7 @@ static void release_all(struct kv_sequence *s)
     while (s->n_sealed > 0) { /* leaves first: an empty node goes when its children have gone */
         struct kv_node *n = s->nodes[--s->n_sealed];
         n->users--;
-        kv_space_drop_if_empty(s->space, n);
+        kv_space_prune(s->space, n);
     }
     s->n_tokens = 0;
     kv_view_reset(s);

@@ -127,20 +127,10 @@ void kv_sequence_checkpoint(struct kv_sequence *s)
     }
 }
 
-/* Half of what may be kept: the rest is for those who come. */
-static uint64_t room_for_pins(const struct kv_cache *c)
-{
-    const struct kv_cache_options *o = &c->options;
-    uint64_t bound =
-        c->folder != NULL && o->store_bytes_max != 0 ? o->store_bytes_max : o->arena_bytes_max;
-    uint64_t pinned = kv_cache_pinned_bytes(c);
-    return pinned < bound / 2 ? bound / 2 - pinned : 0;
-}
-
 uint32_t kv_sequence_pin(struct kv_sequence *s, uint32_t n_tokens, bool pinned)
 {
     uint32_t n = n_tokens / BLOCK < s->n_sealed ? n_tokens / BLOCK : s->n_sealed;
-    uint64_t room = pinned && n > 0 ? room_for_pins(s->cache) : 0;
+    uint64_t room = pinned && n > 0 ? kv_space_room_for_pins(s->space) : 0;
     for (uint32_t i = 0; i < n; i++) {
         struct kv_node *node = s->nodes[i];
         uint64_t bytes = node->flags & KV_BLOCK_PINNED ? 0 : kv_space_node_bytes(s->space);
@@ -149,7 +139,7 @@ uint32_t kv_sequence_pin(struct kv_sequence *s, uint32_t n_tokens, bool pinned)
             break;
         }
         room -= pinned ? bytes : 0;
-        node->flags = pinned ? node->flags | KV_BLOCK_PINNED : node->flags & ~KV_BLOCK_PINNED;
+        kv_space_pin(s->space, node, pinned);
         kv_space_note_flags(s->space, node);
     }
     return n * BLOCK;

@@ -132,7 +132,7 @@ static void leave_tree(struct kv_sequence *s)
             kv_space_release_saved(s->space, n, c);
         }
         n->users--;
-        kv_space_drop_if_empty(s->space, n);
+        kv_space_prune(s->space, n);
     }
     s->sealing_failed = true;
 }

@@ -144,6 +144,18 @@ Test(kv_arena, many_sizes_after_each_other)
     finish();
 }
 
+/* Lists whose slabs have no block in use give way to another size. */
+Test(kv_arena, sizes_out_of_use_make_room_for_others)
+{
+    struct kv_block *b;
+    make(100 * SLAB);
+    for (uint64_t k = 1; k <= 90; k++) {
+        cr_assert(eq(int, kv_arena_alloc(arena, 64 * k, &b), 0));
+        kv_block_unref(arena, b);
+    }
+    finish();
+}
+
 Test(kv_arena, many_sizes_at_once_are_bounded)
 {
     struct kv_block *blocks[256];
