@@ -100,21 +100,45 @@ uint64_t kv_policy_blocks(const struct kv_policy *p, uint32_t window, uint64_t n
 
 /* ---- the choice -------------------------------------------------------------------------- */
 
+static float joined(float a, float b, bool by_max)
+{
+    return by_max ? (b > a || isnan(a) ? b : a) : a + b;
+}
+
 /* ret[i] = mean or maximum of the kernel around i; what lies outside counts as zero, as in the
  * paper's pooling with padding. What is not a number, which a backend may give, has an order all
- * the same: below everything. */
-static void pool(const float *votes, uint32_t n, uint32_t kernel, bool by_max, float *ret)
+ * the same: below everything. rests: room for n.
+ *
+ * In time that does not depend on the kernel (van Herk 1992; Gil and Werman 1993): cut into parts
+ * of the kernel's length, every window is the rest of one part and the beginning of the next.
+ * Nothing is subtracted, so that one odd vote spoils its own windows alone. */
+static void pool(const float *votes, uint32_t n, uint32_t kernel, bool by_max, float *rests,
+                 float *ret)
 {
-    uint32_t reach = kernel / 2;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t from = i > reach ? i - reach : 0, to = n - i > reach ? i + reach + 1 : n;
-        float sum = 0, max = votes[from];
-        for (uint32_t j = from; j < to; j++) {
-            sum += votes[j];
-            max = votes[j] > max ? votes[j] : max;
+    uint32_t reach = kernel / 2, last_part = (n - 1) / kernel * kernel;
+    for (uint32_t part = 0; part < n; part += kernel) {
+        uint32_t end = part < last_part ? part + kernel : n;
+        rests[end - 1] = votes[end - 1];
+        for (uint32_t i = end - 1; i-- > part;) {
+            rests[i] = joined(votes[i], rests[i + 1], by_max);
         }
-        float value = by_max ? max : sum / (float)kernel;
+    }
+    float beginning = 0; /* of the part in which the window ends: its votes up to there */
+    uint32_t to = 0, n_of_part = 0, from_in_part = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t from = i > reach ? i - reach : 0, end = n - i > reach ? i + reach + 1 : n;
+        for (; to < end; to++, n_of_part++) {
+            n_of_part = n_of_part == kernel ? 0 : n_of_part;
+            beginning = n_of_part == 0 ? votes[to] : joined(beginning, votes[to], by_max);
+        }
+        bool in_last_part = end == n && from >= last_part;
+        float value = from_in_part == 0 ? beginning
+                      : in_last_part    ? rests[from]
+                                        : joined(rests[from], beginning, by_max);
+        value = by_max ? value : value / (float)kernel;
         ret[i] = isnan(value) ? -INFINITY : value;
+        from_in_part += i >= reach;
+        from_in_part = from_in_part == kernel ? 0 : from_in_part;
     }
 }
 
@@ -163,7 +187,7 @@ void kv_select(const float *votes, uint32_t n, const struct kv_policy *p, uint32
     if (k == 0) {
         return;
     }
-    pool(votes, n, p->kernel, p->max_pool, pooled);
+    pool(votes, n, p->kernel, p->max_pool, order, pooled);
     memcpy(order, pooled, n * sizeof(*order));
     float least = kth_largest(order, n, k);
     uint32_t equal = k, count = 0;

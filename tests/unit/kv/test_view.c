@@ -186,7 +186,7 @@ Test(kv_view, chooses_as_a_sort_would)
     static bool wanted[1000];
     for (uint32_t round = 0; round < 2000; round++) {
         uint32_t n = 1 + draw(round % 2 ? 30 : 1000), k = 1 + draw(n), values = 1 + draw(50);
-        struct kv_policy p = {.kernel = 1 + 2 * draw(5), .max_pool = draw(2)};
+        struct kv_policy p = {.kernel = 1 + 2 * draw(round % 3 ? 5 : 40), .max_pool = draw(2)};
         for (uint32_t i = 0; i < n; i++) {
             votes[i] = (float)draw(values); /* small integers: sums are exact, and many equal */
         }
@@ -208,6 +208,27 @@ Test(kv_view, chooses_as_a_sort_would)
         for (uint32_t i = 0; i < k; i++) {
             cr_assert(wanted[got[i]], "round %u: %u of %u", round, got[i], n);
             cr_assert(i == 0 || got[i] > got[i - 1], "round %u: not ascending", round);
+        }
+    }
+}
+
+/* A vote that is no number spoils the means of its own windows and no others; of maxima none. */
+Test(kv_view, a_spoiled_vote_spoils_its_neighbours_alone)
+{
+    float votes[200], room[400];
+    uint32_t got[200];
+    for (uint32_t i = 0; i < 200; i++) {
+        votes[i] = i == 90 ? NAN : 1;
+    }
+    for (uint32_t by_max = 0; by_max < 2; by_max++) {
+        struct kv_policy p = {.kernel = 21, .max_pool = by_max};
+        kv_select(votes, 200, &p, by_max ? 200 : 179, room, got);
+        for (uint32_t i = 0; i < (by_max ? 200 : 179); i++) {
+            cr_expect(eq(u32, got[i], by_max || i < 80 ? i : i + 21));
+        }
+        for (uint32_t i = 0; i < 200; i++) {
+            bool spoiled = !by_max && i >= 80 && i <= 100;
+            cr_expect(eq(int, room[i] == -INFINITY, spoiled), "%u", i);
         }
     }
 }
