@@ -414,6 +414,17 @@ static void take_apart_work(struct task *t)
         proto_method_by_name(call->message.method.data, call->message.method.bytes, &method) == 0) {
         decode(call, method, call->area);
     }
+    call->task_result = 0;
+}
+
+/* The daemon's end has come before the message's turn. */
+static void refuse_untaken(struct call *call)
+{
+    if (ipc_request_id(call->frame, call->frame_bytes, &call->id) == 0) {
+        call_fail_cancelled(call);
+    } else {
+        call_drop(call); /* no request */
+    }
 }
 
 static void taken_apart(struct task *t)
@@ -428,7 +439,11 @@ static void taken_apart(struct task *t)
         return;
     }
     c->parsing = false;
-    dispatch(call);
+    if (call->task_result == 0) {
+        dispatch(call);
+    } else {
+        refuse_untaken(call);
+    }
     c->sink->resumed(c);
 }
 
@@ -438,6 +453,7 @@ static bool take_apart_elsewhere(struct call *call)
 {
     struct caller *c = call->caller;
     call->task = (struct task){.work = take_apart_work, .done = taken_apart, .uid = c->uid};
+    call->task_result = -ECANCELED; /* until it is done */
     call->wait = CALL_WAIT_TASK;
     call->area = area_ref(c->area);
     call->is_large = c->parsing = true;

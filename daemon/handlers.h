@@ -48,6 +48,9 @@ struct service_host {
     void *data;
     /* 0: work, then done, will be called, or done alone (is_owed); -ENOMEM. */
     int (*run)(void *data, struct task *t);
+    /* Takes back a task that waits to be run: nothing of it will be called. False, and nothing has
+     * happened: it runs already, or is owed, or was never given to run. */
+    bool (*recall)(void *data, struct task *t);
     /* From any thread: done will be called. */
     void (*post)(void *data, struct task *t);
     /* Begins the daemon's end; answers come through service_drained. */

@@ -243,12 +243,23 @@ static void use_end(struct task *t)
     }
 }
 
-/* A plan that was not put in place is closed before the answer. */
-static void use_undo(struct task *t)
+static void undo_work(struct task *t)
 {
     struct backend_job *job = call_of_task(t)->backend;
     plan_unref(job->swap.plan);
     job->swap.plan = NULL;
+}
+
+/* A plan that was not put in place is closed before the answer. */
+static void undo_use(struct call *call)
+{
+    const struct service_host *host = &call->service->host;
+    call->task =
+        (struct task){.work = undo_work, .done = use_end, .uid = call->uid, .is_owed = true};
+    call->wait = CALL_WAIT_TASK;
+    if (!call->backend->swap.plan || host->run(host->data, &call->task) < 0) {
+        use_end(&call->task);
+    }
 }
 
 /* The engine thread. */
@@ -274,6 +285,7 @@ static void use_prepared(struct task *t)
         job->swap.done = on_swapped;
         job->swap.arg = call;
         job->swap.model = call->model;
+        call->wait = CALL_WAIT_POST;
         job->swap.result = engine_swap(call->service->engine, &job->swap);
         if (job->swap.result == 0) {
             return;
@@ -281,7 +293,7 @@ static void use_prepared(struct task *t)
     } else {
         job->swap.result = -ECANCELED;
     }
-    call_run(call, use_undo, use_end);
+    undo_use(call);
 }
 
 /* The model that params name, or the only one there is. NULL, and the call has failed. */

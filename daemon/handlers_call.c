@@ -280,7 +280,12 @@ void call_stop(struct call *call)
     case CALL_WAIT_READER:
         transfer_stop(call);
         break;
-    case CALL_WAIT_TASK: /* looks at the flags when it ends */
+    case CALL_WAIT_TASK:
+        if (call->service->host.recall(call->service->host.data, &call->task)) {
+            call->task.done(&call->task);
+        } /* else it looks at the flags when it ends */
+        break;
+    case CALL_WAIT_POST: /* likewise */
     case CALL_WAIT_NOTHING:
         break;
     }

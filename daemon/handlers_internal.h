@@ -13,6 +13,7 @@ struct transfer;
 enum call_wait {
     CALL_WAIT_NOTHING,
     CALL_WAIT_TASK,   /* the task pool has call->task: the call must live until done() */
+    CALL_WAIT_POST,   /* the engine has the call and will post call->task, likewise */
     CALL_WAIT_LOAD,   /* call->load, which can be left behind at any time */
     CALL_WAIT_ENGINE, /* the engine has call->request: the call must live until its DONE event */
     CALL_WAIT_UNLOAD, /* call->unload, likewise */
@@ -81,10 +82,9 @@ struct call {
     struct registry_entry *entries; /* (n_entries) of a model.list */
     size_t n_entries;
     struct request *request;
-    struct kv_job *kv; /* CALL_WAIT_TASK of kv.list, drop and purge: the engine has it */
-    struct backend_job
-        *backend;              /* CALL_WAIT_TASK of backend.use and selftest; freed with the call */
-    struct transfer *transfer; /* of kv.export and kv.import */
+    struct kv_job *kv;           /* CALL_WAIT_POST of kv.list, drop and purge: the engine has it */
+    struct backend_job *backend; /* of backend.use and selftest; freed with the call */
+    struct transfer *transfer;   /* of kv.export and kv.import */
     void (*prepared)(struct call *call); /* goes on when the request's sampling is ready */
     struct fmt_error prepare_error;
     size_t held_bytes;                /* of events packed for a congested caller */

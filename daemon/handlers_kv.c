@@ -102,7 +102,7 @@ static void start_job(struct call *call, enum engine_kv_op op, bool all,
     call_realm(call, job->engine.realm);
     job->engine.model = call->model ? model_kv_identity(call->model) : NULL;
     call->kv = job;
-    call->wait = CALL_WAIT_TASK;
+    call->wait = CALL_WAIT_POST;
     int rc = engine_kv(call->service->engine, &job->engine);
     if (rc < 0) {
         job->engine.result = rc;

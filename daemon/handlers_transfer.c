@@ -59,7 +59,7 @@ static void ask_engine(struct call *call, enum engine_kv_op op, void (*then)(str
     t->engine.op = op;
     t->engine.done = on_engine_done;
     t->engine.arg = call;
-    call->wait = CALL_WAIT_TASK;
+    call->wait = CALL_WAIT_POST;
     int rc = engine_kv(call->service->engine, &t->engine);
     if (rc < 0) {
         t->engine.result = rc;

@@ -284,6 +284,7 @@ static int start_service(struct server *s)
                                             .realm = s->config->kv_realm,
                                             .host = {.data = s,
                                                      .run = tasks_run,
+                                                     .recall = tasks_recall,
                                                      .post = tasks_post,
                                                      .drain = host_drain,
                                                      .reload = host_reload,
@@ -310,7 +311,7 @@ int server_create(const struct server_options *options, struct server **ret)
     s->source = options->source;
     s->reserve_fd = s->lifetime_fd = -1;
     s->n_cores = uv_available_parallelism();
-    s->posted_last = &s->posted_first;
+    TAILQ_INIT(&s->posted);
     pthread_mutex_init(&s->posted_lock, NULL);
     task_queue_init(&s->tasks);
     quota_init(&s->quotas);

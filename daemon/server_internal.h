@@ -105,7 +105,7 @@ struct server {
 
     /* Tasks posted by other threads. */
     pthread_mutex_t posted_lock;
-    struct task *posted_first, **posted_last;
+    struct task_list posted;
 };
 
 static inline struct server *server_of_peers(struct peer_host *host)
@@ -137,6 +137,7 @@ int listen_adopt(struct server *s, int fd); /* a connection that is already open
 
 /* server_tasks.c */
 int tasks_run(void *data, struct task *t);
+bool tasks_recall(void *data, struct task *t);
 void tasks_post(void *data, struct task *t);
 void tasks_deliver(struct server *s);
 void tasks_give_up(struct server *s); /* those that nobody waits for any more */

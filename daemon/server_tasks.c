@@ -45,37 +45,47 @@ int tasks_run(void *data, struct task *t)
     return rc;
 }
 
+bool tasks_recall(void *data, struct task *t)
+{
+    struct server *s = data;
+    bool waited = task_queue_recall(&s->tasks, t);
+    if (waited) {
+        begin_tasks(s); /* a user that waits for nothing leaves its threads to the others */
+    }
+    return waited;
+}
+
+/* Calls done() of each, which may free it. */
+static void end_tasks(struct task_list *list)
+{
+    struct task *next;
+    for (struct task *t = TAILQ_FIRST(list); t; t = next) {
+        next = TAILQ_NEXT(t, entry);
+        t->done(t);
+    }
+}
+
 void tasks_give_up(struct server *s)
 {
-    struct task *t = task_queue_give_up(&s->tasks);
-    while (t) {
-        struct task *next = t->next; /* done may free t */
-        t->done(t);
-        t = next;
-    }
+    struct task_list given_up;
+    task_queue_give_up(&s->tasks, &given_up);
+    end_tasks(&given_up);
 }
 
 void tasks_post(void *data, struct task *t)
 {
     struct server *s = data;
-    t->next = NULL;
     pthread_mutex_lock(&s->posted_lock);
-    *s->posted_last = t;
-    s->posted_last = &t->next;
+    TAILQ_INSERT_TAIL(&s->posted, t, entry);
     pthread_mutex_unlock(&s->posted_lock);
     uv_async_send(&s->task_news);
 }
 
 void tasks_deliver(struct server *s)
 {
+    struct task_list posted = TAILQ_HEAD_INITIALIZER(posted);
     pthread_mutex_lock(&s->posted_lock);
-    struct task *t = s->posted_first;
-    s->posted_first = NULL;
-    s->posted_last = &s->posted_first;
+    TAILQ_CONCAT(&posted, &s->posted, entry);
     pthread_mutex_unlock(&s->posted_lock);
-    while (t) {
-        struct task *next = t->next; /* done may free t */
-        t->done(t);
-        t = next;
-    }
+    end_tasks(&posted);
 }

@@ -10,7 +10,7 @@ struct task_user {
     TAILQ_ENTRY(task_user) entry;
     uid_t uid;
     uint32_t n_running;
-    struct task *first, **last; /* that wait */
+    struct task_list waiting;
 };
 
 void task_queue_init(struct task_queue *q)
@@ -33,7 +33,7 @@ static struct task_user *find(const struct task_queue *q, uid_t uid)
 
 static void forget_idle(struct task_queue *q, struct task_user *u)
 {
-    if (!u->first && u->n_running == 0) {
+    if (TAILQ_EMPTY(&u->waiting) && u->n_running == 0) {
         TAILQ_REMOVE(&q->users, u, entry);
         free(u);
     }
@@ -48,14 +48,21 @@ int task_queue_add(struct task_queue *q, struct task *t)
             return -ENOMEM;
         }
         u->uid = t->uid;
-        u->last = &u->first;
+        TAILQ_INIT(&u->waiting);
         TAILQ_INSERT_TAIL(&q->users, u, entry);
     }
-    q->n_waiting_users += !u->first;
-    t->next = NULL;
-    *u->last = t;
-    u->last = &t->next;
+    q->n_waiting_users += TAILQ_EMPTY(&u->waiting);
+    TAILQ_INSERT_TAIL(&u->waiting, t, entry);
+    t->waits_with = u;
     return 0;
+}
+
+static void take_out(struct task_queue *q, struct task *t)
+{
+    struct task_user *u = t->waits_with;
+    TAILQ_REMOVE(&u->waiting, t, entry);
+    t->waits_with = NULL;
+    q->n_waiting_users -= TAILQ_EMPTY(&u->waiting);
 }
 
 struct task *task_queue_next(struct task_queue *q)
@@ -64,19 +71,15 @@ struct task *task_queue_next(struct task_queue *q)
     struct task_user *u;
     TAILQ_FOREACH(u, &q->users, entry)
     {
-        if (u->first && u->n_running < most) {
+        if (!TAILQ_EMPTY(&u->waiting) && u->n_running < most) {
             break;
         }
     }
     if (!u || q->n_running == TASK_THREADS) {
         return NULL;
     }
-    struct task *t = u->first;
-    u->first = t->next;
-    if (!u->first) {
-        u->last = &u->first;
-        q->n_waiting_users--;
-    }
+    struct task *t = TAILQ_FIRST(&u->waiting);
+    take_out(q, t);
     u->n_running++;
     q->n_running++;
     TAILQ_REMOVE(&q->users, u, entry);
@@ -92,32 +95,37 @@ void task_queue_ended(struct task_queue *q, uid_t uid)
     forget_idle(q, u);
 }
 
-/* Moves the user's tasks that are not owed to the end of a list; returns the list's new end. */
-static struct task **give_up(struct task_user *u, struct task **end)
+bool task_queue_recall(struct task_queue *q, struct task *t)
 {
-    struct task *t = u->first;
-    u->last = &u->first;
-    while (t) {
-        struct task ***to = t->is_owed ? &u->last : &end;
-        **to = t;
-        *to = &t->next;
-        t = t->next;
+    struct task_user *u = t->waits_with;
+    if (!u || t->is_owed) {
+        return false;
     }
-    *u->last = NULL;
-    *end = NULL;
-    return end;
+    take_out(q, t);
+    forget_idle(q, u);
+    return true;
 }
 
-struct task *task_queue_give_up(struct task_queue *q)
+/* Moves the user's tasks that are not owed to the end of a list. */
+static void give_up(struct task_queue *q, struct task_user *u, struct task_list *to)
 {
-    struct task *given_up = NULL, **end = &given_up;
+    struct task *next;
+    for (struct task *t = TAILQ_FIRST(&u->waiting); t; t = next) {
+        next = TAILQ_NEXT(t, entry);
+        if (!t->is_owed) {
+            take_out(q, t);
+            TAILQ_INSERT_TAIL(to, t, entry);
+        }
+    }
+}
+
+void task_queue_give_up(struct task_queue *q, struct task_list *ret)
+{
     struct task_user *next;
+    TAILQ_INIT(ret);
     for (struct task_user *u = TAILQ_FIRST(&q->users); u; u = next) {
         next = TAILQ_NEXT(u, entry);
-        q->n_waiting_users -= u->first != NULL;
-        end = give_up(u, end);
-        q->n_waiting_users += u->first != NULL;
+        give_up(q, u, ret);
         forget_idle(q, u);
     }
-    return given_up;
 }

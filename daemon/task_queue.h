@@ -3,7 +3,8 @@
  * The pool has few threads and takes what it is given in that order, so it is given no more than it
  * can begin at once. What waits, waits here: users take turns, first come first served among the
  * tasks of one. While others wait a user has two threads at most; alone it has all but one, which
- * whoever comes next finds free. The daemon's own tasks are those of one more user.
+ * whoever comes next finds free. The daemon's own tasks are those of one more user. A task that
+ * waits can be taken back: what nobody would hear of need not be done.
  *
  * Plain data; the loop thread's. */
 #ifndef DAEMON_TASK_QUEUE_H
@@ -17,6 +18,8 @@
 #define TASK_THREADS   4u          /* libuv's, unless the environment says otherwise */
 #define TASK_OF_DAEMON ((uid_t)-1) /* no user's uid */
 
+struct task_user;
+
 /* Work for other threads. Owned by whoever submits it until done() is called, on the loop. */
 struct task {
     void (*work)(struct task *t); /* on the task pool; NULL for posted tasks */
@@ -24,10 +27,11 @@ struct task {
     uid_t uid;                    /* whose turn it takes */
     bool is_owed; /* work gives something back and is done even when the daemon ends: else done() is
                    * called without it then, and must cope */
-    struct task *next; /* the loop's, while it waits */
+    struct task_user *waits_with; /* the queue's: in whose line it waits; NULL: in none */
+    TAILQ_ENTRY(task) entry;      /* in that line, or among those that were posted */
 };
 
-struct task_user;
+TAILQ_HEAD(task_list, task);
 TAILQ_HEAD(task_user_list, task_user);
 
 struct task_queue {
@@ -43,7 +47,10 @@ int task_queue_add(struct task_queue *q, struct task *t);
 struct task *task_queue_next(struct task_queue *q);
 /* A task of that user has ended, or was not begun after all. */
 void task_queue_ended(struct task_queue *q, uid_t uid);
-/* Takes out all that wait, but for those that are owed; linked by next, or NULL. */
-struct task *task_queue_give_up(struct task_queue *q);
+/* Takes out a task that waits. False, and nothing has happened: it runs, has ended, never came, or
+ * is owed. */
+bool task_queue_recall(struct task_queue *q, struct task *t);
+/* Takes out all that wait, but for those that are owed. */
+void task_queue_give_up(struct task_queue *q, struct task_list *ret);
 
 #endif

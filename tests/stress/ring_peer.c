@@ -39,7 +39,7 @@ static struct {
     struct service *service;
     struct quota_table quotas;
     struct penalty_table penalties;
-    struct task *tasks; /* the loop's own: long messages that are being parsed */
+    struct task_list tasks; /* the loop's own: long messages that are being parsed */
 
     pthread_mutex_t lock; /* of what follows */
     struct arrival {
@@ -75,10 +75,15 @@ static int count_fds(void)
 
 static int run_task(void *data, struct task *t)
 {
-    t->next = s.tasks;
-    s.tasks = t;
+    TAILQ_INSERT_HEAD(&s.tasks, t, entry);
     uv_async_send(&s.news);
     return 0;
+}
+
+/* They count as running from the beginning. */
+static bool has_begun(void *data, struct task *t)
+{
+    return false;
 }
 
 static void no_facts(void *data, struct service_host_facts *ret)
@@ -97,8 +102,8 @@ static void peer_left(struct peer_host *host)
 static void on_news(uv_async_t *handle)
 {
     struct task *t;
-    while ((t = s.tasks) != NULL) {
-        s.tasks = t->next;
+    while ((t = TAILQ_FIRST(&s.tasks)) != NULL) {
+        TAILQ_REMOVE(&s.tasks, t, entry);
         t->work(t);
         t->done(t);
     }
@@ -144,11 +149,13 @@ static void on_tick(uv_timer_t *timer)
 
 static void start_daemon(void)
 {
-    const struct service_options options = {.quotas = &s.quotas,
-                                            .penalties = &s.penalties,
-                                            .host = {.run = run_task, .facts = no_facts},
-                                            .limits = {.calls_per_connection = 64}};
+    const struct service_options options = {
+        .quotas = &s.quotas,
+        .penalties = &s.penalties,
+        .host = {.run = run_task, .recall = has_begun, .facts = no_facts},
+        .limits = {.calls_per_connection = 64}};
     pthread_mutex_init(&s.lock, NULL);
+    TAILQ_INIT(&s.tasks);
     quota_init(&s.quotas);
     penalty_init(&s.penalties);
     /* The hostile ones are slowed again and again, and forgiven: both ways to serve them. */

@@ -430,9 +430,21 @@ int tokenizer_decode(const struct tokenizer *t, const int32_t *tokens, size_t co
 
 static int run(void *data, struct task *t)
 {
-    t->next = fakes.tasks;
-    fakes.tasks = t;
+    TAILQ_INSERT_HEAD(&fakes.tasks, t, entry);
     return 0;
+}
+
+static bool recall(void *data, struct task *t)
+{
+    struct task *other;
+    TAILQ_FOREACH(other, &fakes.tasks, entry)
+    {
+        if (other == t && !t->is_owed) {
+            TAILQ_REMOVE(&fakes.tasks, t, entry);
+            return true;
+        }
+    }
+    return false;
 }
 
 static void post(void *data, struct task *t)
@@ -457,9 +469,9 @@ static void facts(void *data, struct service_host_facts *ret)
 
 void fake_run_tasks(void)
 {
-    while (fakes.tasks) {
-        struct task *t = fakes.tasks;
-        fakes.tasks = t->next;
+    struct task *t;
+    while ((t = TAILQ_FIRST(&fakes.tasks)) != NULL) {
+        TAILQ_REMOVE(&fakes.tasks, t, entry);
         if (t->work) {
             t->work(t);
         }
@@ -470,12 +482,17 @@ void fake_run_tasks(void)
 struct service *fake_service(const struct service_limits *limits)
 {
     struct service *s = NULL;
-    const struct service_options options = {
-        .host = {.run = run, .post = post, .drain = drain, .reload = reload, .facts = facts},
-        .quotas = &fakes.quotas,
-        .penalties = &fakes.penalties,
-        .limits = *limits};
+    const struct service_options options = {.host = {.run = run,
+                                                     .recall = recall,
+                                                     .post = post,
+                                                     .drain = drain,
+                                                     .reload = reload,
+                                                     .facts = facts},
+                                            .quotas = &fakes.quotas,
+                                            .penalties = &fakes.penalties,
+                                            .limits = *limits};
     fakes = (struct fakes){.model_is_loaded = true};
+    TAILQ_INIT(&fakes.tasks);
     penalty_init(&fakes.penalties);
     fakes.penalties.limits = (struct penalty_limits){.strikes_max = 1000, .share_permille = 5};
     quota_init(&fakes.quotas);

@@ -20,7 +20,7 @@ struct fakes {
     bool model_is_loaded;      /* else the registry starts a load of it */
     struct registry_load load; /* the last one that was asked for */
     unsigned n_loads, model_refs;
-    struct task *tasks;        /* that the task pool has not run */
+    struct task_list tasks;    /* that the task pool has not run */
     struct quota_table quotas; /* without limits, until the test sets some */
     struct penalty_table penalties;
 };

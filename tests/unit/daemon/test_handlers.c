@@ -63,10 +63,10 @@ Test(handlers, a_client_that_leaves_while_its_prompt_is_encoded)
     struct client *c = client_create(0);
     memset(text, 'a', sizeof(text));
     send_generate(c, 1, "fake", text, sizeof(text));
-    cr_assert_not_null(fakes.tasks);
+    cr_assert(!TAILQ_EMPTY(&fakes.tasks));
     client_destroy(c);
-    cr_assert_eq(service_n_open(service), 1);
-    fake_run_tasks();
+    cr_assert_eq(service_n_open(service), 0);
+    cr_assert(TAILQ_EMPTY(&fakes.tasks), "nobody would hear of it");
     cr_assert_eq(fakes.n_submitted, 0);
 }
 
@@ -85,7 +85,7 @@ Test(handlers, models_are_listed_on_the_task_pool)
     struct client *c = client_create(0);
     send_list(c, 1);
     cr_assert_null(next(c));
-    cr_assert_not_null(fakes.tasks);
+    cr_assert(!TAILQ_EMPTY(&fakes.tasks));
     fake_run_tasks();
     const struct ipc_message *m = next(c);
     cr_assert_not_null(m);
@@ -94,6 +94,21 @@ Test(handlers, models_are_listed_on_the_task_pool)
     client_destroy(c);
     fake_run_tasks();
     cr_expect_eq(service_n_open(service), 0);
+}
+
+/* Of those that wait, the one that came last. */
+static struct task *begin_a_task(void)
+{
+    struct task *t = TAILQ_FIRST(&fakes.tasks);
+    cr_assert_not_null(t);
+    TAILQ_REMOVE(&fakes.tasks, t, entry);
+    return t;
+}
+
+static void end_a_task(struct task *t)
+{
+    t->work(t);
+    t->done(t);
 }
 
 static void send_dry(struct client *c)
@@ -118,7 +133,7 @@ Test(handlers, breakers_are_searched_elsewhere)
 {
     struct client *c = client_create(0);
     send_dry(c);
-    cr_assert_not_null(fakes.tasks);
+    cr_assert(!TAILQ_EMPTY(&fakes.tasks));
     cr_assert_eq(fakes.n_submitted, 0);
     fake_run_tasks();
     cr_assert_eq(fakes.n_submitted, 1);
@@ -133,14 +148,32 @@ Test(handlers, a_cancel_while_breakers_are_searched)
 {
     struct client *c = client_create(0);
     send_dry(c);
+    struct task *t = begin_a_task();
     send_cancel(c, 1);
-    cr_assert_null(next(c));
-    fake_run_tasks();
+    cr_assert_null(next(c)); /* the call is not the loop's while it runs */
+    end_a_task(t);
     cr_assert(finish_is(next(c), "cancelled"));
     send_dry(c);
+    t = begin_a_task();
     client_destroy(c);
-    fake_run_tasks();
+    cr_assert_eq(service_n_open(service), 1);
+    end_a_task(t);
+    cr_assert_eq(service_n_open(service), 0);
     cr_assert_eq(fakes.n_submitted, 0);
+}
+
+Test(handlers, a_cancel_before_breakers_are_searched)
+{
+    struct client *c = client_create(0);
+    send_dry(c);
+    send_cancel(c, 1);
+    cr_assert(finish_is(next(c), "cancelled"));
+    cr_assert(TAILQ_EMPTY(&fakes.tasks));
+    send_dry(c);
+    client_destroy(c);
+    cr_assert(TAILQ_EMPTY(&fakes.tasks));
+    cr_assert_eq(fakes.n_submitted, 0);
+    cr_assert_null(quota_user(&fakes.quotas, 0)); /* all is given back, once */
 }
 
 /* A ping with so many values beside its own. */
@@ -172,23 +205,13 @@ Test(handlers, a_message_of_many_values_is_parsed_elsewhere_and_holds_the_next)
     client_destroy(c);
 }
 
-/* Of those that wait, the one that came last. */
-static void run_a_task(void)
-{
-    struct task *t = fakes.tasks;
-    cr_assert_not_null(t);
-    fakes.tasks = t->next;
-    t->work(t);
-    t->done(t);
-}
-
 Test(handlers, a_message_of_many_values_is_freed_elsewhere_too)
 {
     struct client *c = client_create(0);
     send_values(c, 1, SERVICE_INLINE_ELEMENTS);
-    run_a_task();
+    end_a_task(begin_a_task());
     cr_assert_not_null(next(c));
-    cr_assert_not_null(fakes.tasks);
+    cr_assert(!TAILQ_EMPTY(&fakes.tasks));
     fake_run_tasks();
     client_destroy(c);
 }
@@ -544,6 +567,28 @@ Test(handlers, what_the_drain_cuts_is_told_so)
     client_destroy(c);
 }
 
+/* What has not begun on the task pool is not waited for: also a message that nobody has read. */
+Test(handlers, what_the_drain_cuts_before_its_turn_is_told_so_at_once)
+{
+    struct client *c = client_create(0), *d = client_create(0);
+    send_dry(c);
+    send_values(d, 7, SERVICE_INLINE_ELEMENTS);
+    service_drain(service);
+    caller_cut(&c->caller);
+    caller_cut(&d->caller);
+    cr_assert_eq(error_code(next(c)), PROTO_E_DRAINING);
+    const struct ipc_message *m = next(d);
+    cr_assert_eq(error_code(m), PROTO_E_DRAINING);
+    cr_assert_eq(m->id, 7);
+    cr_assert_not(d->caller.parsing);
+    cr_assert_eq(d->n_resumed, 1);
+    cr_assert(TAILQ_EMPTY(&fakes.tasks));
+    cr_assert_eq(service_n_open(service), 0);
+    cr_assert_null(quota_user(&fakes.quotas, 0));
+    client_destroy(c);
+    client_destroy(d);
+}
+
 Test(handlers, unloading_waits_for_the_last_request)
 {
     struct client *c = client_create(0);
@@ -588,12 +633,12 @@ Test(handlers, a_long_message_is_freed_once_and_by_the_pool)
     ipc_pack_bin(&b, padding, sizeof(padding));
     hand_in(c, &b);
     cr_assert_not_null(fakes.submitted[0]);
-    cr_assert_not_null(fakes.tasks);
+    cr_assert(!TAILQ_EMPTY(&fakes.tasks));
     fake_run_tasks();
     fake_done(fakes.submitted[0], FINISH_EOS);
     service_pump(service);
     cr_assert(finish_is(next(c), "eos"));
-    cr_assert_null(fakes.tasks, "there was nothing left to free");
+    cr_assert(TAILQ_EMPTY(&fakes.tasks), "there was nothing left to free");
     client_destroy(c);
 }
 

@@ -111,15 +111,17 @@ Test(task_queue, at_the_end_only_what_is_owed_is_left)
     struct task *of_daemon = add(TASK_OF_DAEMON), *owed = add(1), *last = add(1);
     owed->is_owed = true;
     cr_assert_eq(task_queue_next(&q), &tasks[0]);
-    struct task *t = task_queue_give_up(&q);
+    struct task_list given_up;
+    task_queue_give_up(&q, &given_up);
+    struct task *t = TAILQ_FIRST(&given_up);
     cr_assert_eq(t, of_daemon); /* whose turn it was */
-    t = t->next;
+    t = TAILQ_NEXT(t, entry);
     for (unsigned i = 1; i < 4; i++) {
         cr_assert_eq(t, &tasks[i]);
-        t = t->next;
+        t = TAILQ_NEXT(t, entry);
     }
     cr_assert_eq(t, last);
-    cr_assert_null(t->next);
+    cr_assert_null(TAILQ_NEXT(t, entry));
     cr_assert_eq(task_queue_next(&q), owed);
     cr_assert_null(task_queue_next(&q));
     add(1); /* the queue is as good as before */
@@ -127,5 +129,47 @@ Test(task_queue, at_the_end_only_what_is_owed_is_left)
     end(1);
     end(1);
     end(1);
-    cr_assert_null(task_queue_give_up(&q));
+    task_queue_give_up(&q, &given_up);
+    cr_assert(TAILQ_EMPTY(&given_up));
+}
+
+Test(task_queue, what_waits_can_be_taken_back_and_nothing_else)
+{
+    add_many(1, 6);
+    struct task *other = add(2), *owed = add(1), never = {.uid = 1};
+    owed->is_owed = true;
+    cr_assert_str_eq(begun(), "1211");
+    cr_assert(!task_queue_recall(&q, &tasks[0])); /* it runs */
+    cr_assert(!task_queue_recall(&q, other));
+    cr_assert(!task_queue_recall(&q, owed));
+    cr_assert(!task_queue_recall(&q, &never));
+    cr_assert(task_queue_recall(&q, &tasks[4]));  /* out of the middle */
+    cr_assert(!task_queue_recall(&q, &tasks[4])); /* once */
+    cr_assert(task_queue_recall(&q, &tasks[3]));
+    end(1);
+    cr_assert_eq(task_queue_next(&q), &tasks[5]);
+    cr_assert_null(task_queue_next(&q));
+    end(1);
+    cr_assert_eq(task_queue_next(&q), owed);
+    for (unsigned i = 0; i < 3; i++) {
+        end(1);
+    }
+    end(2);
+}
+
+Test(task_queue, whoever_waits_for_nothing_any_more_leaves_its_threads_to_others)
+{
+    add_many(1, 4);
+    add_many(2, 3);
+    cr_assert_str_eq(begun(), "1212");
+    cr_assert(task_queue_recall(&q, &tasks[6]));
+    end(2);
+    cr_assert_str_eq(begun(), "1");
+    end(2);
+    cr_assert_str_eq(begun(), ""); /* one thread stays free */
+    end(1);
+    cr_assert_str_eq(begun(), "1");
+    end(1);
+    end(1);
+    end(1);
 }
