@@ -167,6 +167,11 @@ void service_pump(struct service *s)
     service_check_unloads(s);
 }
 
+int service_run(struct service *s, struct task *t)
+{
+    return s->host.run(s->host.data, t);
+}
+
 /* ---- callers ----------------------------------------------------------------------------- */
 
 void caller_init(struct caller *c, struct service *s, const struct caller_sink *sink,

@@ -86,6 +86,8 @@ void service_free(struct service *s, void *memory, size_t bytes);
  * *m is taken). The uid holds so many bytes of QUOTA_INPUT_BYTES for them, and gets them back. */
 void service_free_message(struct service *s, uid_t uid, struct ipc_message *m, void *memory,
                           size_t bytes, uint64_t held_bytes);
+/* As service_host.run: for what the transport has to do off the loop. */
+int service_run(struct service *s, struct task *t);
 /* The engine is about to end: nothing is handed to it from now on. */
 void service_stop(struct service *s);
 /* All callers must be finished and all tasks and events delivered. NULL is legal. */

@@ -6,16 +6,16 @@
 #include <string.h>
 
 /* Task pool. The client may keep the memfds for ever; their memory it may not. */
-static void give_back(uv_work_t *work)
+static void give_back(struct task *t)
 {
-    struct peer_area *m = work->data;
+    struct peer_area *m = (struct peer_area *)((char *)t - offsetof(struct peer_area, release));
     ring_map_discard(&m->map);
     ring_map_finish(&m->map);
 }
 
-static void on_given_back(uv_work_t *work, int status)
+static void on_given_back(struct task *t)
 {
-    struct peer_area *m = work->data;
+    struct peer_area *m = (struct peer_area *)((char *)t - offsetof(struct peer_area, release));
     quota_give(m->host->quotas, m->uid, &m->held);
     free(m);
 }
@@ -25,10 +25,11 @@ static void on_unused(struct area *a)
 {
     struct peer_area *m = (struct peer_area *)((char *)a - offsetof(struct peer_area, area));
     area_finish(a);
-    m->release.data = m;
-    if (uv_queue_work(m->host->loop, &m->release, give_back, on_given_back) < 0) {
+    m->release =
+        (struct task){.work = give_back, .done = on_given_back, .uid = m->uid, .is_owed = true};
+    if (service_run(m->host->service, &m->release) < 0) {
         give_back(&m->release);
-        on_given_back(&m->release, 0);
+        on_given_back(&m->release);
     }
 }
 

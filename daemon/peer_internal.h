@@ -78,12 +78,13 @@ struct peer_ring {
 };
 
 /* The shared memory of a connection's rings, as long as somebody may touch it: the rings, or a
- * request that writes rows there. Then it is given back to the system, on the task pool, for half a
- * gigabyte takes tens of milliseconds; only then its bytes count as free again. */
+ * request that writes rows there. Then it is given back to the system, on the task pool in its
+ * uid's turn, for half a gigabyte takes tens of milliseconds; only then its bytes count as free
+ * again. */
 struct peer_area {
     struct area area;
     struct ring_map map;
-    uv_work_t release;
+    struct task release;
     struct peer_host *host;
     uid_t uid;
     struct quota_amounts held;

@@ -138,6 +138,18 @@ class Pool(unittest.TestCase):
             for id in ids:
                 c.wait(id)
 
+    @needs_root
+    def test_the_memory_of_rings_is_given_back_in_its_users_turn(self):
+        before = self.held()
+        with self.daemon.connect() as c:
+            self.hold(c)
+            RingClient(self.daemon.socket).close()
+            wire.wait_until(lambda: self.held()["connections"] == before["connections"] + 1, "its client has left")
+            self.served_to_stranger(1)
+            self.assertGreater(self.held()["ring_bytes"], 0)
+            self.let_go()
+            wire.wait_until(lambda: self.held()["ring_bytes"] == 0, "it is given back")
+
     def test_the_end_waits_for_what_runs_only(self):
         with self.daemon.connect() as c, self.daemon.connect() as other:
             running = self.hold(c)
