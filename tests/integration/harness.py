@@ -94,8 +94,9 @@ class Folder:
 
 
 class SharedDaemon(unittest.TestCase):
-    """Tests that share one daemon; flags and config are the class's."""
+    """Tests that share one daemon; flags, config and what it is run by are the class's."""
     flags = ()
+    prefix = ()
     config = ""
 
     @classmethod
@@ -106,7 +107,7 @@ class SharedDaemon(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = Folder()
         cls.make_models(os.path.join(cls.folder.path, "models"))
-        cls.daemon = Daemon(cls.folder.path, *cls.flags, config=cls.config)
+        cls.daemon = Daemon(cls.folder.path, *cls.flags, config=cls.config, prefix=cls.prefix)
 
     @classmethod
     def tearDownClass(cls):

@@ -2,6 +2,7 @@
 import array
 import os
 import resource
+import shutil
 import socket
 import sys
 import traceback
@@ -9,6 +10,7 @@ import unittest
 
 import wire
 from harness import DaemonCase, main, synth
+from ring import RingClient
 
 PROMPT = [1, 40, 41, 42, 43, 44]
 STRANGER = 65533  # a uid without a name
@@ -437,6 +439,44 @@ class Descriptors(DaemonCase):
         wire.wait_until(lambda: self.client.call("server.stats")["connections"] == 1, "all have left")
         with self.daemon.connect() as c:
             self.assertEqual(c.call("gqa.ping"), {})
+
+
+SETPRIV = shutil.which("setpriv")
+
+
+@unittest.skipIf(os.geteuid() == 0 and SETPRIV is None,
+                 "no setpriv here: too many descriptors in flight were NOT provoked")
+class InFlight(DaemonCase):
+    """The kernel bounds the descriptors of a user that lie unread in sockets, but for the privileged."""
+    if os.geteuid() == 0:
+        prefix = (SETPRIV, "--inh-caps=-all", "--bounding-set=-sys_admin,-sys_resource")
+
+    def limit_descriptors(self):
+        """As few as the daemon gets on with."""
+        pid = self.daemon.process.pid
+        limit = len(os.listdir(f"/proc/{pid}/fd")) + 10
+        self.assertLess(limit, 250)  # so many go into one message
+        old = resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        self.addCleanup(resource.prlimit, pid, resource.RLIMIT_NOFILE, old)
+        return limit
+
+    def test_rings_whose_descriptors_the_kernel_refuses(self):
+        limit = self.limit_descriptors()
+        RingClient(self.daemon.socket).close()
+        ours, theirs = socket.socketpair()
+        with ours, theirs, open(os.devnull) as f:
+            socket.send_fds(ours, [b"x"], [f.fileno()] * (limit + 1))
+            with self.assertRaisesRegex(EOFError, "closed the connection"):
+                RingClient(self.daemon.socket)
+            self.assertIn("its answers cannot be sent (Too many references", self.daemon.log_text())
+            self.assertEqual(self.client.call("gqa.ping"), {})
+        with RingClient(self.daemon.socket) as c:
+            self.assertEqual(c.call("gqa.ping"), {})
+        wire.wait_until(lambda: self.held() == {"connections": 1, "fds": 1, "ring_bytes": 0}, "all is given back")
+
+    def held(self):
+        (user,) = self.client.call("server.stats")["users"]
+        return {name: user[name] for name in ("connections", "fds", "ring_bytes")}
 
 
 def as_stranger(folder, action, groups=()):
