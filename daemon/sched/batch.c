@@ -186,7 +186,7 @@ static bool adopt(struct sequence *s, const struct sequence *running, bool alone
 
 static bool takes_part(const struct sequence *s, const struct model *model, bool prefill)
 {
-    return s->has_place && !s->barred && s->request->model == model &&
+    return s->has_place && !s->finished && !s->barred && s->request->model == model &&
            sequence_is_prefilling(s) == prefill && !request_is_paused(s->request);
 }
 

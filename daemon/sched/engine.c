@@ -105,9 +105,10 @@ static void *engine_main(void *arg)
         engine_run_kv_calls(e);
         engine_run_swaps(e);
         engine_drop_ended(e);
+        busy = engine_begin_samples(e);
         engine_retire_finished(e);
         engine_admit(e);
-        busy = engine_step(e);
+        busy |= engine_step(e);
         engine_retire_finished(e);
     }
     return NULL;

@@ -117,7 +117,8 @@ static bool is_eligible(const struct engine *e, const struct request *r)
 
 static bool can_resume(const struct engine *e, const struct sequence *s)
 {
-    return !s->has_place && s->request->finish == FINISH_NONE && is_eligible(e, s->request);
+    return !s->has_place && !s->finished && s->request->finish == FINISH_NONE &&
+           is_eligible(e, s->request);
 }
 
 static void consider(struct candidate *best, struct request *r, struct sequence *s, int32_t highest,

@@ -1,6 +1,7 @@
 /* daemon/sched/engine_end.c - how requests end: done, failed, cancelled, out of time. */
 #include "daemon/sched/engine_internal.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,6 +16,20 @@ void engine_request_fail(struct request *r, enum proto_error_code code, const ch
         r->finish = FINISH_ERROR;
         r->error = code;
         snprintf(r->error_message, sizeof(r->error_message), "%s", message);
+    }
+}
+
+void engine_generation_fail(struct request *r, int rc)
+{
+    if (rc == -ENODATA) {
+        engine_request_fail(r, PROTO_E_INVALID_PARAMS,
+                            "the grammar allows no token of the model's that is not forbidden");
+    } else if (rc == -E2BIG) {
+        engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
+    } else if (rc == -EDOM) {
+        engine_request_fail(r, PROTO_E_BACKEND, "the backend computed what are not numbers");
+    } else if (rc < 0) {
+        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
     }
 }
 
@@ -254,7 +269,8 @@ void engine_retire_finished(struct engine *e)
         } else if (is_late(r, now)) {
             end_late(r, "was computed");
         }
-        if (s->finished || r->finish != FINISH_NONE) {
+        bool is_needed = s->begins.logits != NULL;
+        if ((s->finished && !is_needed) || r->finish != FINISH_NONE) {
             retire(e, s);
         }
     }

@@ -109,9 +109,12 @@ void engine_charge(struct engine *e, struct sequence *s);
 
 /* ---- samples of one prompt (engine_samples.c) ---- */
 
-/* s has computed the prompt: the request's other samples begin, without a place so far. Each draws
- * its first token from the same logits (n_vocab). Returns as publish_token(). */
-int engine_begin_samples(struct engine *e, struct sequence *s, const float *logits, uint64_t now);
+/* s has computed the prompt, whose last row gave the logits (n_vocab): the request's other samples
+ * are to begin. -ENOMEM. */
+int engine_note_beginnings(struct sequence *s, const float *logits);
+/* Between two steps: some of those that are to begin do, without a place so far. False: there are
+ * none. */
+bool engine_begin_samples(struct engine *e);
 /* A sample with a place from which s, which holds no block, can take the prompt; or NULL. */
 struct sequence *engine_find_source(const struct engine *e, const struct sequence *s);
 /* s has a place now: takes the prompt from source. */
@@ -139,6 +142,9 @@ enum engine_relief engine_relieve(struct engine *e, bool formed);
 #define GRAMMAR_PLACES_MESSAGE "the grammar is too ambiguous: the text may be in too many places"
 
 void engine_request_fail(struct request *r, enum proto_error_code code, const char *message);
+
+/* The same for what has kept a token from being drawn and published; 0: nothing has. */
+void engine_generation_fail(struct request *r, int rc);
 
 /* Gives a request back to the loop when nothing of it waits or runs. */
 void engine_settle(struct engine *e, struct request *r);

@@ -13,7 +13,7 @@ static struct sequence *choose_sequence(struct engine *e)
 {
     struct sequence *chosen = NULL;
     for (struct sequence *s = e->running; s != NULL; s = s->next) {
-        bool can_run = s->has_place && !s->barred && s->hold == SEQUENCE_READY &&
+        bool can_run = s->has_place && !s->finished && !s->barred && s->hold == SEQUENCE_READY &&
                        !request_is_paused(s->request) && !model_standby(s->request->model)->coming;
         if (can_run && (chosen == NULL || s->last_turn < chosen->last_turn)) {
             chosen = s;
@@ -170,21 +170,12 @@ static void publish_member(struct engine *e, uint32_t member, const struct model
         r->finish = FINISH_LENGTH;
     } else if (s->step_outs > 0) {
         rc = publish_generated(e, s, &e->batch.draws[member], now);
-        rc = rc == 0 && prompt_ended ? engine_begin_samples(e, s, rows, now) : rc;
+        rc = rc == 0 && prompt_ended ? engine_note_beginnings(s, rows) : rc;
     }
     r->n_kept = kv_view_n_kept(&s->kv);
     r->n_dropped = s->kv.n_tokens - r->n_kept;
     engine_note_state(s);
-    if (rc == -ENODATA) {
-        engine_request_fail(r, PROTO_E_INVALID_PARAMS,
-                            "the grammar allows no token of the model's that is not forbidden");
-    } else if (rc == -E2BIG) {
-        engine_request_fail(r, PROTO_E_INVALID_PARAMS, GRAMMAR_PLACES_MESSAGE);
-    } else if (rc == -EDOM) {
-        engine_request_fail(r, PROTO_E_BACKEND, "the backend computed what are not numbers");
-    } else if (rc < 0) {
-        engine_request_fail(r, PROTO_E_NO_MEMORY, "no memory for an event");
-    }
+    engine_generation_fail(r, rc);
 }
 
 bool engine_step(struct engine *e)

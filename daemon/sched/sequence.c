@@ -239,6 +239,7 @@ void sequence_destroy(struct sequence *s)
     text_stream_destroy(s->text);
     free(s->tokens);
     free(s->sums);
+    free(s->begins.logits);
     free(s);
 }
 

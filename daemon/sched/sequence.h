@@ -22,7 +22,11 @@ struct sequence {
     double *sums;    /* (n_embd) of rows so far, for POOLING_MEAN; else NULL */
     size_t n_taken;  /* LOGITS, EMBED: rows before it are published, or in sums */
     bool finished; /* its vector is complete, its sample has ended; else it ends with its request */
-    bool has_place; /* among the running; else it gave way, and holds no block */
+    struct {
+        float *logits; /* (n_vocab) of the prompt's last row, owned; NULL: none is to begin */
+        uint32_t next; /* sample */
+    } begins;          /* of a first sample: the others, which begin with its prompt */
+    bool has_place;    /* among the running; else it gave way, and holds no block */
     bool has_had_place;
     struct {
         bool known;

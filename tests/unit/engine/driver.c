@@ -123,9 +123,8 @@ void submit(struct result *r)
 
 static void take_token(struct result *out, const struct request_event *e)
 {
+    out->made_ns[out->n_tokens] = e->made_ns;
     out->tokens[out->n_tokens++] = e->tokens[0].token;
-    out->second_ns = out->n_tokens == 2 ? e->made_ns : out->second_ns;
-    out->last_ns = e->made_ns;
 }
 
 static void take_rows(struct result *out, const struct request_event *e)

@@ -13,13 +13,13 @@
 struct result {
     struct request *request;
     int32_t tokens[2048];
+    uint64_t made_ns[2048]; /* when each of them was made */
     uint32_t n_tokens;
     float *rows; /* (n_rows, width) */
     uint32_t n_rows, next_row;
     uint32_t n_placed; /* of the events with rows: those that lay in the request's area */
     bool out_of_order, done;
     struct result *others; /* (n_samples - 1) the further samples'; NULL where there are none */
-    uint64_t second_ns, last_ns; /* when that token was made */
 };
 
 extern struct parts parts;

@@ -187,12 +187,56 @@ Test(samples, blocks_of_the_prompt_are_there_once)
     cr_expect(eq(u64, stats().n_preemptions, 0));
     uint64_t last_ns = UINT64_MAX;
     for (uint32_t i = 0; i < 8; i++) {
-        last_ns = sample_of(r, i)->last_ns < last_ns ? sample_of(r, i)->last_ns : last_ns;
+        uint64_t ns = sample_of(r, i)->made_ns[59];
+        last_ns = ns < last_ns ? ns : last_ns;
     }
     for (uint32_t i = 0; i < 8; i++) {
         cr_expect(eq(u32, sample_of(r, i)->n_tokens, 60));
-        cr_expect(lt(u64, sample_of(r, i)->second_ns, last_ns), "sample %u waited for room", i);
+        cr_expect(lt(u64, sample_of(r, i)->made_ns[1], last_ns), "sample %u waited for room", i);
     }
+}
+
+/* How many samples have drawn their first token at last at that time. */
+static uint32_t begun_by(struct result *r, uint32_t n, uint64_t ns)
+{
+    uint32_t n_begun = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        n_begun += sample_of(r, i)->made_ns[0] <= ns;
+    }
+    return n_begun;
+}
+
+/* What a beginning costs, which does not depend on the model, is no more between two tokens of
+ * another than a step of all places. */
+Test(samples, others_do_not_wait_for_all_of_them_to_begin)
+{
+    enum { N_PLACES = 3, N_SAMPLES = 32 };
+    start(N_PLACES, MANY);
+    struct result *other = make(REQUEST_GENERATE, 7, 30, 400);
+    other->request->uid = 4711;
+    submit(other);
+    wait_tokens(other, 1);
+    struct result *many = make_draws(100, 20, "one");
+    ask_for_samples(many, N_SAMPLES);
+    submit(many);
+    wait_all();
+    uint32_t n_gaps = 0;
+    for (uint32_t i = 1; i < other->n_tokens; i++) {
+        uint32_t n = begun_by(many, N_SAMPLES, other->made_ns[i]) -
+                     begun_by(many, N_SAMPLES, other->made_ns[i - 1]);
+        cr_expect(le(u32, n, N_PLACES + 1), "%u begin before token %u", n, i); /* and the first */
+        n_gaps += n > 0;
+    }
+    cr_expect(le(u32, N_SAMPLES / (N_PLACES + 1), n_gaps)); /* or this test says nothing */
+}
+
+/* It has ended with its first token, and yet the others begin where it began. */
+Test(samples, a_first_one_that_ends_at_once)
+{
+    start(1, MANY);
+    struct result *r = run(9, 100, 1, "");
+    cr_expect(eq(u64, stats().n_prompt_tokens, 100));
+    check_against_alone(r, 100, 1);
 }
 
 Test(samples, cancelling_ends_them_all)
