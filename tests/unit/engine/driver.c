@@ -16,6 +16,7 @@ uint32_t n_results;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static bool news, held;
+static bool stands, goes_on; /* the engine, held; and yet to its next news */
 
 /* The engine thread, when it has published something. */
 static void on_notify(void *arg)
@@ -23,9 +24,11 @@ static void on_notify(void *arg)
     pthread_mutex_lock(&lock);
     news = true;
     pthread_cond_broadcast(&wake);
-    while (held) {
+    stands = true;
+    while (held && !goes_on) {
         pthread_cond_wait(&wake, &lock);
     }
+    stands = goes_on = false;
     pthread_mutex_unlock(&lock);
 }
 
@@ -33,6 +36,15 @@ void driver_hold(bool hold)
 {
     pthread_mutex_lock(&lock);
     held = hold;
+    pthread_cond_broadcast(&wake);
+    pthread_mutex_unlock(&lock);
+}
+
+/* An engine that stands still, and has told all, goes on to its next news. */
+static void let_go_once(void)
+{
+    pthread_mutex_lock(&lock);
+    goes_on = stands && !news;
     pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
 }
@@ -194,6 +206,7 @@ void wait_all(void)
 void wait_tokens(struct result *r, uint32_t n)
 {
     while (r->n_tokens < n && !r->done) {
+        let_go_once();
         wait_for_news();
         take_events(true);
     }

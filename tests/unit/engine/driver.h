@@ -48,6 +48,8 @@ void take_events(bool deliver);
 void wait_for_news(void);
 void wait_done(struct result *r);
 void wait_all(void);
+/* Until there are so many, or it is done. Where the engine was held before r was submitted, it
+ * stands still then, and what is done next comes before whatever would be the next token. */
 void wait_tokens(struct result *r, uint32_t n);
 void check_same(const struct result *a, const struct result *b);
 void check_nothing_used(void);

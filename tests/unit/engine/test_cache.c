@@ -326,9 +326,11 @@ Test(cache, a_file_truncated_under_a_running_sequence_changes_no_token)
     run(make_shared("a", 5, 700, 1));
     restart();
     struct result *warm = make_shared("a", 5, 700, 300);
+    driver_hold(true);
     submit(warm);
     wait_tokens(warm, 20);
     truncate_data_files();
+    driver_hold(false);
     wait_done(warm);
     check_same(cold, warm);
     cr_expect(lt(u32, 0, warm->request->store_blocks));
@@ -349,10 +351,12 @@ Test(cache, rows_are_sent_once_whatever_is_computed_again)
     run(make_shared("a", 5, 700, 1));
     restart();
     struct result *warm = make_shared("a", 5, 700, 300), *rows = make(REQUEST_LOGITS, 6, 2000, 0);
+    driver_hold(true);
     submit(warm);
     submit(rows);
     wait_tokens(warm, 5);
     truncate_data_files();
+    driver_hold(false);
     wait_done(warm);
     wait_done(rows);
     struct engine_stats s;

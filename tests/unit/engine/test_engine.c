@@ -242,11 +242,13 @@ Test(engine, cancel_while_running_and_while_waiting)
     struct result *running = make(REQUEST_GENERATE, 1, 10, 490);
     struct result *waiting = make(REQUEST_GENERATE, 2, 10, 490);
     struct result *last = make(REQUEST_GENERATE, 3, 10, 5);
+    driver_hold(true);
     submit(running);
     submit(waiting);
     submit(last);
     wait_tokens(running, 3);
     engine_cancel(engine, waiting->request);
+    driver_hold(false);
     wait_done(waiting);
     cr_expect(eq(int, waiting->request->finish, FINISH_CANCELLED));
     cr_expect(eq(u32, waiting->n_tokens, 0));
@@ -262,12 +264,14 @@ Test(engine, cancel_leaves_the_neighbours_alone)
     start(4, 8, MANY);
     submit(make(REQUEST_GENERATE, 9, 70, 60));
     wait_done(&results[0]);
+    driver_hold(true);
     submit(make(REQUEST_GENERATE, 9, 70, 60));
     submit(make(REQUEST_GENERATE, 2, 200, 200));
     submit(make(REQUEST_GENERATE, 3, 20, 200));
     wait_tokens(&results[3], 2);
     engine_cancel(engine, results[2].request);
     engine_cancel(engine, results[3].request);
+    driver_hold(false);
     wait_all();
     check_same(&results[0], &results[1]);
 }

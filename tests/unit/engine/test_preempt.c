@@ -159,10 +159,12 @@ Test(preempt, an_urgent_request_takes_a_place_and_gives_it_back)
     struct result *urgent = make(REQUEST_GENERATE, 3, 40, 5);
     urgent->request->priority = 3;
     patient->request->realm[0] = second->request->realm[0] = '\0';
+    driver_hold(true);
     submit(patient);
     submit(second);
     wait_tokens(second, 1);
     submit(urgent);
+    driver_hold(false);
     wait_done(urgent);
     wait_all();
     cr_expect(eq(u32, second->request->n_preempted, 1)); /* the younger */
@@ -180,11 +182,13 @@ Test(preempt, priority_goes_before_arrival)
     struct result *high = make(REQUEST_GENERATE, 3, 40, 5);
     running->request->priority = 8;
     low->request->priority = -2;
+    driver_hold(true);
     submit(running);
     wait_tokens(running, 1);
     submit(low);
     submit(high);
     engine_cancel(engine, running->request);
+    driver_hold(false);
     wait_done(high);
     cr_expect(lt(u32, low->n_tokens, 400));
     wait_all();
@@ -199,6 +203,9 @@ Test(preempt, a_user_with_nothing_gets_a_place_of_one_with_many)
     for (uint32_t i = 0; i < 3; i++) {
         many[i] = make(REQUEST_GENERATE, i, 40, 460);
         many[i]->request->uid = 1;
+    }
+    driver_hold(true);
+    for (uint32_t i = 0; i < 3; i++) {
         submit(many[i]);
     }
     for (uint32_t i = 0; i < 3; i++) {
@@ -207,6 +214,7 @@ Test(preempt, a_user_with_nothing_gets_a_place_of_one_with_many)
     struct result *other = make(REQUEST_GENERATE, 9, 40, 5);
     other->request->uid = 2;
     submit(other);
+    driver_hold(false);
     wait_done(other);
     wait_all();
     uint32_t counted = 0;
@@ -241,11 +249,13 @@ Test(preempt, one_that_gave_way_can_be_cancelled)
     struct result *patient = make(REQUEST_GENERATE, 1, 40, 400);
     struct result *urgent = make(REQUEST_GENERATE, 2, 40, 400);
     urgent->request->priority = 1;
+    driver_hold(true);
     submit(patient);
     wait_tokens(patient, 1);
     submit(urgent);
     wait_tokens(urgent, 1);
     engine_cancel(engine, patient->request);
+    driver_hold(false);
     wait_all();
     cr_expect(eq(int, patient->request->finish, FINISH_CANCELLED));
     cr_expect(eq(u32, urgent->n_tokens, 400));

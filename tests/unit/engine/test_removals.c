@@ -310,9 +310,9 @@ Test(removals, many_calls_leave_steps_between_them)
     static struct engine_kv_call calls[N_CALLS];
     start(false);
     struct result *r = make(REQUEST_GENERATE, 1, 64, 500);
+    driver_hold(true);
     submit(r);
     wait_tokens(r, 1);
-    driver_hold(true);
     for (uint32_t i = 0; i < N_CALLS; i++) {
         calls[i] = (struct engine_kv_call){
             .op = ENGINE_KV_LIST, .realm = "a", .done = on_slow_done, .arg = &calls[i]};

@@ -214,11 +214,13 @@ Test(samples, others_do_not_wait_for_all_of_them_to_begin)
     start(N_PLACES, MANY);
     struct result *other = make(REQUEST_GENERATE, 7, 30, 400);
     other->request->uid = 4711;
+    driver_hold(true);
     submit(other);
     wait_tokens(other, 1);
     struct result *many = make_draws(100, 20, "one");
     ask_for_samples(many, N_SAMPLES);
     submit(many);
+    driver_hold(false);
     wait_all();
     uint32_t n_gaps = 0;
     for (uint32_t i = 1; i < other->n_tokens; i++) {
@@ -245,9 +247,11 @@ Test(samples, cancelling_ends_them_all)
     struct result *r = make_draws(100, 390, "one");
     r->request->ignore_eos = true;
     ask_for_samples(r, 6);
+    driver_hold(true);
     submit(r);
     wait_tokens(sample_of(r, 2), 3);
     engine_cancel(engine, r->request);
+    driver_hold(false);
     wait_all();
     cr_expect(eq(int, r->request->finish, FINISH_CANCELLED));
     for (uint32_t i = 0; i < 6; i++) {
@@ -272,11 +276,13 @@ Test(samples, another_user_is_not_held_up)
     struct result *many = make_draws(100, 400, "one");
     many->request->ignore_eos = true;
     ask_for_samples(many, 16);
+    driver_hold(true);
     submit(many);
     wait_tokens(many, 3);
     struct result *other = make(REQUEST_GENERATE, 7, 30, 10);
     other->request->uid = 4711;
     submit(other);
+    driver_hold(false);
     wait_done(other);
     cr_expect(not(many->done));
     engine_cancel(engine, many->request);
