@@ -1,4 +1,5 @@
 #include "tests/unit/daemon/handlers_client.h"
+#include "tests/unit/must.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -133,7 +134,7 @@ void set_up(void)
 
 void tear_down(void)
 {
-    cr_assert_eq(service_n_open(service), 0);
-    cr_assert_eq(fakes.model_refs, 0, "%u references to the model are left", fakes.model_refs);
+    must(service_n_open(service) == 0);
+    must(fakes.model_refs == 0);
     service_destroy(service);
 }

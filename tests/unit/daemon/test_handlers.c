@@ -460,6 +460,8 @@ Test(handlers, a_message_counts_until_its_request_has_copies)
     cr_assert_eq(held(QUOTA_INPUT_BYTES), 500); /* only that which waits */
     client_destroy(c);
     cr_assert_eq(held(QUOTA_INPUT_BYTES), 0);
+    fake_done(fakes.submitted[0], FINISH_CANCELLED);
+    service_pump(service);
 }
 
 Test(handlers, a_message_without_room_is_refused_by_its_head)

@@ -1,5 +1,6 @@
 /* Whose task begins next, and what is left of the queue at the end. */
 #include "daemon/task_queue.h"
+#include "tests/unit/must.h"
 
 #include <criterion/criterion.h>
 #include <string.h>
@@ -16,9 +17,9 @@ static void set_up(void)
 
 static void tear_down(void)
 {
-    cr_assert(TAILQ_EMPTY(&q.users)); /* nobody is remembered */
-    cr_assert_eq(q.n_running, 0);
-    cr_assert_eq(q.n_waiting_users, 0);
+    must(TAILQ_EMPTY(&q.users)); /* nobody is remembered */
+    must(q.n_running == 0);
+    must(q.n_waiting_users == 0);
 }
 
 TestSuite(task_queue, .init = set_up, .fini = tear_down);

@@ -2,6 +2,7 @@
  * other inputs of a request change no bit of them. */
 #include "tests/unit/engine/embeds.h"
 #include "tests/unit/engine/parts.h"
+#include "tests/unit/must.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
@@ -29,9 +30,9 @@ static void teardown(void)
 {
     struct engine_stats s;
     engine_stats(engine, &s);
-    cr_expect(eq(u64, s.kv_blocks_used, 0));
-    cr_expect(eq(u32, s.n_running, 0));
-    cr_expect(eq(u32, s.n_waiting, 0));
+    must(s.kv_blocks_used == 0);
+    must(s.n_running == 0);
+    must(s.n_waiting == 0);
     engine_destroy(engine);
     model_unref(model);
     parts_finish(&parts);

@@ -1,6 +1,7 @@
 /* Rings of records: whole messages through wraps and full rings, and every way in which the other
  * end can lie. */
 #include "ipc/ring.h"
+#include "tests/unit/must.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -41,7 +42,7 @@ static void setup(void)
 static void teardown(void)
 {
     for (size_t i = 0; i < sizeof(r.before); i++) {
-        cr_assert(r.before[i] == 0xa5 && r.after[i] == 0xa5, "written outside of the ring");
+        must(r.before[i] == 0xa5 && r.after[i] == 0xa5); /* else: written outside of the ring */
     }
 }
 

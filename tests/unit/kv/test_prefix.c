@@ -1,6 +1,7 @@
 /* The prefix tree, and what sequences take from it: keys, parents, classes of numerics. */
 #include "daemon/kv/cache_internal.h"
 #include "daemon/kv/sequence.h"
+#include "tests/unit/must.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
@@ -32,7 +33,7 @@ static void setup_tree(void)
 
 static void teardown_tree(void)
 {
-    cr_expect(eq(u32, tree.n_nodes, 0));
+    must(tree.n_nodes == 0);
     kv_tree_finish(&tree);
 }
 

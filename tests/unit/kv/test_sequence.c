@@ -1,5 +1,6 @@
 /* A sequence's blocks: growth, windows, the end. */
 #include "daemon/kv/sequence.h"
+#include "tests/unit/must.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
@@ -43,8 +44,8 @@ static void setup(void)
 static void teardown(void)
 {
     kv_sequence_finish(&s);
-    cr_expect(eq(u64, kv_arena_blocks_used(arena), 0));
-    cr_expect(eq(u64, kv_arena_bytes_used(arena), 0));
+    must(kv_arena_blocks_used(arena) == 0);
+    must(kv_arena_bytes_used(arena) == 0);
     kv_cache_destroy(cache);
     kv_layout_finish(&layout);
 }
