@@ -273,7 +273,8 @@ static bool method_is_work(enum proto_method method)
            method == PROTO_TEXT_EMBED || method == PROTO_TEXT_TOKENIZE ||
            method == PROTO_TEXT_DETOKENIZE || method == PROTO_MODEL_LOAD ||
            method == PROTO_KV_PIN || method == PROTO_KV_EXPORT || method == PROTO_KV_IMPORT ||
-           method == PROTO_MODEL_UNLOAD;
+           method == PROTO_MODEL_UNLOAD || method == PROTO_BACKEND_USE ||
+           method == PROTO_BACKEND_SELFTEST;
 }
 
 /* The task pool's, or the loop's; touches nothing but the call. */

@@ -556,6 +556,27 @@ Test(handlers, a_full_queue_and_a_drain_are_told)
     client_destroy(c);
 }
 
+/* Also what is no request to the engine, and would keep a thread of the task pool. */
+Test(handlers, nothing_that_takes_its_time_begins_while_draining)
+{
+    static const char *const methods[] = {"text.tokenize", "model.unload", "kv.export",
+                                          "backend.use", "backend.selftest"};
+    struct client *c = client_create(0);
+    c->caller.admin = true;
+    service_drain(service);
+    for (uint32_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+        struct ipc_buffer b;
+        ipc_buffer_init(&b);
+        ipc_pack_request(&b, i + 1, methods[i]);
+        ipc_pack_map(&b, 0);
+        hand_in(c, &b);
+        const struct ipc_message *m = next(c);
+        cr_assert_not_null(m, "%s is not answered", methods[i]);
+        cr_assert_eq(error_code(m), PROTO_E_DRAINING, "%s", methods[i]);
+    }
+    client_destroy(c);
+}
+
 Test(handlers, what_the_drain_cuts_is_told_so)
 {
     struct client *c = client_create(0);
