@@ -37,6 +37,7 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
     }
     c->options = *options;
     c->news_end = &c->news;
+    c->check_bytes_max = KV_CHECK_BYTES;
     c->faults_seen = kv_guard_faults();
     int rc = kv_arena_create(options->arena_bytes_max, &c->arena);
     if (rc == 0 && options->folder != NULL) {

@@ -1,5 +1,6 @@
 /* daemon/kv/cache_check.c - whether what was restored is what was written: before it is adopted, on
- * the pool while nothing else runs, else on the io thread.
+ * the pool while nothing else runs, else on the io thread. In pieces: between two of them the
+ * engine takes its steps and commands, and the io thread does what else it has.
  *
  * A job lives from its submission until its news are taken in; meanwhile the space and the nodes
  * that it points to stay (n_pending, checking). */
@@ -12,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DIRECT_PIECES 2u /* on the pool, many read and hash at once */
+
 struct check_item {
     struct kv_node *node;
     struct kv_store_block block;
@@ -23,6 +26,7 @@ struct checking {
     struct io_call_job call;
     struct kv_space *space;
     uint32_t n;
+    uint32_t next; /* where the next piece begins; the io thread's */
     struct check_item items[];
 };
 
@@ -34,11 +38,34 @@ static void check_one(void *arg, uint32_t index, uint32_t worker)
     item->result = kv_store_verify(k->space->store, &item->block);
 }
 
-static int check_all(void *arg)
+/* Where a piece of about so many bytes ends that begins there: at least one block. */
+static uint32_t piece_end(const struct checking *k, uint32_t first, uint64_t bytes_max)
+{
+    uint64_t bytes = 0;
+    uint32_t end = first;
+    while (end < k->n && bytes < bytes_max) {
+        bytes += k->space->block_bytes[k->items[end++].block.layer_class];
+    }
+    return end;
+}
+
+/* So that the disk is at work while the piece before is looked at. */
+static void read_ahead(const struct checking *k, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
+        kv_store_will_need(k->space->store, &k->items[i].block);
+    }
+}
+
+/* The io thread. */
+static int check_piece(void *arg)
 {
     struct checking *k = arg;
-    for (uint32_t i = 0; i < k->n; i++) {
-        check_one(k, i, 0);
+    uint64_t bytes_max = k->space->cache->check_bytes_max;
+    uint32_t end = piece_end(k, k->next, bytes_max);
+    read_ahead(k, k->next, piece_end(k, end, bytes_max));
+    while (k->next < end) {
+        check_one(k, k->next++, 0);
     }
     return 0;
 }
@@ -66,13 +93,15 @@ static void apply_checks(struct checking *k)
     }
 }
 
+/* The io thread: behind what others have queued meanwhile, the next piece. */
 static void check_done(void *arg, int result)
 {
     struct checking *k = arg;
-    for (uint32_t i = 0; result < 0 && i < k->n; i++) {
-        k->items[i].result = -ECANCELED;
+    struct kv_cache *c = k->space->cache;
+    bool more = result == 0 && k->next < k->n && !atomic_load(&c->closing);
+    if (!more || io_submit_call(c->options.io, &k->call) < 0) {
+        kv_cache_post(c, &k->news);
     }
-    kv_cache_post(k->space->cache, &k->news);
 }
 
 static void take_checked(struct kv_news *news)
@@ -80,6 +109,14 @@ static void take_checked(struct kv_news *news)
     struct checking *k = (struct checking *)news;
     kv_space_end_job(k->space);
     apply_checks(k);
+    free(k);
+}
+
+/* A piece was checked directly: whoever wants the rest asks again. */
+static void take_turn(struct kv_news *news)
+{
+    struct checking *k = (struct checking *)news;
+    kv_space_end_job(k->space);
     free(k);
 }
 
@@ -113,6 +150,7 @@ static uint32_t find_unchecked(const struct kv_space *s, struct kv_node *const *
                     .checksum = p->checksum,
                     .position = nodes[i]->position,
                 };
+                items[count].result = -ECANCELED; /* until it is looked at */
             }
             count++;
         }
@@ -120,10 +158,46 @@ static uint32_t find_unchecked(const struct kv_space *s, struct kv_node *const *
     return count;
 }
 
+/* The first piece, on the pool; the engine does what else it has before the next. False: there is
+ * more. */
+static bool check_directly(struct checking *k)
+{
+    struct kv_space *s = k->space;
+    uint64_t bytes_max = DIRECT_PIECES * s->cache->check_bytes_max;
+    uint32_t end = piece_end(k, 0, bytes_max);
+    bool more = end < k->n;
+    read_ahead(k, 0, piece_end(k, end, bytes_max));
+    pool_parallel(s->cache->options.pool, check_one, k, end);
+    k->n = end;
+    apply_checks(k);
+    if (more) {
+        k->news.take = take_turn;
+        kv_space_begin_job(s);
+        kv_cache_post(s->cache, &k->news);
+    } else {
+        free(k);
+    }
+    return !more;
+}
+
+/* Hands all to the io thread. False: it ends, and so does the daemon. */
+static bool begin_check(struct checking *k)
+{
+    for (uint32_t i = 0; i < k->n; i++) {
+        k->items[i].node->places[k->items[i].block.layer_class].checking = true;
+    }
+    k->call = (struct io_call_job){.fn = check_piece, .done = check_done, .arg = k};
+    kv_space_begin_job(k->space);
+    if (io_submit_call(k->space->cache->options.io, &k->call) < 0) {
+        take_checked(&k->news);
+        return false;
+    }
+    return true;
+}
+
 bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint32_t *first_needed,
                     uint32_t n, bool alone)
 {
-    struct kv_cache *c = s->cache;
     bool waiting = false;
     uint32_t count = find_unchecked(s, nodes, first_needed, n, NULL, &waiting);
     if (count == 0) {
@@ -137,26 +211,8 @@ bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint
     k->space = s;
     k->n = count;
     find_unchecked(s, nodes, first_needed, n, k->items, &waiting);
-    for (uint32_t i = 0; i < count; i++) {
-        kv_store_will_need(s->store, &k->items[i].block);
+    if (alone && s->cache->options.pool != NULL) {
+        return check_directly(k) && !waiting;
     }
-    if (alone && c->options.pool != NULL) {
-        pool_parallel(c->options.pool, check_one, k, count);
-        apply_checks(k);
-        free(k);
-        return !waiting;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        k->items[i].node->places[k->items[i].block.layer_class].checking = true;
-    }
-    k->call = (struct io_call_job){.fn = check_all, .done = check_done, .arg = k};
-    kv_space_begin_job(s);
-    if (io_submit_call(c->options.io, &k->call) < 0) {
-        kv_space_end_job(s);
-        check_all(k);
-        apply_checks(k);
-        free(k);
-        return !waiting;
-    }
-    return false;
+    return !begin_check(k) && !waiting;
 }

@@ -13,6 +13,8 @@
 #define KV_SPACES_MAX  64 /* open at once; idle ones are closed above it */
 #define KV_CLOSING_MAX 16 /* stores that the io thread has to close; more stay open meanwhile */
 
+#define KV_CHECK_BYTES (64ull << 20) /* of restored blocks, in one go of the io thread */
+
 enum kv_space_state {
     KV_SPACE_RAM,     /* nothing is kept on disk */
     KV_SPACE_OPENING, /* the io thread reads the store's index */
@@ -65,7 +67,8 @@ struct kv_cache {
     pthread_mutex_t lock;  /* guards the mailbox */
     pthread_cond_t posted; /* for the end, which waits for the last news */
     struct kv_news *news, **news_end;
-    bool closing; /* nothing new is begun */
+    atomic_bool closing;      /* nothing new is begun; written by the engine thread */
+    uint64_t check_bytes_max; /* KV_CHECK_BYTES; tests take less */
 
     /* Written by the engine thread, read by the loop for statistics. */
     _Atomic uint64_t n_nodes, queries, hits, n_evicted_arena, n_evicted_store, n_corrupt, n_faults;
@@ -125,7 +128,9 @@ bool kv_cache_is_purging(const struct kv_cache *c, const char *realm);
 /* ---- cache_check.c ---------------------------------------------------------------------- */
 
 /* Finds out whether saved blocks are what their checksums say: all places of the nodes that are
- * needed from the store and not verified. Returns true when nothing needs (or needed) waiting. */
+ * needed from the store and not verified. alone: nothing else runs, so a part of it is done at
+ * once, on the pool. Returns true when nothing needs (or needed) waiting; else there are news when
+ * it is to be called again. */
 bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint32_t *first_needed,
                     uint32_t n, bool alone);
 

@@ -1,4 +1,5 @@
 /* Spaces over real folders: what makes room, what a purge leaves, what is held meanwhile. */
+#include "daemon/backend/pool.h"
 #include "daemon/io/io.h"
 #include "daemon/kv/cache_admin.h"
 #include "daemon/kv/cache_internal.h"
@@ -118,18 +119,28 @@ static void fill(int32_t *tokens, uint32_t n, uint32_t seed)
     }
 }
 
-/* One whole block of that seed goes to the tree, and nobody holds it. */
+#define CHAIN_MAX 16u
+
+/* So many whole blocks of that seed, one after another, go to the tree, and nobody holds them. */
+static void compute_chain(struct kv_space *space, uint32_t seed, uint32_t n)
+{
+    int32_t tokens[CHAIN_MAX * BLOCK];
+    const struct kv_text text = {tokens, n * BLOCK, n * BLOCK};
+    struct kv_sequence s;
+    cr_assert(le(u32, n, CHAIN_MAX));
+    fill(tokens, n * BLOCK, seed);
+    kv_sequence_init(&s, &layout, cache, space, false);
+    cr_assert(eq(int, kv_sequence_reserve(&s, n * BLOCK), 0));
+    for (uint32_t i = 0; i < n; i++) {
+        memset(s.lists[0].pages[i], (int)((seed + i) % 251), BLOCK_BYTES);
+    }
+    kv_sequence_commit(&s, n * BLOCK, &text);
+    kv_sequence_finish(&s);
+}
+
 static void compute(struct kv_space *space, uint32_t seed)
 {
-    int32_t tokens[BLOCK];
-    const struct kv_text text = {tokens, BLOCK, BLOCK};
-    struct kv_sequence s;
-    fill(tokens, BLOCK, seed);
-    kv_sequence_init(&s, &layout, cache, space, false);
-    cr_assert(eq(int, kv_sequence_reserve(&s, BLOCK), 0));
-    memset(s.lists[0].pages[0], (int)(seed % 251), BLOCK_BYTES);
-    kv_sequence_commit(&s, BLOCK, &text);
-    kv_sequence_finish(&s);
+    compute_chain(space, seed, 1);
 }
 
 static bool is_known(const struct kv_space *space, uint32_t seed)
@@ -313,12 +324,13 @@ Test(kv_spaces, stores_that_were_closed_count)
 /* A job that the io thread has until somebody opens the gate. */
 struct gate {
     struct io_call_job job;
-    sem_t opened;
+    sem_t reached, opened;
 };
 
 static int wait_at_gate(void *arg)
 {
     struct gate *g = arg;
+    sem_post(&g->reached);
     while (sem_wait(&g->opened) < 0) {
     }
     return 0;
@@ -327,6 +339,7 @@ static int wait_at_gate(void *arg)
 static void shut(struct gate *g)
 {
     sem_init(&g->opened, 0, 0);
+    sem_init(&g->reached, 0, 0);
     g->job = (struct io_call_job){.fn = wait_at_gate, .arg = g};
     cr_assert(eq(int, io_submit_call(io, &g->job), 0));
 }
@@ -334,6 +347,13 @@ static void shut(struct gate *g)
 static void open_gate(struct gate *g)
 {
     sem_post(&g->opened);
+}
+
+/* Waits until the io thread has done what came before. */
+static void reach_gate(struct gate *g)
+{
+    while (sem_wait(&g->reached) < 0) {
+    }
 }
 
 /* So many spaces are open, and each has a block that is saved. */
@@ -405,6 +425,100 @@ Test(kv_spaces, a_purge_takes_a_store_that_is_being_closed)
     cr_expect(not(is_known(open_space("r", 1), 1)));
     sem_destroy(&gate.opened);
 }
+
+/* ---- what was restored is checked ---------------------------------------------------------- */
+
+#define RESTORED 8u
+
+/* A space with a chain of blocks from its store, none of which was looked at, and a prompt that
+ * wants them all. */
+static void restore_chain(struct kv_sequence *s, int32_t *tokens)
+{
+    start(16u << 20, 1ull << 30);
+    compute_chain(open_space("r", 1), 1, RESTORED);
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    cache->check_bytes_max = 2 * BLOCK_BYTES;
+    kv_sequence_init(s, &layout, cache, open_space("r", 1), false);
+    fill(tokens, RESTORED * BLOCK, 1);
+}
+
+static uint32_t count_verified(const struct kv_space *space)
+{
+    uint32_t n = 0, bucket = 0;
+    for (struct kv_node *node = NULL; (node = kv_tree_next(&space->tree, &bucket, node)) != NULL;) {
+        n += node->places[0].verified;
+    }
+    return n;
+}
+
+static void expect_restored(struct kv_sequence *s)
+{
+    cr_expect(eq(u32, s->n_tokens, RESTORED * BLOCK));
+    for (uint32_t i = 0; i < RESTORED; i++) {
+        cr_expect(eq(int, *(const unsigned char *)s->lists[0].pages[i], (int)(1 + i)));
+    }
+    struct kv_cache_stats stats;
+    kv_cache_stats(cache, &stats);
+    cr_expect(eq(u64, stats.n_corrupt, 0));
+}
+
+/* What others have the io thread do comes in between the pieces of a long check. */
+Test(kv_spaces, a_long_check_lets_others_in_between)
+{
+    int32_t tokens[RESTORED * BLOCK];
+    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
+    struct kv_sequence s;
+    struct gate before, between;
+    restore_chain(&s, tokens);
+    shut(&before);
+    cr_assert(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, false), -EAGAIN));
+    shut(&between);
+    open_gate(&before);
+    reach_gate(&between);
+    kv_cache_poll(cache);
+    cr_expect(kv_cache_is_busy(cache)); /* a piece is done, and the rest is to come */
+    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, false), -EAGAIN));
+    open_gate(&between);
+    settle();
+    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, false), 0));
+    expect_restored(&s);
+    kv_sequence_finish(&s);
+    sem_destroy(&before.opened);
+    sem_destroy(&between.opened);
+}
+
+static uint32_t n_woken;
+
+static void count_wake(void *arg)
+{
+    n_woken++;
+}
+
+/* With nothing else to do the engine takes part, and comes back to what else there may be. */
+Test(kv_spaces, a_direct_check_is_bounded)
+{
+    int32_t tokens[RESTORED * BLOCK];
+    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
+    struct kv_sequence s;
+    restore_chain(&s, tokens);
+    cr_assert(eq(int, pool_create(2, 0, &cache->options.pool), 0));
+    cache->options.wake = count_wake;
+    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, true), -EAGAIN));
+    cr_expect(eq(u32, count_verified(s.space), RESTORED / 2));
+    cr_expect(eq(u32, n_woken, 1));
+    uint64_t news = kv_cache_news(cache);
+    kv_cache_poll(cache);
+    cr_expect(lt(u64, news, kv_cache_news(cache)));
+    cr_expect(not(kv_cache_is_busy(cache)));
+    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, true), 0));
+    expect_restored(&s);
+    kv_sequence_finish(&s);
+    pool_destroy(cache->options.pool);
+}
+
+/* ---- what gives way ------------------------------------------------------------------------ */
 
 /* The bound is of the disk: what one store has evicted for the sake of others takes no space. */
 Test(kv_spaces, stores_that_gave_way_take_no_space)
