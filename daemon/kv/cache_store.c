@@ -298,6 +298,17 @@ static void count_written(struct kv_space *s, const struct kv_store_stats *stats
     s->written_bytes = written;
 }
 
+/* The place's block is to be saved when the disk is well again, or when there is room: both may
+ * come without news. */
+static void postpone(struct kv_space *s, struct kv_place *p)
+{
+    p->wanted = true;
+    s->backlog = true;
+    if (s->state == KV_SPACE_OPEN && s->retry_ns == 0) {
+        s->retry_ns = kv_now_ns() + SAVE_RETRY_NS;
+    }
+}
+
 /* The store has no slot left, though the bounds allow more bytes: its index and what pads the files
  * count there. Once for all writes that were under way. */
 static void make_slots(struct kv_space *s, uint32_t layer_class, uint64_t bytes_max)
@@ -339,11 +350,11 @@ static void take_saved(struct kv_news *news)
     } else {
         p->state = KV_UNSAVED;
         count_saved(s, layer_class, false);
-        s->backlog = true;
         if (w->result == -EDQUOT) {
             make_slots(s, layer_class, stats.bytes_max);
-        } else if (w->result != -ECANCELED) {
-            s->retry_ns = s->retry_ns != 0 ? s->retry_ns : kv_now_ns() + SAVE_RETRY_NS;
+        }
+        postpone(s, p);
+        if (w->result != -EDQUOT && w->result != -ECANCELED) {
             set_trouble(s, stats.sentence[0] != '\0' ? stats.sentence : strerror(-w->result));
         }
     }
@@ -412,6 +423,7 @@ static int submit_write(struct kv_space *s, struct kv_node *n, uint32_t layer_cl
     }
     kv_block_ref(w->block);
     p->state = KV_SAVING;
+    p->wanted = false;
     count_saved(s, layer_class, true);
     kv_space_begin_job(s);
     return 0;
@@ -429,14 +441,22 @@ void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class)
                 make_room_for(c, NULL, c->options.store_bytes_max, bytes) &&
                 make_room_for(c, s->realm, c->options.store_bytes_per_realm, bytes);
     if (!room || submit_write(s, n, layer_class) < 0) {
-        s->backlog = true;
+        postpone(s, p);
     }
+}
+
+/* A windowed class's block only where somebody goes on from: that was known when it was tried. */
+static bool is_unsaved(const struct kv_space *s, const struct kv_node *n, uint32_t layer_class)
+{
+    const struct kv_place *p = &n->places[layer_class];
+    return p->state == KV_UNSAVED && p->block != NULL &&
+           (s->windows[layer_class] == 0 || p->wanted);
 }
 
 static bool has_unsaved(const struct kv_space *s, const struct kv_node *n)
 {
     for (uint32_t c = 0; c < s->n_classes; c++) {
-        if (s->windows[c] == 0 && n->places[c].state == KV_UNSAVED && n->places[c].block != NULL) {
+        if (is_unsaved(s, n, c)) {
             return true;
         }
     }
@@ -452,7 +472,11 @@ void kv_space_save_backlog(struct kv_space *s)
     }
     size_t count, n = 0;
     struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
-    s->backlog = nodes == NULL;
+    if (nodes == NULL) {
+        s->retry_ns = kv_now_ns() + SAVE_RETRY_NS;
+        return;
+    }
+    s->backlog = false;
     for (size_t i = 0; i < count; i++) {
         if (has_unsaved(s, nodes[i])) {
             nodes[i]->users++;
@@ -461,7 +485,7 @@ void kv_space_save_backlog(struct kv_space *s)
     }
     for (size_t i = 0; i < n && !s->backlog; i++) {
         for (uint32_t c = 0; c < s->n_classes; c++) {
-            if (s->windows[c] == 0) {
+            if (is_unsaved(s, nodes[i], c)) {
                 kv_space_save(s, nodes[i], c);
             }
         }

@@ -29,6 +29,7 @@ struct kv_place {           /* one layer class's block of a node */
     uint8_t state;          /* enum kv_place_state */
     bool verified;          /* SAVED: its bytes are known to be what its checksum says */
     bool checking;          /* SAVED: somebody is finding that out */
+    bool wanted;            /* UNSAVED: it was to be saved, and could not be yet */
     uint32_t slot;          /* SAVED: where in the store */
     uint64_t checksum;
 };

@@ -242,6 +242,83 @@ Test(kv_spaces, a_backlog_is_saved_into_a_full_store)
     cr_expect(lt(u32, N / 4 * 3, n_known)); /* all are of one second: some of the new may go, too */
 }
 
+/* The retry that is due at some time is due now. */
+static void retry_now(struct kv_space *space)
+{
+    cr_expect(le(int, 0, kv_cache_timeout_ms(cache)));
+    cr_assert(ne(u64, space->retry_ns, 0));
+    space->retry_ns = 1;
+    kv_cache_poll(cache);
+    settle();
+}
+
+/* All that the store may hold is in use: a further block is saved some time after that has ended,
+ * though nothing else happens. */
+Test(kv_spaces, a_block_that_found_the_store_in_use_is_saved_later)
+{
+    enum { N = 8 };
+    int32_t tokens[N * BLOCK];
+    const struct kv_text text = {tokens, N * BLOCK, N * BLOCK};
+    struct kv_sequence holder;
+    struct kv_cache_stats stats;
+    start(16u << 20, 1u << 30);
+    struct kv_space *space = open_space("r", 1);
+    cache->options.store_bytes_max = (N - 1) * (uint64_t)BLOCK_BYTES;
+    compute_chain(space, 1, N - 1);
+    settle();
+    kv_sequence_init(&holder, &layout, cache, space, false);
+    fill(tokens, N * BLOCK, 1);
+    cr_assert(eq(int, kv_sequence_adopt(&holder, &text, (N - 1) * BLOCK, false), 0));
+    cr_assert(eq(u32, holder.n_tokens, (N - 1) * BLOCK));
+    compute(space, 2);
+    settle();
+    kv_cache_stats(cache, &stats);
+    cr_assert(eq(u64, stats.n_saved_bytes, (N - 1) * (uint64_t)BLOCK_BYTES));
+    kv_sequence_finish(&holder);
+    retry_now(space);
+    kv_cache_stats(cache, &stats);
+    cr_expect(eq(u64, stats.n_saved_bytes, N * (uint64_t)BLOCK_BYTES));
+    cr_expect(eq(int, kv_cache_timeout_ms(cache), -1));
+    cr_expect(is_known(space, 2));
+}
+
+/* What a continuation needs of windowed layers is saved late rather than never. */
+Test(kv_spaces, windows_that_could_not_be_saved_are_saved_later)
+{
+    enum { N = 6 };
+    const struct kv_layer_desc layers[] = {{0, 2, 64, 64, GQA_TYPE_F32, GQA_TYPE_F32},
+                                           {2 * BLOCK, 2, 64, 64, GQA_TYPE_F32, GQA_TYPE_F32}};
+    int32_t tokens[N * BLOCK];
+    const struct kv_text text = {tokens, N * BLOCK, N * BLOCK};
+    struct kv_sequence s;
+    kv_layout_finish(&layout);
+    cr_assert(eq(int, kv_layout_init(&layout, layers, 2), 0));
+    start(16u << 20, 1ull << 30);
+    open_space("r", 1);
+    stop();
+    int fd = lock_store("r", 1);
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    cr_assert(eq(int, space->state, KV_SPACE_FAILED));
+    kv_sequence_init(&s, &layout, cache, space, false);
+    fill(tokens, N * BLOCK, 1);
+    cr_assert(eq(int, kv_sequence_reserve(&s, N * BLOCK), 0));
+    kv_sequence_commit(&s, N * BLOCK, &text);
+    kv_sequence_checkpoint(&s);
+    kv_sequence_finish(&s);
+    close(fd);
+    retry_now(space);
+    cr_assert(eq(int, space->state, KV_SPACE_OPEN));
+    stop();
+    start(16u << 20, 1ull << 30);
+    kv_sequence_init(&s, &layout, cache, open_space("r", 1), false);
+    while (kv_sequence_adopt(&s, &text, N * BLOCK, false) == -EAGAIN) {
+        settle();
+    }
+    cr_expect(eq(u32, s.n_tokens, N * BLOCK));
+    kv_sequence_finish(&s);
+}
+
 static uint32_t count_fds(void)
 {
     uint32_t n = 0;
