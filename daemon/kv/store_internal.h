@@ -63,10 +63,11 @@ struct store_class {
     uint32_t n_live;
     uint32_t hint; /* where the search for a free slot goes on */
     bool unsynced; /* the current batch has written to it */
-    /* What the file took on disk when we last looked, and has to take still: space is made ahead of
-     * writes, so that only somebody who cuts the file makes it less. UINT64_MAX: it is being
-     * punched. Any thread. */
-    _Atomic uint64_t allocated;
+    /* Under the lock: what the file took on disk when somebody last looked, and has to take still.
+     * Space is made ahead of writes, so that but for the punches only somebody who cuts the file
+     * makes it less. */
+    uint64_t allocated;
+    uint32_t n_punches; /* under the lock: begun and ended; odd: it is being punched */
     /* Mapped for n_max slots: what is never touched takes no memory. */
     struct store_slot *slots;
     uint64_t *used; /* a bit for every slot */

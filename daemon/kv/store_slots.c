@@ -313,20 +313,45 @@ int store_class_check(struct kv_store *s, uint32_t layer_class)
     return s->files.allocate(s->files.self, c->fd, bytes, whole - bytes);
 }
 
+/* The io thread: the file takes less and less, and who looks before the end knows nothing. */
+static void begin_punches(struct kv_store *s, struct store_class *c)
+{
+    pthread_mutex_lock(&s->lock);
+    c->n_punches++;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void end_punches(struct kv_store *s, struct store_class *c)
+{
+    pthread_mutex_lock(&s->lock);
+    c->n_punches++;
+    c->allocated = 0;
+    pthread_mutex_unlock(&s->lock);
+}
+
 bool store_class_intact(struct kv_store *s, uint32_t layer_class)
 {
     struct store_class *c = &s->classes[layer_class];
-    uint64_t now, before = atomic_load(&c->allocated);
-    if (before == UINT64_MAX || s->files.allocated == NULL ||
+    uint64_t now;
+    pthread_mutex_lock(&s->lock);
+    uint32_t n_punches = c->n_punches;
+    uint64_t before = c->allocated;
+    pthread_mutex_unlock(&s->lock);
+    if (n_punches % 2 != 0 || s->files.allocated == NULL ||
         s->files.allocated(s->files.self, c->fd, &now) < 0) {
         return true;
     }
+    pthread_mutex_lock(&s->lock);
+    bool punched = c->n_punches != n_punches; /* meanwhile: the next look will tell */
     /* File systems count a little differently from time to time: less than a slot is no cut. */
-    bool intact = now + c->slot_bytes > before;
+    bool intact = punched || now + c->slot_bytes > before;
     if (!intact) {
         kv_guard_mark(c->guard, 0, (size_t)(c->n_max * c->slot_bytes));
     }
-    atomic_compare_exchange_strong(&c->allocated, &before, now);
+    if (!punched && c->allocated == before) { /* nobody else has looked since */
+        c->allocated = now;
+    }
+    pthread_mutex_unlock(&s->lock);
     return intact;
 }
 
@@ -357,7 +382,7 @@ int store_punch_dead(struct kv_store *s)
         struct store_class *c = &s->classes[i];
         uint32_t first, end = 0;
         bool any = false;
-        atomic_store(&c->allocated, UINT64_MAX); /* less and less: nobody looks meanwhile */
+        begin_punches(s, c);
         while (rc == 0 && dead_run(c, end, &first, &end)) {
             rc = s->files.punch(s->files.self, c->fd, first * c->slot_bytes,
                                 (end - first) * c->slot_bytes);
@@ -366,7 +391,7 @@ int store_punch_dead(struct kv_store *s)
         if (rc == 0 && any) {
             rc = s->files.sync(s->files.self, c->fd);
         }
-        atomic_store(&c->allocated, 0);
+        end_punches(s, c);
     }
     return rc;
 }
@@ -401,7 +426,7 @@ static bool makes_holes(struct kv_store *s, const struct store_class *c, uint32_
 static void punch_class(struct kv_store *s, struct store_class *c)
 {
     uint32_t first, end = 0;
-    atomic_store(&c->allocated, UINT64_MAX); /* less and less: nobody looks meanwhile */
+    begin_punches(s, c);
     for (uint32_t n = 0; n < STORE_PUNCHES_MAX && idle_run(c, end, &first, &end); n++) {
         if (n == 0 && !makes_holes(s, c, first)) {
             s->keeps_space = true;
@@ -416,7 +441,7 @@ static void punch_class(struct kv_store *s, struct store_class *c)
         }
         c->n_holes += end - first;
     }
-    atomic_store(&c->allocated, 0);
+    end_punches(s, c);
 }
 
 void store_punch_idle(struct kv_store *s)

@@ -316,6 +316,47 @@ Test(kv_store_faults, a_file_that_shrinks_while_mapped)
     io_destroy(io);
 }
 
+static uint64_t bytes_taken;
+static unsigned purged_meanwhile; /* 0: none */
+
+/* What the file takes; the first to look is overtaken by a purge. */
+static int look(void *self, int fd, uint64_t *ret)
+{
+    if (purged_meanwhile != 0) {
+        unsigned k = purged_meanwhile;
+        purged_meanwhile = 0;
+        cr_assert(eq(int, rig_purge(&rig, k), 0));
+        bytes_taken /= 2;
+    }
+    *ret = bytes_taken;
+    return 0;
+}
+
+/* A file that takes less since its dead blocks were punched just while somebody looked was not cut;
+ * one that takes less without was. */
+Test(kv_store_faults, a_file_that_is_punched_while_looked_at)
+{
+    struct disk *d = disk_create();
+    d->files.allocated = look;
+    bytes_taken = 1u << 20;
+    rig_init(&rig, d);
+    cr_assert(eq(int, rig_open(&rig), 0));
+    cr_expect(eq(int, rig_write(&rig, 1, 20), 0));
+    cr_expect(kv_store_intact(rig.store));
+    uint64_t faults = kv_guard_faults();
+    purged_meanwhile = 5;
+    cr_expect(kv_store_intact(rig.store));
+    cr_expect(eq(u32, purged_meanwhile, 0));
+    cr_expect(kv_store_intact(rig.store));
+    cr_expect(eq(u64, kv_guard_faults(), faults));
+    expect_right("punched", 0);
+    bytes_taken /= 2;
+    cr_expect(not(kv_store_intact(rig.store)));
+    cr_expect(kv_store_marked(rig.store, &rig.blocks[1]));
+    rig_finish(&rig);
+    disk_destroy(d);
+}
+
 /* ---- memory --------------------------------------------------------------------------------- */
 
 Test(kv_store_faults, every_allocation_fails_once)
