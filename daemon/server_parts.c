@@ -194,7 +194,9 @@ void parts_stop(struct parts *p)
 
 void parts_destroy_engine(struct parts *p)
 {
-    engine_destroy(p->engine);
+    if (!engine_destroy(p->engine)) {
+        p->kv_io = NULL; /* its thread ends when the disk answers, or with the process */
+    }
     p->engine = NULL;
 }
 

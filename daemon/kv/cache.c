@@ -2,6 +2,7 @@
 #include "daemon/kv/cache_internal.h"
 
 #include "daemon/kv/guard.h"
+#include "daemon/log.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -29,6 +30,16 @@ uint64_t kv_now_s(void)
 
 /* ---- the whole --------------------------------------------------------------------------- */
 
+/* Timed waits go by the clock that nobody sets. */
+static void init_posted(pthread_cond_t *posted)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(posted, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
 int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **ret)
 {
     struct kv_cache *c = calloc(1, sizeof(*c));
@@ -38,6 +49,7 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
     c->options = *options;
     c->news_end = &c->news;
     c->check_bytes_max = KV_CHECK_BYTES;
+    c->end_s = KV_END_S;
     c->faults_seen = kv_guard_faults();
     int rc = kv_arena_create(options->arena_bytes_max, &c->arena);
     if (rc == 0 && options->folder != NULL) {
@@ -50,23 +62,39 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
         return rc;
     }
     pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->posted, NULL);
+    init_posted(&c->posted);
     kv_folder_list(c);
     *ret = c;
     return 0;
 }
 
-/* Jobs on the io thread point into the spaces: takes in their news until the last has come. */
-static void wait_for_pending(struct kv_cache *c)
+/* Jobs on the io thread point into the spaces: takes in their news until the last has come, or the
+ * time has. False: some are under way. */
+static bool wait_for_pending(struct kv_cache *c, const struct timespec *end)
 {
-    while (c->n_pending > 0) {
+    int rc = 0;
+    while (c->n_pending > 0 && rc != ETIMEDOUT) {
         pthread_mutex_lock(&c->lock);
-        while (c->news == NULL) {
-            pthread_cond_wait(&c->posted, &c->lock);
+        while (c->news == NULL && rc != ETIMEDOUT) {
+            rc = pthread_cond_timedwait(&c->posted, &c->lock, end);
         }
         pthread_mutex_unlock(&c->lock);
         kv_cache_poll(c);
     }
+    return c->n_pending == 0;
+}
+
+/* False: the time has come before all are closed. */
+static bool close_stores(struct kv_cache *c, const struct timespec *end)
+{
+    for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
+        while (!kv_space_begin_close(s) && c->n_closing > 0) { /* enough are being closed */
+            if (!wait_for_pending(c, end)) {
+                return false;
+            }
+        }
+    }
+    return wait_for_pending(c, end);
 }
 
 static void space_destroy(struct kv_space *s)
@@ -77,13 +105,32 @@ static void space_destroy(struct kv_space *s)
     free(s);
 }
 
-void kv_cache_destroy(struct kv_cache *c)
+/* The io thread is inside of the kernel, which may write from the arena and into what belongs to
+ * its jobs whenever the disk answers: all of it stays as it is. Only the engine is told no more. */
+static void leave(struct kv_cache *c)
+{
+    pthread_mutex_lock(&c->lock);
+    c->options.wake = NULL;
+    pthread_mutex_unlock(&c->lock);
+    log_error(
+        "KV cache: the disk has not done %u jobs within %u s: what was not saved is lost, and "
+        "the memory that they use is left to them",
+        (unsigned)c->n_pending, c->end_s);
+}
+
+bool kv_cache_destroy(struct kv_cache *c)
 {
     if (c == NULL) {
-        return;
+        return true;
     }
+    struct timespec end;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += c->end_s;
     c->closing = true;
-    wait_for_pending(c);
+    if (!wait_for_pending(c, &end) || !close_stores(c, &end)) {
+        leave(c);
+        return false;
+    }
     while (c->spaces != NULL) {
         struct kv_space *s = c->spaces;
         c->spaces = s->next;
@@ -95,6 +142,7 @@ void kv_cache_destroy(struct kv_cache *c)
     pthread_cond_destroy(&c->posted);
     free(c->folder);
     free(c);
+    return true;
 }
 
 /* ---- spaces ------------------------------------------------------------------------------ */
@@ -194,7 +242,9 @@ void kv_cache_post(struct kv_cache *c, struct kv_news *news)
     pthread_cond_signal(&c->posted);
     /* Under the lock: whoever waits for this news to end the cache may not end it, and the engine,
      * before both have been told. */
-    c->options.wake(c->options.wake_arg);
+    if (c->options.wake != NULL) {
+        c->options.wake(c->options.wake_arg);
+    }
     pthread_mutex_unlock(&c->lock);
 }
 

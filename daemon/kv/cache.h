@@ -36,8 +36,11 @@ struct kv_cache_options {
 };
 
 int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **ret);
-/* All sequences must be finished. Waits, within a bound, for what is being saved. NULL is legal. */
-void kv_cache_destroy(struct kv_cache *c);
+/* All sequences must be finished. Waits, within a bound, for what is being saved. NULL is legal.
+ * False: the disk does not answer (it is logged). Then nothing was freed, since the io thread's
+ * jobs use it, but wake comes no more; the io thread must not be waited for either, as long as
+ * another call has not returned true. */
+bool kv_cache_destroy(struct kv_cache *c);
 
 /* What makes blocks of two requests interchangeable, beyond their tokens. */
 struct kv_identity {

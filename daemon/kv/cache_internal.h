@@ -15,6 +15,10 @@
 
 #define KV_CHECK_BYTES (64ull << 20) /* of restored blocks, in one go of the io thread */
 
+/* For what is being saved, when the cache ends: of the 45 s that a service has to end, requests may
+ * take 30. */
+#define KV_END_S 10u
+
 enum kv_space_state {
     KV_SPACE_RAM,     /* nothing is kept on disk */
     KV_SPACE_OPENING, /* the io thread reads the store's index */
@@ -69,6 +73,7 @@ struct kv_cache {
     struct kv_news *news, **news_end;
     atomic_bool closing;      /* nothing new is begun; written by the engine thread */
     uint64_t check_bytes_max; /* KV_CHECK_BYTES; tests take less */
+    uint32_t end_s;           /* KV_END_S; likewise */
 
     /* Written by the engine thread, read by the loop for statistics. */
     _Atomic uint64_t n_nodes, queries, hits, n_evicted_arena, n_evicted_store, n_corrupt, n_faults;

@@ -182,10 +182,10 @@ void engine_stop(struct engine *e)
     engine_end_swaps(e);
 }
 
-void engine_destroy(struct engine *e)
+bool engine_destroy(struct engine *e)
 {
     if (e == NULL) {
-        return;
+        return true;
     }
     engine_stop(e);
     engine_end_transfers(e);
@@ -195,11 +195,12 @@ void engine_destroy(struct engine *e)
         free(event);
     }
     batch_finish(&e->batch);
-    kv_cache_destroy(e->cache);
+    bool gone = kv_cache_destroy(e->cache);
     fair_finish(&e->fair);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
     free(e);
+    return gone;
 }
 
 /* One user may fill the queue; who has hardly anything waiting is let in all the same, or the order

@@ -42,8 +42,9 @@ int engine_create(const struct engine_options *options, struct engine **ret);
  * still be called, and is refused. NULL is legal, and so is a second time. */
 void engine_stop(struct engine *e);
 /* Stops it if need be. Nobody may be copying; events not taken are dropped. A purge whose files are
- * still being removed is waited for, and answered here. NULL is legal. */
-void engine_destroy(struct engine *e);
+ * still being removed is waited for, and answered here. NULL is legal. False: the disk does not
+ * answer, and what the cache had it do is left to the io thread (kv_cache_destroy()). */
+bool engine_destroy(struct engine *e);
 
 /* Hands over a request. -EAGAIN: the queue is full (BUSY); -ESHUTDOWN: draining. On failure the
  * caller keeps the request. */

@@ -484,6 +484,63 @@ Test(kv_spaces, few_stores_are_closed_at_once)
     sem_destroy(&gate.opened);
 }
 
+static _Atomic uint32_t n_told;
+
+static void count_told(void *arg)
+{
+    n_told++;
+}
+
+/* A cache that ends does not wait for ever: what the io thread is at work on stays as it is, and
+ * goes when the disk has answered after all. */
+static void end_while_shut(struct gate *gate)
+{
+    cache->options.wake = count_told;
+    cache->end_s = 0;
+    cr_expect(not(kv_cache_destroy(cache)));
+    uint32_t before = n_told;
+    struct gate behind;
+    shut(&behind); /* all that the cache had queued */
+    open_gate(gate);
+    reach_gate(&behind);
+    open_gate(&behind);
+    cr_expect(eq(u32, n_told, before)); /* the engine is gone */
+    cache->end_s = 30;
+    cr_expect(kv_cache_destroy(cache));
+    cache = NULL;
+}
+
+Test(kv_spaces, the_end_does_not_wait_for_a_block_for_ever)
+{
+    struct gate gate;
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    compute(space, 1);
+    settle();
+    shut(&gate);
+    reach_gate(&gate);
+    compute(space, 2);
+    begin_space("other", 1);
+    end_while_shut(&gate);
+    start(16u << 20, 1ull << 30);
+    space = open_space("r", 1);
+    cr_expect(is_known(space, 1));
+    cr_expect(is_known(space, 2));
+}
+
+Test(kv_spaces, the_end_does_not_wait_for_a_store_to_close_for_ever)
+{
+    struct gate gate;
+    start(16u << 20, 1ull << 30);
+    fill_spaces(KV_CLOSING_MAX + 2);
+    shut(&gate);
+    reach_gate(&gate);
+    end_while_shut(&gate);
+    start(16u << 20, 1ull << 30);
+    cr_expect(is_known(open_space("r", 1), 1));
+    cr_expect(is_known(open_space("r", KV_CLOSING_MAX + 2), KV_CLOSING_MAX + 2));
+}
+
 /* A purge wipes what is just being closed, and goes by nothing but what is open then. */
 Test(kv_spaces, a_purge_takes_a_store_that_is_being_closed)
 {
