@@ -49,6 +49,7 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
     c->options = *options;
     c->news_end = &c->news;
     c->check_bytes_max = KV_CHECK_BYTES;
+    c->n_restored_max = KV_RESTORED_MAX;
     c->end_s = KV_END_S;
     c->faults_seen = kv_guard_faults();
     int rc = kv_arena_create(options->arena_bytes_max, &c->arena);

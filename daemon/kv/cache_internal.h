@@ -15,13 +15,15 @@
 
 #define KV_CHECK_BYTES (64ull << 20) /* of restored blocks, in one go of the io thread */
 
+#define KV_RESTORED_MAX 4096u /* blocks of an index that go into the tree between two steps */
+
 /* For what is being saved, when the cache ends: of the 45 s that a service has to end, requests may
  * take 30. */
 #define KV_END_S 10u
 
 enum kv_space_state {
     KV_SPACE_RAM,     /* nothing is kept on disk */
-    KV_SPACE_OPENING, /* the io thread reads the store's index */
+    KV_SPACE_OPENING, /* the io thread reads the store's index, or what it names is being added */
     KV_SPACE_OPEN,
     KV_SPACE_FAILED, /* to be tried again at retry_ns */
 };
@@ -42,7 +44,7 @@ struct kv_space {
 
     enum kv_space_state state;
     bool awaits_purge;      /* OPENING: to be opened when the realm's purge has ended */
-    struct kv_store *store; /* OPEN */
+    struct kv_store *store; /* OPEN, or OPENING with an index that was read */
     uint64_t retry_ns;      /* FAILED: open again; OPEN with a backlog: save again */
     bool backlog;           /* blocks could not be saved, or not yet */
     uint64_t written_bytes; /* by the store, as last seen */
@@ -73,6 +75,7 @@ struct kv_cache {
     struct kv_news *news, **news_end;
     atomic_bool closing;      /* nothing new is begun; written by the engine thread */
     uint64_t check_bytes_max; /* KV_CHECK_BYTES; tests take less */
+    uint32_t n_restored_max;  /* KV_RESTORED_MAX; likewise */
     uint32_t end_s;           /* KV_END_S; likewise */
 
     /* Written by the engine thread, read by the loop for statistics. */

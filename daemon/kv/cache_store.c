@@ -63,8 +63,9 @@ struct opening {
     char name[KV_STORE_NAME_MAX + 1];
     struct kv_store_identity identity;
     struct kv_store *store;
-    struct kv_store_block *blocks;
+    struct kv_store_block *blocks; /* what the index names; then orphans at its beginning */
     size_t n_blocks, capacity;
+    size_t n_added, n_orphans, n_linked;
     int result;
     struct fmt_error err;
 };
@@ -108,55 +109,76 @@ static void open_done(void *arg, int result)
     kv_cache_post(o->space->cache, &o->news);
 }
 
-/* Puts what the index names into the tree. Parents come before children, as a rule; the others find
- * theirs in the end. */
-static void add_restored(struct kv_space *s, const struct opening *o)
+/* Puts a block that the index names into the tree. Returns whether its parent is not known. */
+static bool add_restored(struct kv_space *s, const struct kv_store_block *b)
 {
-    struct kv_node **nodes = calloc(o->n_blocks + 1, sizeof(*nodes));
-    struct kv_key *parents = calloc(o->n_blocks + 1, sizeof(*parents));
-    size_t n = 0;
-    for (size_t i = 0; nodes != NULL && parents != NULL && i < o->n_blocks; i++) {
-        const struct kv_store_block *b = &o->blocks[i];
-        struct kv_node *node = NULL;
-        int rc =
-            kv_tree_insert(&s->tree, b->key, b->parent, b->position, b->flags, b->tokens, &node);
-        bool foreign = rc == -EEXIST && memcmp(node->tokens, b->tokens, sizeof(b->tokens)) != 0;
-        if ((rc < 0 && rc != -EEXIST) || foreign ||
-            node->places[b->layer_class].state != KV_UNSAVED) {
-            continue;
-        }
-        if (rc == 0) {
-            node->hits = b->hits;
-            node->used_s = b->used_s;
-            parents[n] = b->parent;
-            nodes[n++] = node;
-            atomic_fetch_add(&s->cache->n_nodes, 1);
-        }
-        struct kv_place *p = &node->places[b->layer_class];
-        p->state = KV_SAVED;
-        p->verified = false;
-        p->slot = b->slot;
-        p->checksum = b->checksum;
-        if (b->flags & KV_BLOCK_PINNED) {
-            kv_space_pin(s, node, true);
-        }
-        count_saved(s, b->layer_class, true);
-        count_synced(s, b->layer_class, true);
+    struct kv_node *node = NULL;
+    int rc = kv_tree_insert(&s->tree, b->key, b->parent, b->position, b->flags & ~KV_BLOCK_PINNED,
+                            b->tokens, &node);
+    bool foreign = rc == -EEXIST && memcmp(node->tokens, b->tokens, sizeof(b->tokens)) != 0;
+    if ((rc < 0 && rc != -EEXIST) || foreign || node->places[b->layer_class].state != KV_UNSAVED) {
+        return false;
     }
-    kv_tree_link_orphans(&s->tree, parents, nodes, n);
-    free(nodes);
-    free(parents);
+    if (rc == 0) {
+        node->hits = b->hits;
+        node->used_s = b->used_s;
+        atomic_fetch_add(&s->cache->n_nodes, 1);
+    }
+    struct kv_place *p = &node->places[b->layer_class];
+    p->state = KV_SAVED;
+    p->verified = false;
+    p->slot = b->slot;
+    p->checksum = b->checksum;
+    if (b->flags & KV_BLOCK_PINNED) {
+        kv_space_pin(s, node, true);
+    }
+    count_saved(s, b->layer_class, true);
+    count_synced(s, b->layer_class, true);
+    return rc == 0 && node->parent == NULL;
 }
 
+static void link_orphan(struct kv_space *s, const struct kv_store_block *b)
+{
+    struct kv_node *node = kv_tree_find(&s->tree, b->key, b->tokens);
+    if (node != NULL) { /* not evicted meanwhile */
+        kv_tree_link_orphans(&s->tree, &b->parent, &node, 1);
+    }
+}
+
+/* A part of what the index names, so that the engine's steps go on in between. Parents come before
+ * children, as a rule; the others find theirs in the end. False: that was all. */
+static bool add_some_restored(struct kv_space *s, struct opening *o)
+{
+    for (uint32_t i = 0; i < s->cache->n_restored_max; i++) {
+        if (o->n_added < o->n_blocks) {
+            const struct kv_store_block *b = &o->blocks[o->n_added++];
+            if (add_restored(s, b)) {
+                o->blocks[o->n_orphans++] = *b; /* its own place, or one that was added before */
+            }
+        } else if (o->n_linked < o->n_orphans) {
+            link_orphan(s, &o->blocks[o->n_linked++]);
+        } else {
+            return false;
+        }
+    }
+    return o->n_added < o->n_blocks || o->n_linked < o->n_orphans;
+}
+
+/* The space is open when all is known that its store has: who asks before would compute it. */
 static void take_opened(struct kv_news *news)
 {
     struct opening *o = (struct opening *)news;
     struct kv_space *s = o->space;
-    kv_space_end_job(s);
     if (o->result == 0) {
+        if (s->store == NULL) {
+            s->store = o->store;
+            kv_tree_reserve(&s->tree, (uint32_t)o->n_blocks);
+        }
+        if (add_some_restored(s, o) && !s->cache->closing) {
+            kv_cache_post(s->cache, &o->news);
+            return;
+        }
         s->state = KV_SPACE_OPEN;
-        s->store = o->store;
-        add_restored(s, o);
         set_trouble(s, "");
         kv_space_save_backlog(s);
     } else {
@@ -164,6 +186,7 @@ static void take_opened(struct kv_news *news)
         s->retry_ns = kv_now_ns() + OPEN_RETRY_NS;
         set_trouble(s, o->err.text);
     }
+    kv_space_end_job(s);
     free(o->blocks);
     free(o);
 }

@@ -100,9 +100,8 @@ static void unlink_child(struct kv_node *n)
 }
 
 /* Without memory for more buckets, the chains only get longer. */
-static void grow(struct kv_tree *t)
+static void grow(struct kv_tree *t, uint32_t n_buckets)
 {
-    uint32_t n_buckets = t->n_buckets * 2;
     struct kv_node **buckets = calloc(n_buckets, sizeof(*buckets));
     if (buckets == NULL) {
         return;
@@ -134,6 +133,17 @@ static struct kv_node *find_parent(const struct kv_tree *t, struct kv_key parent
     return parent != NULL && parent->position + 1 == position ? parent : NULL;
 }
 
+void kv_tree_reserve(struct kv_tree *t, uint32_t n_nodes)
+{
+    uint32_t n_buckets = t->n_buckets;
+    while (n_buckets < n_nodes && n_buckets <= UINT32_MAX / 2) {
+        n_buckets *= 2;
+    }
+    if (n_buckets > t->n_buckets) {
+        grow(t, n_buckets);
+    }
+}
+
 int kv_tree_insert(struct kv_tree *t, struct kv_key key, struct kv_key parent_key,
                    uint32_t position, uint32_t flags, const int32_t *tokens, struct kv_node **ret)
 {
@@ -155,7 +165,7 @@ int kv_tree_insert(struct kv_tree *t, struct kv_key key, struct kv_key parent_ke
         link_child(parent, n);
     }
     if (t->n_nodes >= t->n_buckets) {
-        grow(t);
+        grow(t, t->n_buckets * 2);
     }
     uint32_t bucket = bucket_of(t, key);
     n->next_in_bucket = t->buckets[bucket];

@@ -74,6 +74,9 @@ struct kv_node *kv_tree_find(const struct kv_tree *t, struct kv_key key, const i
 int kv_tree_insert(struct kv_tree *t, struct kv_key key, struct kv_key parent_key,
                    uint32_t position, uint32_t flags, const int32_t *tokens, struct kv_node **ret);
 
+/* Makes buckets for so many nodes, so that none of the insertions has all of them move. */
+void kv_tree_reserve(struct kv_tree *t, uint32_t n_nodes);
+
 /* Takes it out and frees it. Its children stay, without a parent. The places must be empty. */
 void kv_tree_remove(struct kv_tree *t, struct kv_node *n);
 

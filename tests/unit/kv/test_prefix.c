@@ -95,6 +95,28 @@ Test(kv_tree, thousands_of_nodes_are_found_and_visited_once)
     }
 }
 
+/* What was there is found still, and nothing has to move again up to that number. */
+Test(kv_tree, buckets_are_made_ahead)
+{
+    enum { MANY = 3000 };
+    struct kv_node *first = insert((struct kv_key){1, 1}, (struct kv_key){0}, 0);
+    kv_tree_reserve(&tree, MANY);
+    uint32_t n_buckets = tree.n_buckets;
+    cr_expect(le(u32, MANY, n_buckets));
+    for (uint64_t i = 2; i <= MANY; i++) {
+        insert((struct kv_key){i, i}, (struct kv_key){0}, 0);
+    }
+    cr_expect(eq(u32, tree.n_buckets, n_buckets));
+    kv_tree_reserve(&tree, 1);
+    cr_expect(eq(u32, tree.n_buckets, n_buckets));
+    cr_expect(eq(ptr, kv_tree_find(&tree, (struct kv_key){1, 1}, tokens), first));
+    for (uint64_t i = 1; i <= MANY; i++) {
+        struct kv_node *n = kv_tree_find(&tree, (struct kv_key){i, i}, tokens);
+        cr_assert(ne(ptr, n, NULL));
+        kv_tree_remove(&tree, n);
+    }
+}
+
 /* What a file says of parents may be anything: orphans find theirs when it comes, nobody becomes
  * its own ancestor. */
 Test(kv_tree, parents_that_come_late_or_lie)

@@ -652,6 +652,87 @@ Test(kv_spaces, a_direct_check_is_bounded)
     pool_destroy(cache->options.pool);
 }
 
+/* ---- what the index names ------------------------------------------------------------------ */
+
+/* A long index goes into the tree in parts, and who asks for the space waits for the last. */
+Test(kv_spaces, an_index_is_added_in_parts)
+{
+    enum { PART = 3 };
+    int32_t tokens[RESTORED * BLOCK];
+    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
+    start(16u << 20, 1ull << 30);
+    compute_chain(open_space("r", 1), 1, RESTORED);
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    cache->n_restored_max = PART;
+    struct kv_space *space = begin_space("r", 1);
+    while (kv_cache_is_busy(cache)) {
+        uint32_t before = space->tree.n_nodes;
+        kv_cache_poll(cache);
+        cr_expect(le(u32, space->tree.n_nodes, before + PART));
+        cr_expect(eq(int, kv_space_is_ready(space), space->tree.n_nodes == RESTORED));
+        sched_yield();
+    }
+    fill(tokens, RESTORED * BLOCK, 1);
+    cr_expect(eq(u32, kv_space_known_tokens(space, &text, false), RESTORED * BLOCK));
+}
+
+/* The first block of a chain was lost and computed again, so the index names it last. */
+Test(kv_spaces, a_parent_that_comes_late_gets_its_children)
+{
+    enum { N = 3 };
+    int32_t tokens[N * BLOCK];
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    compute_chain(space, 1, N);
+    settle();
+    fill(tokens, N * BLOCK, 1);
+    struct kv_node *first = space->tree.root->first_child;
+    kv_space_forget(space, first, 0);
+    compute(space, 1);
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    cache->n_restored_max = 2;
+    space = open_space("r", 1);
+    cr_assert(eq(u32, space->tree.n_nodes, N));
+    uint32_t n = 0;
+    for (const struct kv_node *node = space->tree.root; node->first_child != NULL; n++) {
+        node = node->first_child;
+        cr_expect(eq(u32, node->position, n));
+    }
+    cr_expect(eq(u32, n, N));
+}
+
+/* What the first part of an index names makes room for others before the last is added; and a cache
+ * may end in between. */
+Test(kv_spaces, an_index_that_is_added_in_parts_may_be_cut_short)
+{
+    start(16u << 20, 1ull << 30);
+    compute_chain(open_space("r", 1), 1, RESTORED);
+    compute(open_space("r", 2), 2);
+    settle();
+    stop();
+    for (int evicts = 0; evicts < 2; evicts++) {
+        start(16u << 20, 1ull << 30);
+        cache->n_restored_max = 3;
+        struct kv_space *space = begin_space("r", 1);
+        while (space->tree.n_nodes == 0) {
+            kv_cache_poll(cache);
+            sched_yield();
+        }
+        cr_assert(not(kv_space_is_ready(space)));
+        if (evicts) {
+            cr_expect(lt(u64, 0, kv_cache_evict_store(cache, "r", 2 * BLOCK_BYTES)));
+            settle();
+            cr_expect(kv_space_is_ready(space));
+            cr_expect(le(u32, space->tree.n_nodes, RESTORED));
+        }
+        stop();
+    }
+}
+
 /* ---- what gives way ------------------------------------------------------------------------ */
 
 /* The bound is of the disk: what one store has evicted for the sake of others takes no space. */
