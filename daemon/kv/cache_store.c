@@ -113,8 +113,7 @@ static void open_done(void *arg, int result)
 static bool add_restored(struct kv_space *s, const struct kv_store_block *b)
 {
     struct kv_node *node = NULL;
-    int rc = kv_tree_insert(&s->tree, b->key, b->parent, b->position, b->flags & ~KV_BLOCK_PINNED,
-                            b->tokens, &node);
+    int rc = kv_tree_insert(&s->tree, b->key, b->parent, b->position, b->flags, b->tokens, &node);
     bool foreign = rc == -EEXIST && memcmp(node->tokens, b->tokens, sizeof(b->tokens)) != 0;
     if ((rc < 0 && rc != -EEXIST) || foreign || node->places[b->layer_class].state != KV_UNSAVED) {
         return false;

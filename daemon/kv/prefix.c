@@ -158,7 +158,7 @@ int kv_tree_insert(struct kv_tree *t, struct kv_key key, struct kv_key parent_ke
     }
     n->key = key;
     n->position = position;
-    n->flags = flags;
+    n->flags = flags & ~(uint32_t)KV_BLOCK_PINNED;
     memcpy(n->tokens, tokens, sizeof(n->tokens));
     struct kv_node *parent = find_parent(t, parent_key, position);
     if (parent != NULL) {

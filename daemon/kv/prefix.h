@@ -70,7 +70,8 @@ struct kv_key kv_tree_next_key(const struct kv_tree *t, struct kv_key parent, co
 struct kv_node *kv_tree_find(const struct kv_tree *t, struct kv_key key, const int32_t *tokens);
 
 /* Adds a node without any place. parent NULL: it is looked up by parent_key; it may be unknown.
- * -EEXIST with the node that is there; -ENOMEM. */
+ * -EEXIST with the node that is there; -ENOMEM. It is not pinned, whatever the flags say: whoever
+ * pins it counts that. */
 int kv_tree_insert(struct kv_tree *t, struct kv_key key, struct kv_key parent_key,
                    uint32_t position, uint32_t flags, const int32_t *tokens, struct kv_node **ret);
 

@@ -1,9 +1,7 @@
 /* Spaces over real folders: what makes room, what a purge leaves, what is held meanwhile. */
-#include "daemon/backend/pool.h"
-#include "daemon/io/io.h"
 #include "daemon/kv/cache_admin.h"
-#include "daemon/kv/cache_internal.h"
 #include "daemon/kv/sequence.h"
+#include "tests/unit/kv/spaces_rig.h"
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
@@ -13,16 +11,13 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <sched.h>
-#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
 
-#define BLOCK       GQA_KV_BLOCK_TOKENS
-#define BLOCK_BYTES (64u << 10)
-#define SLAB_BLOCKS 32u /* in 2 MiB, which the arena maps at once */
+TestSuite(kv_spaces, .init = setup, .fini = teardown, .timeout = 60);
 
 /* The calling thread's allocations until one fails; negative: none does. The linker wraps malloc
  * for this program. */
@@ -33,122 +28,6 @@ void *__wrap_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes)
 {
     return allocations >= 0 && allocations-- == 0 ? NULL : __real_malloc(bytes);
-}
-
-static char folder[64];
-static struct io *io;
-static struct kv_cache *cache;
-static struct kv_layout layout;
-
-static void setup(void)
-{
-    /* One class: 64 tokens x 2 heads x (64 + 64) dimensions of 4 bytes are 64 KiB. */
-    const struct kv_layer_desc layer = {0, 2, 64, 64, GQA_TYPE_F32, GQA_TYPE_F32};
-    cr_assert(eq(int, kv_layout_init(&layout, &layer, 1), 0));
-    cr_assert(eq(u64, layout.classes[0].block_bytes, BLOCK_BYTES));
-    strcpy(folder, "/tmp/gqad-test-XXXXXX");
-    cr_assert(ne(ptr, mkdtemp(folder), NULL));
-    cr_assert(eq(int, io_create(false, &io), 0));
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *walk)
-{
-    return remove(path);
-}
-
-static void stop(void)
-{
-    kv_cache_destroy(cache);
-    cache = NULL;
-}
-
-static void teardown(void)
-{
-    stop();
-    io_destroy(io);
-    kv_layout_finish(&layout);
-    nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-TestSuite(kv_spaces, .init = setup, .fini = teardown, .timeout = 60);
-
-static void on_wake(void *arg)
-{
-}
-
-static void start(uint64_t arena_bytes, uint64_t store_bytes)
-{
-    const struct kv_cache_options options = {
-        .arena_bytes_max = arena_bytes,
-        .folder = store_bytes > 0 ? folder : NULL,
-        .io = io,
-        .store_bytes_max = store_bytes,
-        .wake = on_wake,
-    };
-    cr_assert(eq(int, kv_cache_create(&options, &cache), 0));
-}
-
-static void settle(void)
-{
-    while (kv_cache_is_busy(cache)) {
-        kv_cache_poll(cache);
-        sched_yield();
-    }
-}
-
-static struct kv_space *begin_space(const char *realm, uint8_t model)
-{
-    struct kv_identity identity = {.id = {model}};
-    struct kv_space *s = kv_cache_space(cache, realm, &identity, &layout);
-    cr_assert(ne(ptr, s, NULL));
-    return s;
-}
-
-static struct kv_space *open_space(const char *realm, uint8_t model)
-{
-    struct kv_space *s = begin_space(realm, model);
-    settle();
-    return s;
-}
-
-/* Tokens that begin with others for every seed. */
-static void fill(int32_t *tokens, uint32_t n, uint32_t seed)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        tokens[i] = (int32_t)(seed * 1000 + i);
-    }
-}
-
-#define CHAIN_MAX 16u
-
-/* So many whole blocks of that seed, one after another, go to the tree, and nobody holds them. */
-static void compute_chain(struct kv_space *space, uint32_t seed, uint32_t n)
-{
-    int32_t tokens[CHAIN_MAX * BLOCK];
-    const struct kv_text text = {tokens, n * BLOCK, n * BLOCK};
-    struct kv_sequence s;
-    cr_assert(le(u32, n, CHAIN_MAX));
-    fill(tokens, n * BLOCK, seed);
-    kv_sequence_init(&s, &layout, cache, space, false);
-    cr_assert(eq(int, kv_sequence_reserve(&s, n * BLOCK), 0));
-    for (uint32_t i = 0; i < n; i++) {
-        memset(s.lists[0].pages[i], (int)((seed + i) % 251), BLOCK_BYTES);
-    }
-    kv_sequence_commit(&s, n * BLOCK, &text);
-    kv_sequence_finish(&s);
-}
-
-static void compute(struct kv_space *space, uint32_t seed)
-{
-    compute_chain(space, seed, 1);
-}
-
-static bool is_known(const struct kv_space *space, uint32_t seed)
-{
-    int32_t tokens[BLOCK];
-    const struct kv_text text = {tokens, BLOCK, BLOCK};
-    fill(tokens, BLOCK, seed);
-    return kv_space_known_tokens(space, &text, false) == BLOCK;
 }
 
 struct purged {
@@ -398,41 +277,6 @@ Test(kv_spaces, stores_that_were_closed_count)
 
 /* ---- a slow disk ------------------------------------------------------------------------- */
 
-/* A job that the io thread has until somebody opens the gate. */
-struct gate {
-    struct io_call_job job;
-    sem_t reached, opened;
-};
-
-static int wait_at_gate(void *arg)
-{
-    struct gate *g = arg;
-    sem_post(&g->reached);
-    while (sem_wait(&g->opened) < 0) {
-    }
-    return 0;
-}
-
-static void shut(struct gate *g)
-{
-    sem_init(&g->opened, 0, 0);
-    sem_init(&g->reached, 0, 0);
-    g->job = (struct io_call_job){.fn = wait_at_gate, .arg = g};
-    cr_assert(eq(int, io_submit_call(io, &g->job), 0));
-}
-
-static void open_gate(struct gate *g)
-{
-    sem_post(&g->opened);
-}
-
-/* Waits until the io thread has done what came before. */
-static void reach_gate(struct gate *g)
-{
-    while (sem_wait(&g->reached) < 0) {
-    }
-}
-
 /* So many spaces are open, and each has a block that is saved. */
 static void fill_spaces(uint8_t n)
 {
@@ -558,179 +402,6 @@ Test(kv_spaces, a_purge_takes_a_store_that_is_being_closed)
     cr_expect(eq(int, purge.result, 0));
     cr_expect(not(is_known(open_space("r", 1), 1)));
     sem_destroy(&gate.opened);
-}
-
-/* ---- what was restored is checked ---------------------------------------------------------- */
-
-#define RESTORED 8u
-
-/* A space with a chain of blocks from its store, none of which was looked at, and a prompt that
- * wants them all. */
-static void restore_chain(struct kv_sequence *s, int32_t *tokens)
-{
-    start(16u << 20, 1ull << 30);
-    compute_chain(open_space("r", 1), 1, RESTORED);
-    settle();
-    stop();
-    start(16u << 20, 1ull << 30);
-    cache->check_bytes_max = 2 * BLOCK_BYTES;
-    kv_sequence_init(s, &layout, cache, open_space("r", 1), false);
-    fill(tokens, RESTORED * BLOCK, 1);
-}
-
-static uint32_t count_verified(const struct kv_space *space)
-{
-    uint32_t n = 0, bucket = 0;
-    for (struct kv_node *node = NULL; (node = kv_tree_next(&space->tree, &bucket, node)) != NULL;) {
-        n += node->places[0].verified;
-    }
-    return n;
-}
-
-static void expect_restored(struct kv_sequence *s)
-{
-    cr_expect(eq(u32, s->n_tokens, RESTORED * BLOCK));
-    for (uint32_t i = 0; i < RESTORED; i++) {
-        cr_expect(eq(int, *(const unsigned char *)s->lists[0].pages[i], (int)(1 + i)));
-    }
-    struct kv_cache_stats stats;
-    kv_cache_stats(cache, &stats);
-    cr_expect(eq(u64, stats.n_corrupt, 0));
-}
-
-/* What others have the io thread do comes in between the pieces of a long check. */
-Test(kv_spaces, a_long_check_lets_others_in_between)
-{
-    int32_t tokens[RESTORED * BLOCK];
-    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
-    struct kv_sequence s;
-    struct gate before, between;
-    restore_chain(&s, tokens);
-    shut(&before);
-    cr_assert(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, false), -EAGAIN));
-    shut(&between);
-    open_gate(&before);
-    reach_gate(&between);
-    kv_cache_poll(cache);
-    cr_expect(kv_cache_is_busy(cache)); /* a piece is done, and the rest is to come */
-    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, false), -EAGAIN));
-    open_gate(&between);
-    settle();
-    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, false), 0));
-    expect_restored(&s);
-    kv_sequence_finish(&s);
-    sem_destroy(&before.opened);
-    sem_destroy(&between.opened);
-}
-
-static uint32_t n_woken;
-
-static void count_wake(void *arg)
-{
-    n_woken++;
-}
-
-/* With nothing else to do the engine takes part, and comes back to what else there may be. */
-Test(kv_spaces, a_direct_check_is_bounded)
-{
-    int32_t tokens[RESTORED * BLOCK];
-    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
-    struct kv_sequence s;
-    restore_chain(&s, tokens);
-    cr_assert(eq(int, pool_create(2, 0, &cache->options.pool), 0));
-    cache->options.wake = count_wake;
-    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, true), -EAGAIN));
-    cr_expect(eq(u32, count_verified(s.space), RESTORED / 2));
-    cr_expect(eq(u32, n_woken, 1));
-    uint64_t news = kv_cache_news(cache);
-    kv_cache_poll(cache);
-    cr_expect(lt(u64, news, kv_cache_news(cache)));
-    cr_expect(not(kv_cache_is_busy(cache)));
-    cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, true), 0));
-    expect_restored(&s);
-    kv_sequence_finish(&s);
-    pool_destroy(cache->options.pool);
-}
-
-/* ---- what the index names ------------------------------------------------------------------ */
-
-/* A long index goes into the tree in parts, and who asks for the space waits for the last. */
-Test(kv_spaces, an_index_is_added_in_parts)
-{
-    enum { PART = 3 };
-    int32_t tokens[RESTORED * BLOCK];
-    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
-    start(16u << 20, 1ull << 30);
-    compute_chain(open_space("r", 1), 1, RESTORED);
-    settle();
-    stop();
-    start(16u << 20, 1ull << 30);
-    cache->n_restored_max = PART;
-    struct kv_space *space = begin_space("r", 1);
-    while (kv_cache_is_busy(cache)) {
-        uint32_t before = space->tree.n_nodes;
-        kv_cache_poll(cache);
-        cr_expect(le(u32, space->tree.n_nodes, before + PART));
-        cr_expect(eq(int, kv_space_is_ready(space), space->tree.n_nodes == RESTORED));
-        sched_yield();
-    }
-    fill(tokens, RESTORED * BLOCK, 1);
-    cr_expect(eq(u32, kv_space_known_tokens(space, &text, false), RESTORED * BLOCK));
-}
-
-/* The first block of a chain was lost and computed again, so the index names it last. */
-Test(kv_spaces, a_parent_that_comes_late_gets_its_children)
-{
-    enum { N = 3 };
-    int32_t tokens[N * BLOCK];
-    start(16u << 20, 1ull << 30);
-    struct kv_space *space = open_space("r", 1);
-    compute_chain(space, 1, N);
-    settle();
-    fill(tokens, N * BLOCK, 1);
-    struct kv_node *first = space->tree.root->first_child;
-    kv_space_forget(space, first, 0);
-    compute(space, 1);
-    settle();
-    stop();
-    start(16u << 20, 1ull << 30);
-    cache->n_restored_max = 2;
-    space = open_space("r", 1);
-    cr_assert(eq(u32, space->tree.n_nodes, N));
-    uint32_t n = 0;
-    for (const struct kv_node *node = space->tree.root; node->first_child != NULL; n++) {
-        node = node->first_child;
-        cr_expect(eq(u32, node->position, n));
-    }
-    cr_expect(eq(u32, n, N));
-}
-
-/* What the first part of an index names makes room for others before the last is added; and a cache
- * may end in between. */
-Test(kv_spaces, an_index_that_is_added_in_parts_may_be_cut_short)
-{
-    start(16u << 20, 1ull << 30);
-    compute_chain(open_space("r", 1), 1, RESTORED);
-    compute(open_space("r", 2), 2);
-    settle();
-    stop();
-    for (int evicts = 0; evicts < 2; evicts++) {
-        start(16u << 20, 1ull << 30);
-        cache->n_restored_max = 3;
-        struct kv_space *space = begin_space("r", 1);
-        while (space->tree.n_nodes == 0) {
-            kv_cache_poll(cache);
-            sched_yield();
-        }
-        cr_assert(not(kv_space_is_ready(space)));
-        if (evicts) {
-            cr_expect(lt(u64, 0, kv_cache_evict_store(cache, "r", 2 * BLOCK_BYTES)));
-            settle();
-            cr_expect(kv_space_is_ready(space));
-            cr_expect(le(u32, space->tree.n_nodes, RESTORED));
-        }
-        stop();
-    }
 }
 
 /* ---- what gives way ------------------------------------------------------------------------ */
