@@ -105,7 +105,7 @@ static inline void kv_space_end_job(struct kv_space *s)
     s->cache->n_pending--;
 }
 
-/* ---- cache_store.c ---------------------------------------------------------------------- */
+/* ---- cache_open.c ----------------------------------------------------------------------- */
 
 /* What the files of its store are called. */
 void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX + 1]);
@@ -116,6 +116,15 @@ void kv_space_close(struct kv_space *s);
 /* The same without waiting, so that the space may go at once: the io thread closes the store, and
  * opens or removes it behind that. False: too many are being closed. */
 bool kv_space_begin_close(struct kv_space *s);
+
+/* ---- cache_store.c ---------------------------------------------------------------------- */
+
+/* Notes why nothing is saved ("": it is), and logs it once. */
+void kv_space_set_trouble(struct kv_space *s, const char *why);
+/* A block of the class is, or is no longer, in the store or on its way there; and on the disk for
+ * good. */
+void kv_space_count_saved(struct kv_space *s, uint32_t layer_class, bool more);
+void kv_space_count_synced(struct kv_space *s, uint32_t layer_class, bool more);
 /* Begins to save one block of the arena; where that cannot be now, the space has a backlog. */
 void kv_space_save(struct kv_space *s, struct kv_node *n, uint32_t layer_class);
 /* Saves what could not be saved before. */
