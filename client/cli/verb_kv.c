@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define BLOCK_TOKENS 64 /* of the KV cache: what is pinned is a multiple */
+
 enum action { ACTION_NONE, STATS, LIST, PIN, UNPIN, DROP, PURGE, EXPORT, IMPORT };
 
 static const struct {
@@ -127,6 +129,17 @@ static void print_list(const json_t *result)
     }
 }
 
+/* Whole blocks are pinned, until the user's share is used up. */
+static void print_pins(const json_t *result, bool pinned)
+{
+    double n_prompt = cli_num(result, "n_prompt", 0), n_pinned = cli_num(result, "n_pinned", 0);
+    printf("%.0f of %.0f tokens %s\n", n_pinned, n_prompt, pinned ? "pinned" : "unpinned");
+    if (pinned && n_pinned + BLOCK_TOKENS <= n_prompt) {
+        printf("the rest is beyond what this user may pin: unpin other prompts, or have "
+               "kv_store_bytes, kv_store_bytes_per_user or kv_bytes raised\n");
+    }
+}
+
 static int print(struct cli *c, enum action action, json_t *result)
 {
     if (c->json) {
@@ -139,8 +152,7 @@ static int print(struct cli *c, enum action action, json_t *result)
         break;
     case PIN:
     case UNPIN:
-        printf("%.0f of %.0f tokens %s\n", cli_num(result, "n_pinned", 0),
-               cli_num(result, "n_prompt", 0), action == PIN ? "pinned" : "unpinned");
+        print_pins(result, action == PIN);
         break;
     case DROP:
     case PURGE:

@@ -366,5 +366,24 @@ class Server(Case):
         Tool(self.folder.path)("ping", status=69)
 
 
+class Pins(unittest.TestCase):
+    """A user may pin a part of what may be kept, and is told where that ends."""
+
+    def test_what_goes_beyond_a_users_share_is_told(self):
+        folder = Folder()
+        self.addCleanup(folder.remove)
+        daemon = Daemon(folder.path, "--kv-bytes", "2M", "--no-kv-store")
+        self.addCleanup(daemon.kill)
+        gqa = Tool(folder.path, "--socket", daemon.socket)
+        told = [gqa("kv", "pin", "-m", "tiny", f"{k} " + "word " * 300).text for k in range(8)]
+        for text, next_text in zip(told, told[1:]):  # all of one, then a part or nothing of those that come
+            self.assertLessEqual("beyond" in text, "beyond" in next_text)
+        self.assertNotIn("beyond", told[0])
+        self.assertRegex(told[-1], r"^0 of \d+ tokens pinned\nthe rest is beyond what this user may pin")
+        gqa("kv", "unpin", "-m", "tiny", "0 " + "word " * 300)
+        self.assertNotRegex(gqa("kv", "pin", "-m", "tiny", "7 " + "word " * 300).text, "^0 of")
+        daemon.stop()
+
+
 if __name__ == "__main__":
     main()
