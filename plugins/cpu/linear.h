@@ -38,8 +38,8 @@
  *   q       (n_blocks, t, 32) int8
  *   scale   (n_blocks, t) float
  *   halves  (n_blocks, t, 2) int16: the sums of q over k 0..15 and 16..31 of the block
- *   minus   (n_blocks, t) int32: the sum of q, negated; times a type's offset it is what the offset
- *           adds too much to sum(q * stored)
+ *   minus   (n_blocks, t) int32: CPU_MINUS_UNIT times the sum of q, negated; times a type's offset
+ *           in such units it is what the offset adds too much to sum(q * stored)
  *   total   (n_blocks, t) float: scale times the sum of q
  *   lanes   (n_blocks, t, 2, 2) int16: of each half of the block the sum of q over the k with k % 4
  *           below 2, negated, and that over the others. Of levels that read it: the others leave it
@@ -56,6 +56,17 @@ struct cpu_acts {
     float *total;
     int16_t *lanes;
 };
+
+/* Q4_0's offset, which so costs no operation; the others', of types whose halves of k have no
+ * scales of their own, are multiples of it. */
+#define CPU_MINUS_UNIT 8
+
+/* What an offset (a power of two) adds too much to sum(q * stored) is minus << cpu_minus_shift().
+ */
+static inline unsigned cpu_minus_shift(int32_t offset)
+{
+    return (unsigned)__builtin_ctz((unsigned)(offset / CPU_MINUS_UNIT));
+}
 
 /* 127 / peak would overflow below about 3.8e-37. */
 #define CPU_ACT_PEAK_MIN 1e-36f

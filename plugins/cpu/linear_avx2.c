@@ -78,15 +78,22 @@ CPU_SPECIALISE void dot(const struct cpu_layout *l, const struct source *from,
                 start = _mm256_slli_epi16(cpu_broadcast_dword(lanes + r * 4 + v / 4 * 2),
                                           __builtin_ctz((unsigned)l->offset));
             }
+            __m256i p[2]; /* both before either is added: 1 % */
             CPU_UNROLL
             for (int half = 0; half < 2; half++) {
-                __m256i p = is_signed(l) ? _mm256_maddubs_epi16(magnitude[half],
-                                                                _mm256_sign_epi8(x, q[half]))
-                                         : _mm256_maddubs_epi16(q[half], x);
+                p[half] = is_signed(l)
+                              ? _mm256_maddubs_epi16(magnitude[half], _mm256_sign_epi8(x, q[half]))
+                              : _mm256_maddubs_epi16(q[half], x);
+            }
+            CPU_CHAIN(p[0]);
+            CPU_CHAIN(p[1]);
+            CPU_UNROLL
+            for (int half = 0; half < 2; half++) {
                 if (v % held != 0) {
-                    pairs[r][half] = _mm256_add_epi16(pairs[r][half], p);
+                    pairs[r][half] = _mm256_add_epi16(pairs[r][half], p[half]);
                 } else {
-                    pairs[r][half] = starts_with_offset(l) ? _mm256_add_epi16(p, start) : p;
+                    pairs[r][half] =
+                        starts_with_offset(l) ? _mm256_add_epi16(p[half], start) : p[half];
                 }
                 CPU_CHAIN(pairs[r][half]);
                 if (v % held == held - 1) {
@@ -118,9 +125,7 @@ CPU_SPECIALISE void block_products(const struct cpu_layout *l, const struct sour
         for (int half = 0; half < 2; half++) {
             __m256i sum = sums[r][half];
             if (l->offset != 0 && !is_signed(l) && !starts_with_offset(l)) {
-                __m256i minus = cpu_broadcast_dword(tile->minus + at + r);
-                sum = _mm256_add_epi32(
-                    sum, _mm256_slli_epi32(minus, __builtin_ctz((unsigned)l->offset)));
+                sum = _mm256_add_epi32(sum, cpu_load_minus(l->offset, tile->minus + at + r));
             }
             products[r][half] = _mm256_cvtepi32_ps(sum);
         }
@@ -186,7 +191,7 @@ static void quantise(const float *x, const struct cpu_act_place *place)
             halves[1] = quantise_16(v[2], v[3], inverse, q + 16, lanes + 2);
             place->scale[at] = peak / 127.0f;
         }
-        place->minus[at] = -(halves[0] + halves[1]);
+        place->minus[at] = -CPU_MINUS_UNIT * (halves[0] + halves[1]);
         place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }

@@ -34,8 +34,11 @@ CPU_SPECIALISE void start_sums(const struct cpu_layout *l, const int16_t *a_halv
         ret[0] = _mm512_dpwssd_epi32(ret[0], halves, _mm512_set1_epi32((int32_t)low));
         ret[1] = _mm512_dpwssd_epi32(ret[1], halves, _mm512_set1_epi32((int32_t)(low << 16)));
     } else {
-        const unsigned log2_offset = (unsigned)__builtin_ctz((unsigned)cpu_offset_of(l));
-        ret[0] = _mm512_slli_epi32(cpu_broadcast_dword(a_minus), log2_offset);
+        const unsigned shift = cpu_minus_shift(cpu_offset_of(l));
+        ret[0] = cpu_broadcast_dword(a_minus);
+        if (shift != 0) {
+            ret[0] = _mm512_slli_epi32(ret[0], shift);
+        }
     }
 }
 
@@ -236,7 +239,7 @@ static void quantise(const float *x, const struct cpu_act_place *place)
             quantise_32(low, high, _mm512_set1_ps(127.0f / peak), q, halves);
             place->scale[at] = peak / 127.0f;
         }
-        place->minus[at] = -(halves[0] + halves[1]);
+        place->minus[at] = -CPU_MINUS_UNIT * (halves[0] + halves[1]);
         place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }

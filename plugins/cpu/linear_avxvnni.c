@@ -49,7 +49,7 @@ CPU_SPECIALISE __m256i start_sums(const struct cpu_layout *l, const int16_t *a_h
         return _mm256_madd_epi16(cpu_broadcast_dword(a_halves),
                                  _mm256_set1_epi32((int32_t)(part == 0 ? low : low << 16)));
     }
-    return _mm256_slli_epi32(cpu_broadcast_dword(a_minus), __builtin_ctz((unsigned)offset_of(l)));
+    return cpu_load_minus(offset_of(l), a_minus);
 }
 
 /* Exact sums of n vectors from first on. a's rows lie side by side. */

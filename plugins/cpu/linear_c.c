@@ -49,7 +49,7 @@ static void quantise(const float *x, const struct cpu_act_place *place)
         int16_t *halves = place->halves + at * 2;
 
         quantise_block(x + b * CPU_BLOCK, place->q + at * CPU_BLOCK, place->scale + at, halves);
-        place->minus[at] = -(halves[0] + halves[1]);
+        place->minus[at] = -CPU_MINUS_UNIT * (halves[0] + halves[1]);
         place->total[at] = place->scale[at] * (float)(halves[0] + halves[1]);
     }
 }

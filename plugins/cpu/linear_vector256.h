@@ -94,13 +94,17 @@ CPU_SPECIALISE void multiply_block(const struct cpu_layout *l, const struct sour
     __m256 products[GROUP_ROWS][2];
 
     block_products(l, from, f, n_rows, tile, at, products);
+    /* In registers, which the sums have left by now: a load costs as much as a multiply. */
+    __m256 scale[2] = {f->scale[0], f->scale[1]};
+    CPU_CHAIN(scale[0]);
+    CPU_CHAIN(scale[1]);
     CPU_UNROLL
     for (int r = 0; r < n_rows; r++) {
         const __m256 a_scale = _mm256_broadcast_ss(tile->scale + at + r);
         CPU_UNROLL
         for (int half = 0; half < 2; half++) {
-            acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(f->scale[half], a_scale),
-                                           products[r][half], acc[r][half]);
+            acc[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(scale[half], a_scale), products[r][half],
+                                           acc[r][half]);
             if (l->scales == CPU_SCALES_HALVES_MIN) {
                 __m256i halves = cpu_broadcast_dword(tile->halves + (at + (size_t)r) * 2);
                 __m256i mins = _mm256_madd_epi16(halves, f->part_min[half]);

@@ -42,6 +42,15 @@ CPU_SPECIALISE __m256i cpu_broadcast_dword(const void *at)
     return _mm256_set1_epi32(bits);
 }
 
+/* What an offset adds too much to a row's sums, negated. */
+CPU_SPECIALISE __m256i cpu_load_minus(int32_t offset, const int32_t *minus)
+{
+    const int shift = (int)cpu_minus_shift(offset);
+    __m256i x = cpu_broadcast_dword(minus);
+
+    return shift == 0 ? x : _mm256_slli_epi32(x, shift);
+}
+
 /* The levels in both lanes, ready for VPSHUFB, with shift taken off. */
 CPU_SPECIALISE __m256i cpu_load_levels(const struct cpu_layout *l, int32_t shift)
 {

@@ -1,7 +1,7 @@
 /* plugins/cpu/unroll.h - what the vector kernels need from the compiler: functions that must be
  * specialised by constant arguments, and loops over register arrays that must vanish. A build that
- * wants neither (tests/emulated, where a register is an array) defines CPU_SPECIALISE and
- * CPU_UNROLL itself. */
+ * wants neither (tests/emulated, where a register is an array) defines CPU_SPECIALISE, CPU_UNROLL
+ * and CPU_CHAIN itself. */
 #ifndef PLUGINS_CPU_UNROLL_H
 #define PLUGINS_CPU_UNROLL_H
 
