@@ -81,7 +81,7 @@ static void drop_node(struct kv_space *s, struct kv_node *n, struct kv_removed *
 static int drop_space(struct kv_space *s, bool pinned_too, struct kv_removed *removed)
 {
     size_t count;
-    struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
+    struct kv_node **nodes = kv_tree_by_position(&s->tree, NULL, NULL, &count);
     if (nodes == NULL) {
         return -ENOMEM;
     }

@@ -232,8 +232,9 @@ static bool is_unsaved(const struct kv_space *s, const struct kv_node *n, uint32
            (s->windows[layer_class] == 0 || p->wanted);
 }
 
-static bool has_unsaved(const struct kv_space *s, const struct kv_node *n)
+static bool has_unsaved(const void *arg, const struct kv_node *n)
 {
+    const struct kv_space *s = arg;
     for (uint32_t c = 0; c < s->n_classes; c++) {
         if (is_unsaved(s, n, c)) {
             return true;
@@ -249,18 +250,15 @@ void kv_space_save_backlog(struct kv_space *s)
     if (!s->backlog || s->state != KV_SPACE_OPEN || s->retry_ns != 0) {
         return;
     }
-    size_t count, n = 0;
-    struct kv_node **nodes = kv_tree_by_position(&s->tree, &count);
+    size_t n;
+    struct kv_node **nodes = kv_tree_by_position(&s->tree, has_unsaved, s, &n);
     if (nodes == NULL) {
         s->retry_ns = kv_now_ns() + SAVE_RETRY_NS;
         return;
     }
     s->backlog = false;
-    for (size_t i = 0; i < count; i++) {
-        if (has_unsaved(s, nodes[i])) {
-            nodes[i]->users++;
-            nodes[n++] = nodes[i];
-        }
+    for (size_t i = 0; i < n; i++) {
+        nodes[i]->users++;
     }
     for (size_t i = 0; i < n && !s->backlog; i++) {
         for (uint32_t c = 0; c < s->n_classes; c++) {

@@ -218,7 +218,8 @@ static int by_position(const void *a, const void *b)
     return x->position < y->position ? -1 : x->position > y->position;
 }
 
-struct kv_node **kv_tree_by_position(const struct kv_tree *t, size_t *ret_count)
+struct kv_node **kv_tree_by_position(const struct kv_tree *t, kv_node_filter_fn wanted,
+                                     const void *arg, size_t *ret_count)
 {
     struct kv_node **nodes = malloc(((size_t)t->n_nodes + 1) * sizeof(struct kv_node *));
     uint32_t bucket = 0;
@@ -227,7 +228,9 @@ struct kv_node **kv_tree_by_position(const struct kv_tree *t, size_t *ret_count)
         return NULL;
     }
     for (struct kv_node *n = NULL; (n = kv_tree_next(t, &bucket, n)) != NULL;) {
-        nodes[(*ret_count)++] = n;
+        if (wanted == NULL || wanted(arg, n)) {
+            nodes[(*ret_count)++] = n;
+        }
     }
     if (*ret_count > 0) {
         qsort(nodes, *ret_count, sizeof(struct kv_node *), by_position);

@@ -88,9 +88,12 @@ void kv_tree_link_orphans(struct kv_tree *t, const struct kv_key *parent_keys,
 /* The next node of all, in no order: start with bucket 0 and NULL. For scans. */
 struct kv_node *kv_tree_next(const struct kv_tree *t, uint32_t *bucket, struct kv_node *n);
 
-/* All nodes, those of the first positions first; malloc'ed, NULL without memory (*ret_count is 0
- * then). */
-struct kv_node **kv_tree_by_position(const struct kv_tree *t, size_t *ret_count);
+typedef bool (*kv_node_filter_fn)(const void *arg, const struct kv_node *n);
+
+/* All nodes that are wanted (NULL: all), those of the first positions first; malloc'ed, NULL
+ * without memory (*ret_count is 0 then). */
+struct kv_node **kv_tree_by_position(const struct kv_tree *t, kv_node_filter_fn wanted,
+                                     const void *arg, size_t *ret_count);
 
 static inline bool kv_place_is_there(const struct kv_place *p)
 {
