@@ -156,9 +156,11 @@ struct scope {
 };
 #define ALL_CLASSES UINT32_MAX
 
+/* Of a store whose index is being added nobody knows yet which nodes are leaves. */
 static bool is_in(const struct scope *where, const struct kv_space *s)
 {
-    return (where->space == NULL || where->space == s) &&
+    return !(where->in_store && s->state == KV_SPACE_OPENING) &&
+           (where->space == NULL || where->space == s) &&
            (where->realm == NULL || strcmp(s->realm, where->realm) == 0);
 }
 
@@ -247,8 +249,13 @@ uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t by
 
 uint64_t kv_space_evict_store(struct kv_space *s, uint32_t layer_class, uint64_t bytes)
 {
-    const struct scope where = {.in_store = true, .space = s, .layer_class = layer_class};
-    return evict_from(s->cache, where, bytes);
+    struct scope where = {.in_store = true, .space = s, .layer_class = layer_class};
+    uint64_t freed = evict_from(s->cache, where, bytes);
+    if (freed == 0) { /* leaves hold none of the class, but keep those before them from going */
+        where.layer_class = ALL_CLASSES;
+        freed = evict_from(s->cache, where, bytes);
+    }
+    return freed;
 }
 
 void kv_space_clear(struct kv_space *s)

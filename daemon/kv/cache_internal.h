@@ -181,7 +181,8 @@ struct kv_node *kv_space_prune(struct kv_space *s, struct kv_node *n);
 uint64_t kv_cache_evict_arena(struct kv_cache *c, uint64_t bytes);
 /* Makes room in the stores, for one realm or (NULL) for all. */
 uint64_t kv_cache_evict_store(struct kv_cache *c, const char *realm, uint64_t bytes);
-/* Makes room in one store for blocks of one class, whose files give none to the others. */
+/* Makes room in one store for blocks of one class, whose files give none to the others; in leaves
+ * that keep those from going, where there are only such. */
 uint64_t kv_space_evict_store(struct kv_space *s, uint32_t layer_class, uint64_t bytes);
 /* Removes every node that no sequence uses, from memory alone. */
 void kv_space_clear(struct kv_space *s);
