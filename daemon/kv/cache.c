@@ -89,7 +89,7 @@ static bool wait_for_pending(struct kv_cache *c, const struct timespec *end)
 static bool close_stores(struct kv_cache *c, const struct timespec *end)
 {
     for (struct kv_space *s = c->spaces; s != NULL; s = s->next) {
-        while (!kv_space_begin_close(s) && c->n_closing > 0) { /* enough are being closed */
+        while (!kv_space_begin_close(s)) { /* enough are being closed */
             if (!wait_for_pending(c, end)) {
                 return false;
             }
@@ -98,9 +98,9 @@ static bool close_stores(struct kv_cache *c, const struct timespec *end)
     return wait_for_pending(c, end);
 }
 
+/* Its store is closed, or being closed. */
 static void space_destroy(struct kv_space *s)
 {
-    kv_space_close(s);
     kv_space_clear(s);
     kv_tree_finish(&s->tree);
     free(s);

@@ -43,14 +43,15 @@ struct kv_space {
     uint64_t last_turn; /* of the cache's count of uses */
 
     enum kv_space_state state;
-    bool awaits_purge;      /* OPENING: to be opened when the realm's purge has ended */
-    struct kv_store *store; /* OPEN, or OPENING with an index that was read */
-    uint64_t retry_ns;      /* FAILED: open again; OPEN with a backlog: save again */
-    bool backlog;           /* blocks could not be saved, or not yet */
-    uint64_t written_bytes; /* by the store, as last seen */
-    uint64_t saved_bytes;   /* of SAVING and SAVED places */
-    uint64_t synced_bytes;  /* of SAVED ones */
-    char trouble[192];      /* why nothing is saved, or "" */
+    bool awaits_purge;          /* OPENING: to be opened when the realm's purge has ended */
+    struct kv_store *store;     /* OPEN, or OPENING with an index that was read */
+    struct kv_closing *closing; /* with the store: cache_open.c's, for its end */
+    uint64_t retry_ns;          /* FAILED: open again; OPEN with a backlog: save again */
+    bool backlog;               /* blocks could not be saved, or not yet */
+    uint64_t written_bytes;     /* by the store, as last seen */
+    uint64_t saved_bytes;       /* of SAVING and SAVED places */
+    uint64_t synced_bytes;      /* of SAVED ones */
+    char trouble[192];          /* why nothing is saved, or "" */
 };
 
 /* What the io thread has done, handed to the engine thread: the start of a larger struct. */
@@ -111,10 +112,8 @@ static inline void kv_space_end_job(struct kv_space *s)
 void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX + 1]);
 /* Begins to open the space's store; while its realm is being purged that waits. */
 void kv_space_open(struct kv_space *s);
-/* Waits for what is being saved, and closes the store. Nothing of the space may be pending. */
-void kv_space_close(struct kv_space *s);
-/* The same without waiting, so that the space may go at once: the io thread closes the store, and
- * opens or removes it behind that. False: too many are being closed. */
+/* Has the io thread close the store, so that the space may go at once; what opens or removes it
+ * comes behind that. Nothing of the space may be pending. False: too many are being closed. */
 bool kv_space_begin_close(struct kv_space *s);
 
 /* ---- cache_store.c ---------------------------------------------------------------------- */

@@ -13,10 +13,17 @@
 
 /* ---- opening ----------------------------------------------------------------------------- */
 
+/* What the io thread tells when it has closed a store. It outlives the space. */
+struct kv_closing {
+    struct kv_news news;
+    struct kv_cache *cache;
+};
+
 struct opening {
     struct kv_news news;
     struct io_call_job call;
     struct kv_space *space;
+    struct kv_closing *closing; /* for the store's end, which so needs no memory */
     char folder[4096];
     char name[KV_STORE_NAME_MAX + 1];
     struct kv_store_identity identity;
@@ -27,6 +34,13 @@ struct opening {
     int result;
     struct fmt_error err;
 };
+
+static void free_opening(struct opening *o)
+{
+    free(o->closing);
+    free(o->blocks);
+    free(o);
+}
 
 static void on_block(void *arg, const struct kv_store_block *block)
 {
@@ -129,6 +143,8 @@ static void take_opened(struct kv_news *news)
     if (o->result == 0) {
         if (s->store == NULL) {
             s->store = o->store;
+            s->closing = o->closing;
+            o->closing = NULL;
             kv_tree_reserve(&s->tree, (uint32_t)o->n_blocks);
         }
         if (add_some_restored(s, o) && !s->cache->closing) {
@@ -144,8 +160,7 @@ static void take_opened(struct kv_news *news)
         kv_space_set_trouble(s, o->err.text);
     }
     kv_space_end_job(s);
-    free(o->blocks);
-    free(o);
+    free_opening(o);
 }
 
 void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX + 1])
@@ -168,11 +183,15 @@ void kv_space_open(struct kv_space *s)
         return;
     }
     struct opening *o = calloc(1, sizeof(*o));
-    if (o == NULL) {
+    struct kv_closing *closing = calloc(1, sizeof(*closing));
+    if (o == NULL || closing == NULL) {
+        free(o);
+        free(closing);
         s->state = KV_SPACE_FAILED;
         s->retry_ns = kv_now_ns() + OPEN_RETRY_NS;
         return;
     }
+    o->closing = closing;
     o->news.take = take_opened;
     o->space = s;
     snprintf(o->folder, sizeof(o->folder), "%s/%s", c->folder, s->realm);
@@ -186,7 +205,7 @@ void kv_space_open(struct kv_space *s)
     kv_space_begin_job(s);
     if (io_submit_call(c->options.io, &o->call) < 0) {
         kv_space_end_job(s);
-        free(o);
+        free_opening(o);
         s->state = KV_SPACE_RAM; /* the io thread ends, and so does the daemon */
         return;
     }
@@ -198,26 +217,16 @@ void kv_space_open(struct kv_space *s)
 static void closed(struct kv_space *s)
 {
     s->store = NULL;
+    s->closing = NULL;
     atomic_fetch_sub(&s->cache->store_bytes, s->saved_bytes);
     atomic_fetch_sub(&s->cache->store_bytes_synced, s->synced_bytes);
     s->saved_bytes = s->synced_bytes = 0;
     s->state = KV_SPACE_RAM;
 }
 
-void kv_space_close(struct kv_space *s)
-{
-    kv_store_close(s->store);
-    closed(s);
-}
-
-struct closing {
-    struct kv_news news;
-    struct kv_cache *cache;
-};
-
 static void take_closed(struct kv_news *news)
 {
-    struct closing *g = (struct closing *)news;
+    struct kv_closing *g = (struct kv_closing *)news;
     g->cache->n_closing--;
     g->cache->n_pending--;
     free(g);
@@ -225,7 +234,7 @@ static void take_closed(struct kv_news *news)
 
 static void close_done(void *arg)
 {
-    struct closing *g = arg;
+    struct kv_closing *g = arg;
     kv_cache_post(g->cache, &g->news);
 }
 
@@ -236,11 +245,11 @@ bool kv_space_begin_close(struct kv_space *s)
         closed(s);
         return true;
     }
-    struct closing *g = c->n_closing < KV_CLOSING_MAX ? malloc(sizeof(*g)) : NULL;
-    if (g == NULL) {
+    if (c->n_closing >= KV_CLOSING_MAX) {
         return false;
     }
-    *g = (struct closing){.news.take = take_closed, .cache = c};
+    struct kv_closing *g = s->closing;
+    *g = (struct kv_closing){.news.take = take_closed, .cache = c};
     kv_folder_closes(c, s);
     c->n_closing++;
     c->n_pending++;

@@ -424,6 +424,24 @@ Test(kv_spaces, the_end_does_not_wait_for_a_store_to_close_for_ever)
     cr_expect(is_known(open_space("r", KV_CLOSING_MAX + 2), KV_CLOSING_MAX + 2));
 }
 
+/* What the end of a store needs was there when it was opened. */
+Test(kv_spaces, a_store_is_closed_without_memory)
+{
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    compute(space, 1);
+    settle();
+    allocations = 0;
+    bool begun = kv_space_begin_close(space);
+    allocations = -1;
+    cr_expect(begun);
+    cr_expect(eq(u32, cache->n_closing, 1));
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    cr_expect(is_known(open_space("r", 1), 1));
+}
+
 /* A purge wipes what is just being closed, and goes by nothing but what is open then. */
 Test(kv_spaces, a_purge_takes_a_store_that_is_being_closed)
 {
