@@ -16,6 +16,11 @@ CPU_SPECIALISE int32_t offset_of(const struct cpu_layout *l)
     return l->bits == 8 ? 128 : l->offset;
 }
 
+CPU_SPECIALISE uint32_t direct_rows(const struct cpu_layout *l)
+{
+    return GROUP_ROWS;
+}
+
 CPU_SPECIALISE int32_t levels_shift(const struct cpu_layout *l)
 {
     return 0;

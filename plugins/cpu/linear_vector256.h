@@ -1,10 +1,10 @@
 /* plugins/cpu/linear_vector256.h - a tile of rows against strips with vectors of 256 bits, for
- * levels that differ in how they multiply. A level includes this file, defines the four functions
+ * levels that differ in how they multiply. A level includes this file, defines the five functions
  * that are declared below, and has multiply() for each layout.
  *
  * Sums of four rows and both halves of a strip's outputs stay in registers for a block, so that a
- * broadcast of four activations meets 16 outputs. Tiles of more rows unpack a block once, into the
- * first level of the cache, and their outputs wait there. */
+ * broadcast of four activations meets 16 outputs. Tiles of more rows go through the strip several
+ * times or unpack a block once, into the first level of the cache, where their outputs wait. */
 #ifndef PLUGINS_CPU_LINEAR_VECTOR256_H
 #define PLUGINS_CPU_LINEAR_VECTOR256_H
 
@@ -37,6 +37,9 @@ struct source {
     const uint8_t *lines;
 };
 
+/* Up to how many rows a tile is multiplied without unpacking a block for all of them: GROUP_ROWS or
+ * more. */
+CPU_SPECIALISE uint32_t direct_rows(const struct cpu_layout *l);
 /* What is taken off a type's levels before they are multiplied. */
 CPU_SPECIALISE int32_t levels_shift(const struct cpu_layout *l);
 /* Vector v of one half of the outputs as it is multiplied. */
@@ -198,6 +201,55 @@ CPU_SPECIALISE void multiply_groups(const enum cpu_layout_id id, const struct cp
     }
 }
 
+/* n rows of a tile from row on. */
+CPU_SPECIALISE struct cpu_act_tile rows_of(const struct cpu_act_tile *tile, uint32_t row,
+                                           uint32_t n)
+{
+    struct cpu_act_tile part = *tile;
+
+    part.n_rows = n;
+    part.q += row * CPU_BLOCK;
+    part.scale += row;
+    part.halves += 2 * row;
+    part.minus += row;
+    part.total += row;
+    part.lanes += 4 * row;
+    return part;
+}
+
+/* Up to GROUP_ROWS. */
+CPU_SPECIALISE void multiply_few(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                                 const uint8_t *strip, float *out)
+{
+    switch (tile->n_rows) {
+    case 1:
+        multiply_group(id, 1, tile, strip, out);
+        break;
+    case 2:
+        multiply_group(id, 2, tile, strip, out);
+        break;
+    case 3:
+        multiply_group(id, 3, tile, strip, out);
+        break;
+    default:
+        multiply_group(id, GROUP_ROWS, tile, strip, out);
+        break;
+    }
+}
+
+/* Group by group over the whole strip, which the caches hold from the first one on. */
+CPU_SPECIALISE void multiply_directly(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
+                                      const uint8_t *strip, float *out)
+{
+    uint32_t n_groups = (tile->n_rows + GROUP_ROWS - 1) / GROUP_ROWS;
+
+    for (uint32_t row = 0, n; row < tile->n_rows; row += n, n_groups--) {
+        n = (tile->n_rows - row + n_groups - 1) / n_groups;
+        const struct cpu_act_tile part = rows_of(tile, row, n);
+        multiply_few(id, &part, strip, out + row * CPU_STRIP_ROWS);
+    }
+}
+
 CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_tile *tile,
                              const struct cpu_quant_strips *strips, float *out)
 {
@@ -205,22 +257,10 @@ CPU_SPECIALISE void multiply(const enum cpu_layout_id id, const struct cpu_act_t
         const uint8_t *strip = strips->first + i * strips->bytes;
         float *at = out + (size_t)i * tile->n_rows * CPU_STRIP_ROWS;
 
-        switch (tile->n_rows) {
-        case 1:
-            multiply_group(id, 1, tile, strip, at);
-            break;
-        case 2:
-            multiply_group(id, 2, tile, strip, at);
-            break;
-        case 3:
-            multiply_group(id, 3, tile, strip, at);
-            break;
-        case 4:
-            multiply_group(id, 4, tile, strip, at);
-            break;
-        default:
+        if (tile->n_rows <= direct_rows(&cpu_layouts[id])) {
+            multiply_directly(id, tile, strip, at);
+        } else {
             multiply_groups(id, tile, strip, at);
-            break;
         }
     }
 }
