@@ -150,6 +150,18 @@ class Pool(unittest.TestCase):
             self.let_go()
             wire.wait_until(lambda: self.held()["ring_bytes"] == 0, "it is given back")
 
+    @needs_root
+    def test_a_large_message_is_freed_in_its_users_turn(self):
+        before = self.held()["input_bytes"]
+        with self.daemon.connect() as c:
+            self.hold(c)
+            unknown = c.send("text.tokenize", {"model": "unknown", "text": "x" * (3 << 20)})
+            self.refused(c, unknown, "NOT_FOUND")
+            self.served_to_stranger(1)  # by the thread that is left, after whatever could have come before
+            self.assertGreater(self.held()["input_bytes"], before + (2 << 20))
+            self.let_go()
+            wire.wait_until(lambda: self.held()["input_bytes"] < before + (1 << 20), "it is given back")
+
     def test_the_end_waits_for_what_runs_only(self):
         with self.daemon.connect() as c, self.daemon.connect() as other:
             running = self.hold(c)
