@@ -149,7 +149,11 @@ static int make_engine(struct parts *p, const struct config *c, void (*notify)(v
         .notify = notify,
         .notify_arg = notify_arg,
     };
-    return engine_create(&options, &p->engine);
+    int rc = engine_create(&options, &p->engine);
+    if (rc == -ETIMEDOUT) {
+        p->kv_io = NULL; /* as in parts_destroy_engine() */
+    }
+    return rc;
 }
 
 int parts_create(struct parts *p, const struct config *c, bool in_memory, void (*notify)(void *),

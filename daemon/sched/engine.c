@@ -157,7 +157,7 @@ int engine_create(const struct engine_options *options, struct engine **ret)
     rc = rc < 0 ? rc : -pthread_create(&e->thread, NULL, engine_main, e);
     if (rc < 0) {
         batch_finish(&e->batch);
-        kv_cache_destroy(e->cache);
+        rc = kv_cache_destroy(e->cache) ? rc : -ETIMEDOUT;
         pthread_mutex_destroy(&e->lock);
         pthread_cond_destroy(&e->wake);
         free(e);

@@ -36,6 +36,8 @@ struct engine_options {
     void *notify_arg;
 };
 
+/* -ETIMEDOUT: it could not be made, whatever for, and the disk does not answer: what the cache had
+ * it do is left to the io thread, as when engine_destroy() returns false. */
 int engine_create(const struct engine_options *options, struct engine **ret);
 /* Cancels what runs, joins the thread, answers what waits with -ESHUTDOWN. What exports and imports
  * hold stays until the engine is destroyed: another thread may be copying it. Everything else may
