@@ -96,6 +96,47 @@ Test(kv_room, a_chain_goes_from_its_end_and_no_further_than_needed)
     cr_expect(eq(u64, n_nodes(), 0));
 }
 
+static uint64_t n_visited; /* nodes by scans: the linker wraps the step from one to the next */
+
+struct kv_node *__real_kv_tree_next(const struct kv_tree *t, uint32_t *bucket, struct kv_node *n);
+struct kv_node *__wrap_kv_tree_next(const struct kv_tree *t, uint32_t *bucket, struct kv_node *n);
+struct kv_node *__wrap_kv_tree_next(const struct kv_tree *t, uint32_t *bucket, struct kv_node *n)
+{
+    n_visited++;
+    return __real_kv_tree_next(t, bucket, n);
+}
+
+/* However long a chain is, and however much of it goes: one look at each node tells what goes. */
+Test(kv_room, an_eviction_looks_at_each_node_once)
+{
+    start((uint32_t[]){0}, 1);
+    struct kv_space *s = space_of("r");
+    for (uint32_t n = 50; n <= 800; n *= 4) {
+        compute(s, n, n, false);
+        n_visited = 0;
+        cr_expect(eq(u64, kv_cache_evict_arena(cache, n * BLOCK_BYTES), n * BLOCK_BYTES));
+        cr_expect(le(u64, n_visited, n + 1), "%u nodes", n);
+        cr_expect(eq(u64, n_nodes(), 0));
+    }
+}
+
+/* Prompts that come one after another into a full arena pay for scans that each make room for many:
+ * a bounded number of looks for every block, not as many as there are blocks. */
+Test(kv_room, a_full_arena_is_scanned_seldom)
+{
+    enum { HELD = ARENA_BYTES / BLOCK_BYTES, CHAIN = 16, SCANS_FOR_ALL = 64 };
+    start((uint32_t[]){0}, 1);
+    struct kv_space *s = space_of("r");
+    for (uint32_t i = 0; i < 3 * HELD / CHAIN; i++) {
+        if (i == HELD / CHAIN) {
+            n_visited = 0; /* it is full */
+        }
+        compute(s, 1 + i, CHAIN, false);
+    }
+    cr_expect(lt(u64, 0, n_visited));
+    cr_expect(le(u64, n_visited, 2ull * SCANS_FOR_ALL * (HELD + 1)));
+}
+
 /* Of two prompts with a common beginning the one that was used more often outlives the other, and
  * the beginning outlives both. */
 Test(kv_room, what_was_used_more_goes_later)
