@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 static int serve(const struct options *o, struct config *config)
 {
@@ -28,8 +29,11 @@ static int serve(const struct options *o, struct config *config)
         return rc == -EADDRINUSE ? EX_UNAVAILABLE : EXIT_FAILURE;
     }
     rc = server_run(server);
-    server_destroy(server);
-    return rc < 0 ? EXIT_FAILURE : 0;
+    int status = rc < 0 ? EXIT_FAILURE : 0;
+    if (!server_destroy(server)) {
+        _exit(status);
+    }
+    return status;
 }
 
 int main(int argc, char **argv)

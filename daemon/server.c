@@ -380,10 +380,10 @@ static void close_handle(uv_handle_t *handle, void *arg)
     }
 }
 
-void server_destroy(struct server *s)
+bool server_destroy(struct server *s)
 {
     if (!s) {
-        return;
+        return true;
     }
     listen_close(s);
     if (s->service) {
@@ -397,7 +397,10 @@ void server_destroy(struct server *s)
     tasks_deliver(s);
     tasks_give_up(s);
     uv_walk(&s->loop, close_handle, NULL);
-    uv_run(&s->loop, UV_RUN_DEFAULT);
+    if (!tasks_end(s)) {
+        engine_settle_cache(s->parts.engine); /* which those that copy still read */
+        return false;
+    }
     parts_destroy_engine(&s->parts);
     tasks_deliver(s);
     uv_run(&s->loop, UV_RUN_DEFAULT);
@@ -417,4 +420,5 @@ void server_destroy(struct server *s)
     pthread_mutex_destroy(&s->posted_lock);
     config_destroy(s->config);
     free(s);
+    return true;
 }

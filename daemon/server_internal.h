@@ -14,8 +14,10 @@
 #define SERVER_LISTENERS_MAX 8
 #define SERVER_BACKLOG       1024
 #define SERVER_TICK_MS       1000u
-#define SERVER_END_MS        1000u /* for the last answers to leave */
-#define SERVER_CUT_MS        5000u /* for cancelled requests to end */
+#define SERVER_END_MS        1000u  /* for the last answers to leave */
+#define SERVER_CUT_MS        5000u  /* for cancelled requests to end */
+#define SERVER_TASKS_MS      10000u /* for tasks that run, when all else has ended */
+#define SERVER_DISK_MS       10000u /* for the cache to save what it was saving: KV_END_S */
 
 enum server_state {
     SERVER_STARTING, /* preloading; connections are served already */
@@ -91,6 +93,7 @@ struct server {
     uv_async_t engine_news, task_news;
     uv_prepare_t before_sleep;
     uv_timer_t tick, deadline;
+    uv_timer_t last; /* when the other handles are closed */
     uv_signal_t on_hup, on_term, on_int;
     uv_poll_t lifetime;
     int lifetime_fd;
@@ -141,6 +144,9 @@ bool tasks_recall(void *data, struct task *t);
 void tasks_post(void *data, struct task *t);
 void tasks_deliver(struct server *s);
 void tasks_give_up(struct server *s); /* those that nobody waits for any more */
+/* Runs the loop, whose handles are being closed, until no task runs. False: SERVER_TASKS_MS have
+ * gone by, and some do (it is logged). */
+bool tasks_end(struct server *s);
 
 /* server_end.c */
 void server_drain(struct server *s, uint32_t timeout_ms);

@@ -72,6 +72,28 @@ void tasks_give_up(struct server *s)
     end_tasks(&given_up);
 }
 
+static void on_last(uv_timer_t *timer)
+{
+    uv_stop(timer->loop);
+}
+
+bool tasks_end(struct server *s)
+{
+    uv_timer_init(&s->loop, &s->last);
+    uv_timer_start(&s->last, on_last, SERVER_TASKS_MS, 0);
+    uv_unref((uv_handle_t *)&s->last); /* the loop ends before it when the last task does */
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    uv_close((uv_handle_t *)&s->last, NULL);
+    if (s->tasks.n_running > 0) {
+        log_error("%u tasks have not ended within %u s (a disk that does not answer?): the daemon "
+                  "ends without them",
+                  s->tasks.n_running, SERVER_TASKS_MS / 1000);
+        return false;
+    }
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    return true;
+}
+
 void tasks_post(void *data, struct task *t)
 {
     struct server *s = data;

@@ -119,15 +119,31 @@ static void leave(struct kv_cache *c)
         (unsigned)c->n_pending, c->end_s);
 }
 
+static struct timespec begin_end(struct kv_cache *c)
+{
+    struct timespec end;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += c->end_s;
+    c->closing = true;
+    return end;
+}
+
+bool kv_cache_settle(struct kv_cache *c)
+{
+    const struct timespec end = begin_end(c);
+    if (!wait_for_pending(c, &end)) {
+        leave(c);
+        return false;
+    }
+    return true;
+}
+
 bool kv_cache_destroy(struct kv_cache *c)
 {
     if (c == NULL) {
         return true;
     }
-    struct timespec end;
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_sec += c->end_s;
-    c->closing = true;
+    const struct timespec end = begin_end(c);
     if (!wait_for_pending(c, &end) || !close_stores(c, &end)) {
         leave(c);
         return false;

@@ -41,6 +41,9 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
  * jobs use it, but wake comes no more; the io thread must not be waited for either, as long as
  * another call has not returned true. */
 bool kv_cache_destroy(struct kv_cache *c);
+/* For a process that is about to end without destroying it: waits, within the same bound, for what
+ * is being saved, and begins nothing more. False: not all is done (it is logged). */
+bool kv_cache_settle(struct kv_cache *c);
 
 /* What makes blocks of two requests interchangeable, beyond their tokens. */
 struct kv_identity {

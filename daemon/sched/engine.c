@@ -203,6 +203,11 @@ bool engine_destroy(struct engine *e)
     return gone;
 }
 
+void engine_settle_cache(struct engine *e)
+{
+    kv_cache_settle(e->cache);
+}
+
 /* One user may fill the queue; who has hardly anything waiting is let in all the same, or the order
  * would be decided by who refills it fastest. So it may be longer by a few for each user. Under the
  * lock. */

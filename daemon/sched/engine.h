@@ -47,6 +47,9 @@ void engine_stop(struct engine *e);
  * still being removed is waited for, and answered here. NULL is legal. False: the disk does not
  * answer, and what the cache had it do is left to the io thread (kv_cache_destroy()). */
 bool engine_destroy(struct engine *e);
+/* Instead of destroying a stopped one, where others copy for ever what it holds and the process is
+ * about to end: what it was saving is saved, if the disk answers. */
+void engine_settle_cache(struct engine *e);
 
 /* Hands over a request. -EAGAIN: the queue is full (BUSY); -ESHUTDOWN: draining. On failure the
  * caller keeps the request. */

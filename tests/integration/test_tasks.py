@@ -192,6 +192,14 @@ class Pool(unittest.TestCase):
             self.assertEqual(self.daemon.wait(), 0, self.daemon.log_text())
         self.assertIn("3 calls did not end when they were cancelled", self.daemon.log_text())
 
+    def test_the_end_does_not_wait_for_a_task_for_ever(self):
+        with self.daemon.connect() as c:
+            self.hold(c)
+            self.daemon.signal(signal.SIGTERM)
+            c.wait_end()
+            self.assertEqual(self.daemon.wait(), 0, self.daemon.log_text())  # and nothing has let go of them
+        self.assertIn("3 tasks have not ended within 10 s", self.daemon.log_text())
+
 
 if __name__ == "__main__":
     main()

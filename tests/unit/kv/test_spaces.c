@@ -424,6 +424,27 @@ Test(kv_spaces, the_end_does_not_wait_for_a_store_to_close_for_ever)
     cr_expect(is_known(open_space("r", KV_CLOSING_MAX + 2), KV_CLOSING_MAX + 2));
 }
 
+/* Who cannot destroy the cache, since others read from it, has it save what it can. */
+Test(kv_spaces, a_cache_settles_before_the_process_ends)
+{
+    struct gate gate;
+    start(16u << 20, 1ull << 30);
+    struct kv_space *space = open_space("r", 1);
+    shut(&gate);
+    reach_gate(&gate);
+    compute(space, 1);
+    cache->end_s = 0;
+    cr_expect(not(kv_cache_settle(cache)));
+    open_gate(&gate);
+    cache->end_s = 30;
+    cr_expect(kv_cache_settle(cache));
+    cr_expect(not(kv_cache_is_busy(cache)));
+    stop();
+    start(16u << 20, 1ull << 30);
+    cr_expect(is_known(open_space("r", 1), 1));
+    sem_destroy(&gate.opened);
+}
+
 /* What the end of a store needs was there when it was opened. */
 Test(kv_spaces, a_store_is_closed_without_memory)
 {
