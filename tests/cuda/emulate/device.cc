@@ -127,6 +127,39 @@ void emulated_misaligned(const void *at, size_t bytes)
     abort();
 }
 
+/* GQAD_EMULATED_ORDER: a result must depend neither on which of the threads that may go on goes
+ * first, nor on the blocks' order. What needs a barrier that is missing is right in one order by
+ * chance, and wrong in the opposite one. */
+enum emulated_order { ORDER_FORWARD, ORDER_REVERSE, ORDER_SCATTERED };
+
+static emulated_order order_wanted()
+{
+    const char *name = getenv("GQAD_EMULATED_ORDER");
+
+    if (name == NULL || strcmp(name, "forward") == 0) {
+        return ORDER_FORWARD;
+    }
+    if (strcmp(name, "reverse") == 0) {
+        return ORDER_REVERSE;
+    }
+    if (strcmp(name, "scattered") == 0) {
+        return ORDER_SCATTERED;
+    }
+    fprintf(stderr, "emulated GPU: no order is called %s\n", name);
+    abort();
+}
+
+/* The i-th of n: scattered, steps of a prime come by each once, unless it divides n. */
+static uint32_t in_order(uint32_t i, uint32_t n)
+{
+    static const emulated_order order = order_wanted();
+
+    if (order == ORDER_SCATTERED && n % 1009 != 0) {
+        return (uint32_t)((uint64_t)i * 1009 % n);
+    }
+    return order == ORDER_FORWARD ? i : n - 1 - i;
+}
+
 static void run_block(const emulated_launch &l)
 {
     memset(block.shared, 0xff, l.shared_bytes);
@@ -138,7 +171,8 @@ static void run_block(const emulated_launch &l)
     }
     while (block.n_alive > 0) {
         uint64_t before = block.progress;
-        for (uint32_t i = 0; i < l.threads; i++) {
+        for (uint32_t turn = 0; turn < l.threads; turn++) {
+            uint32_t i = in_order(turn, l.threads);
             if (block.fibers[i].alive) {
                 block.current = i;
                 threadIdx = {i, 0};
@@ -172,7 +206,7 @@ void emulated_run(const emulated_launch &l)
     block.launch = &l;
     for (uint32_t y = 0; y < l.grid_y; y++) {
         for (uint32_t x = 0; x < l.grid_x; x++) {
-            blockIdx = {x, y};
+            blockIdx = {in_order(x, l.grid_x), in_order(y, l.grid_y)};
             run_block(l);
         }
     }

@@ -4,7 +4,8 @@
  * Each thread is a fiber; a barrier, a shuffle or a tensor core's product lets the others run until
  * all that take part have come. Products are computed from the fragments' layout in the PTX ISA,
  * not from what the kernels think of it. Shared memory starts as NaN and results of a block that
- * waits for a thread that never comes end the process with a message. */
+ * waits for a thread that never comes end the process with a message. GQAD_EMULATED_ORDER=reverse
+ * or scattered runs threads and blocks in another order, which finds barriers that are missing. */
 #ifndef TESTS_CUDA_EMULATE_DEVICE_H
 #define TESTS_CUDA_EMULATE_DEVICE_H
 
