@@ -82,7 +82,8 @@ void cli_normalise(int argc, char **argv);
 void cli_usage(const struct argp_state *state, const char *format, ...)
     __attribute__((format(printf, 2, 3), noreturn));
 
-/* Numbers of options: whole, in range, or wrong usage (exits with 64 naming the option). */
+/* Numbers of options: whole, in range, or wrong usage (exits with 64 naming the option, or the
+ * argument, whose name is in capitals). */
 uint64_t cli_number(const struct argp_state *state, const char *option, const char *text,
                     uint64_t min, uint64_t max);
 /* "512" or "0,4096": at most room numbers; returns how many. */
@@ -245,8 +246,13 @@ char *cli_count(double count, char buffer[CLI_SIZE_CHARS]);
 void cli_print_tree(const json_t *object, int indent);
 /* Whether to colour or move the cursor: a terminal, and NO_COLOR is not set. */
 bool cli_fancy(FILE *f);
+/* Lets out what was printed so far. Why that fails cli_flush() tells at the end. */
+void cli_show(void);
 /* Flushes standard output; a full disk is told, a closed pipe only ends with a status. */
 int cli_flush(void);
+/* Removes a file that was begun and failed. What else the path may be, a device or a link, was not
+ * made by this program and stays. */
+void cli_remove_output(const char *path);
 
 /* ---- stats.c --------------------------------------------------------------------------------- */
 

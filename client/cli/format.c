@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 char *cli_bytes(double bytes, char buffer[CLI_SIZE_CHARS])
@@ -105,15 +106,33 @@ bool cli_fancy(FILE *f)
            (term == NULL || strcmp(term, "dumb") != 0);
 }
 
+static int shown_errno; /* of the first cli_show() that failed */
+
+void cli_show(void)
+{
+    if (fflush(stdout) != 0 && shown_errno == 0) {
+        shown_errno = errno;
+    }
+}
+
 int cli_flush(void)
 {
     bool failed = ferror(stdout) != 0;
     errno = 0;
     if (fflush(stdout) != 0 || failed) {
+        errno = shown_errno != 0 ? shown_errno : errno;
         if (errno == EPIPE) {
             return EX_IOERR; /* the reader has seen enough, as "| head" has */
         }
         return cli_error(EX_IOERR, "output: %s", errno != 0 ? strerror(errno) : "write failed");
     }
     return CLI_OK;
+}
+
+void cli_remove_output(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) == 0 && S_ISREG(st.st_mode)) {
+        unlink(path);
+    }
 }

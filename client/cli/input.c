@@ -103,6 +103,9 @@ char *cli_model_name(const char *given)
     size_t n = strlen(given);
     bool is_path = strchr(given, '/') != NULL || (n > 5 && strcmp(given + n - 5, ".gguf") == 0);
     char *name = is_path ? realpath(given, NULL) : NULL;
+    if (name == NULL && strchr(given, '/') != NULL && given[0] != '/') {
+        exit(cli_error(EX_NOINPUT, "%s: %s", given, strerror(errno))); /* no name has a '/' */
+    }
     name = name != NULL ? name : strdup(given);
     if (name == NULL) {
         exit(cli_error(EX_OSERR, "model: no memory"));

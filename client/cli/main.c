@@ -1,9 +1,11 @@
 /* client/cli/main.c - gqa, the command line of gqad: finds the verb and runs it. */
 #include "client/cli/cli.h"
 
+#include <fcntl.h>
 #include <locale.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct cli_verb verbs[] = {
     {"run", cli_verb_run, "continue a prompt"},
@@ -42,10 +44,28 @@ static const char *make_doc(char *doc, size_t bytes)
     return doc;
 }
 
+/* Where one of the standard descriptors is closed ("gqa run >&-") the next file that is opened
+ * would get its number: text for a terminal would go to the daemon as if it were a message. In its
+ * place is one that cannot be used as meant, so that reading and writing fail as they would have.
+ */
+static int fill_standard_fds(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 &&
+            open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) {
+            return EX_OSERR;
+        }
+    }
+    return CLI_OK;
+}
+
 int main(int argc, char **argv)
 {
     static struct cli c;
     char doc[2048], tool[] = "gqa";
+    if (fill_standard_fds() != CLI_OK) {
+        return EX_OSERR; /* there may be nowhere to say why */
+    }
     setlocale(LC_CTYPE, "");
     cli_normalise(argc, argv);
     argv[0] = tool;

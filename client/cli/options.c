@@ -1,6 +1,7 @@
 /* client/cli/options.c - the options that every verb has, and spellings that getopt lacks. */
 #include "client/cli/cli.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -215,8 +216,9 @@ uint64_t cli_number(const struct argp_state *state, const char *option, const ch
     unsigned long long n = strtoull(text, &end, 10);
     if (errno != 0 || end == text || *end != '\0' || strchr(text, '-') != NULL || n < min ||
         n > max) {
-        cli_usage(state, "--%s: '%s' is no whole number from %llu to %llu", option, text,
-                  (unsigned long long)min, (unsigned long long)max);
+        cli_usage(state, "%s%s: '%s' is no whole number from %llu to %llu",
+                  isupper(option[0]) ? "" : "--", option, text, (unsigned long long)min,
+                  (unsigned long long)max);
     }
     return n;
 }

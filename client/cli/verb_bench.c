@@ -338,7 +338,7 @@ int cli_verb_bench(struct cli *c, int argc, char **argv)
         code = bench_plot(plot, b.plot, rows);
     } else if (plot != NULL) {
         fclose(plot);
-        unlink(b.plot);
+        cli_remove_output(b.plot);
     }
     json_decref(rows);
     free(b.load.model);

@@ -333,7 +333,7 @@ static int write_file(const struct embed *e)
     failed |= fclose(f) != 0;
     if (failed) {
         int code = cli_error(EX_IOERR, "%s: %s", e->path, strerror(errno));
-        unlink(e->path);
+        cli_remove_output(e->path);
         return code;
     }
     return CLI_OK;

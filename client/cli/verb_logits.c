@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { KEY_TOKENS = 0x500, KEY_NO_SPECIAL, KEY_NO_PARSE_SPECIAL, KEY_FIRST_ROW };
 
@@ -105,7 +104,7 @@ static int call(struct cli *c, struct logits *l)
         code = EX_IOERR; /* cli_flush() will tell */
     }
     if (code == CLI_OK && l->why[0] != '\0') {
-        code = cli_error(CLI_FAILED, "%s: %s", l->path, l->why);
+        code = cli_error(ferror(l->out) ? EX_IOERR : CLI_FAILED, "%s: %s", l->path, l->why);
     }
     if (code == CLI_OK && l->next_row < (uint64_t)cli_num(result, "n_tokens", 0)) {
         code = cli_error(CLI_FAILED, "text.logits: only %llu rows came",
@@ -136,7 +135,7 @@ static int call_into_file(struct cli *c, struct logits *l)
         code = cli_error(EX_IOERR, "%s: %s", l->path, strerror(errno));
     }
     if (code != CLI_OK) {
-        unlink(l->path);
+        cli_remove_output(l->path);
     }
     return code;
 }

@@ -172,10 +172,10 @@ static void on_event(void *arg, uint32_t id, const struct gqa_value *event)
     if (run->stream_json) {
         json_object_set_new(step, "text", cli_json_text(text, bytes));
         cli_print_json_line(json_incref(step));
-        fflush(stdout);
+        cli_show();
     } else if (!run->c->json && run->n_samples == 1) {
         fwrite(text, 1, bytes, stdout);
-        fflush(stdout);
+        cli_show();
     }
     json_decref(step);
 }
@@ -275,7 +275,7 @@ static int finish(struct run *run, struct cli_call *call)
         putchar('\n');
     }
     if (call->result != NULL && run->info != NULL) {
-        fflush(stdout);
+        cli_show();
         /* On a log that takes both streams the text must not run into the figures. */
         fputs(!json && open_line && !cli_fancy(stdout) ? "\n" : "", stderr);
         tell_stats(call->result, run->info);

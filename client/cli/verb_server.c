@@ -126,7 +126,7 @@ int cli_verb_info(struct cli *c, int argc, char **argv)
         if (info.watch_s <= 0 || --info.n_left == 0 || code != CLI_OK) {
             break;
         }
-        fflush(stdout);
+        cli_show();
         cli_wait_input(-1, info.watch_s);
         if (cli_interrupted() || ferror(stdout)) {
             return CLI_INTERRUPTED;
@@ -216,7 +216,7 @@ static error_t parse_call(int key, char *arg, struct argp_state *state)
 static void print_event(void *arg, uint32_t id, const struct gqa_value *event)
 {
     cli_print_json_line(cli_json(event));
-    fflush(stdout);
+    cli_show();
 }
 
 int cli_verb_call(struct cli *c, int argc, char **argv)

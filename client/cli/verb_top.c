@@ -105,7 +105,7 @@ static void print_page(const struct top_view *now, const struct top_view *before
     for (unsigned i = 0; i < page.n_lines; i++) {
         puts(page.lines[i].text);
     }
-    fflush(stdout);
+    cli_show();
 }
 
 static int print_view(const struct top_view *v)
@@ -114,7 +114,7 @@ static int print_view(const struct top_view *v)
                                json_object_get(v->requests, "requests"), "kv", v->kv, "models",
                                json_object_get(v->models, "models"));
     int code = cli_print_json_line(object);
-    fflush(stdout);
+    cli_show();
     return code;
 }
 

@@ -342,6 +342,12 @@ class Server(Case):
         self.refused("logits", "-m", "tiny", "-o", "/absent/f", "x", words=["/absent/f"], status=73)
         self.refused("tokenize", "-m", "tiny", "-f", "/", words=["Is a directory"], status=66)
 
+    def test_a_model_that_is_not_there(self):
+        self.refused("run", "./absent.gguf", "x", words=["./absent.gguf: No such file"], status=66)
+        self.refused("detokenize", "-m", "tiny", "seven", words=["detokenize: ID: 'seven'"], status=64)
+        self.gqa("run", "-m", "tiny", "-n", 1, "x")
+        self.refused("load", "tiny", words=["a model is loaded under the name 'tiny'", "another name"])
+
     def test_output_that_cannot_be_written(self):
         for verb in (("run", "-n", 64, "--ignore-eos", PROMPT), ("tokenize", PROMPT), ("logits", "-o", "-", PROMPT)):
             with self.subTest(verb), open("/dev/full", "wb") as full:
@@ -350,6 +356,40 @@ class Server(Case):
                 outcome = Outcome(verb, done.returncode, b"", done.stderr.decode())
                 self.assertEqual(outcome.status, 74, str(outcome))
                 assert_one_line(outcome)
+
+    def test_what_is_no_file_is_not_removed(self):
+        """A failure takes its own file away, and nothing else that the path may be."""
+        for verb in ("logits", "embed"):
+            with self.subTest(verb):
+                path = self.path("out")
+                self.refused(verb, "-m", "tiny", "-o", path, "--tokens", self.write("t.json", b"[999999]"),
+                             words=["999999"])
+                self.assertFalse(os.path.exists(path))
+                os.symlink("/dev/full", path)
+                self.refused(verb, "-m", "tiny", "-o", path, PROMPT, words=["No space left"], status=74)
+                self.assertTrue(os.path.islink(path))
+                os.unlink(path)
+
+    def test_why_a_stream_cannot_be_written(self):
+        long = [GQA, *self.gqa.first, "run", "-m", "tiny", "-n", "2000", "--ignore-eos", PROMPT]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(long, stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (74, b"gqa: output: No space left on device\n"))
+        process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        process.stdout.read(1)
+        process.stdout.close()  # as "| head" does
+        self.assertEqual(process.stderr.read(), b"")
+        self.assertEqual(process.wait(TIMEOUT_S), 74)
+        process.stderr.close()
+
+    def test_closed_standard_descriptors(self):
+        """What is printed must not go to the daemon, whose socket would have got the number."""
+        done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", GQA, *self.gqa.first, "run", "-m", "tiny", "-n", "8",
+                               "--ignore-eos", PROMPT], stderr=subprocess.PIPE, timeout=TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (74, b"gqa: output: Bad file descriptor\n"))
+        done = subprocess.run(["sh", "-c", 'exec "$@" <&- 2>&-', "sh", GQA, *self.gqa.first, "ping", "-c", "1"],
+                              stdout=subprocess.PIPE, timeout=TIMEOUT_S)
+        self.assertEqual(done.returncode, 0)
 
     def test_help_of_every_verb(self):
         text = self.gqa("--help").text

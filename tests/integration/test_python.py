@@ -39,6 +39,12 @@ class Calls(DaemonCase):
         self.assertRegex(gqa.version(), r"^\d+\.\d+\.\d+$")
         self.assertTrue(self.gqa.connected)
 
+    def test_an_empty_name_of_the_library_is_none(self):
+        folder = os.path.dirname(os.environ["GQA_LIBRARY"])
+        done = subprocess.run([sys.executable, "-c", "import gqa"], capture_output=True, text=True, timeout=60,
+                              env={**os.environ, "GQA_LIBRARY": "", "LD_LIBRARY_PATH": folder, "PYTHONPATH": PACKAGE})
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_text_to_tokens_and_back(self):
         ids = self.gqa.tokenize("tiny", PROMPT)
         self.assertEqual(ids, self.client.call("text.tokenize", {"model": "tiny", "text": PROMPT})["tokens"])

@@ -78,7 +78,7 @@ _FUNCTIONS = {
 
 
 def _load():
-    library = CDLL(os.environ.get("GQA_LIBRARY", "libgqa.so.1"))
+    library = CDLL(os.environ.get("GQA_LIBRARY") or "libgqa.so.1")
     for name, (result, *arguments) in _FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
