@@ -193,6 +193,10 @@ int config_set(struct config *c, const struct config_setting *s, const char *tex
                                origin, s->key, strlen(text), (unsigned long long)s->min,
                                (unsigned long long)s->max);
         }
+        rc = config_check_name(s, text, origin, err);
+        if (rc < 0) {
+            return rc;
+        }
         rc =
             s->kind == CONFIG_STRING ? set_text(field(c, s), text) : list_append(field(c, s), text);
         return rc < 0 ? config_fail(err, rc, "%s: %s: no memory", origin, s->key) : 0;
@@ -330,11 +334,6 @@ int config_create(const struct config_source *source, struct config **ret, struc
     }
     if (rc == 0) {
         rc = config_decide_places(c, source->wants_socket, err);
-    }
-    struct config_weight *weights = NULL;
-    if (rc == 0) {
-        rc = config_weights(c, &weights, err);
-        free(weights);
     }
     if (rc == 0 && config_decide_machine(c) < 0) {
         rc = config_fail(err, -EIO, "the machine's cores and memory cannot be read");

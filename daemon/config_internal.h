@@ -8,6 +8,11 @@
  * A list's value is appended. -EINVAL and err, or -ENOMEM. */
 int config_set(struct config *c, const struct config_setting *s, const char *text,
                const char *origin, struct config_error *err);
+/* Of a setting that names a user or a group of this host (user_weight's item, admin_group), or a
+ * folder (kv_realm): 0, or -EINVAL and err where there is or can be none of that name. Of others 0.
+ */
+int config_check_name(const struct config_setting *s, const char *text, const char *origin,
+                      struct config_error *err);
 void config_clear_list(struct config *c, const struct config_setting *s);
 int config_fail(struct config_error *err, int rc, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

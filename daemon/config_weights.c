@@ -1,7 +1,9 @@
-/* daemon/config_weights.c - the users' shares: NAME=WEIGHT, or UID=WEIGHT. */
+/* daemon/config_weights.c - settings that name something: shares (NAME=WEIGHT, or UID=WEIGHT),
+ * administrators, the realm of the KV cache. */
 #include "daemon/config_internal.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <limits.h>
 #include <pwd.h>
 #include <stdlib.h>
@@ -24,27 +26,41 @@ static int find_uid(const char *name, uid_t *ret)
     return 0;
 }
 
-static int parse(const char *text, struct config_weight *ret, struct config_error *err)
+/* Why it is wrong, or NULL. */
+static const char *parse(const char *text, struct config_weight *ret)
 {
     char name[256];
     const char *sign = strrchr(text, '=');
     size_t bytes = sign ? (size_t)(sign - text) : 0;
     char *end;
     if (bytes == 0 || bytes >= sizeof(name)) {
-        return config_fail(err, -EINVAL, "user_weight: '%s' is not NAME=WEIGHT", text);
+        return "it is not NAME=WEIGHT";
     }
     memcpy(name, text, bytes);
     name[bytes] = '\0';
     unsigned long weight = strtoul(sign + 1, &end, 10);
     if (sign[1] < '0' || sign[1] > '9' || *end != '\0' || weight < 1 ||
         weight > CONFIG_WEIGHT_MAX) {
-        return config_fail(err, -EINVAL, "user_weight: '%s': the weight is not between 1 and %u",
-                           text, CONFIG_WEIGHT_MAX);
+        _Static_assert(CONFIG_WEIGHT_MAX == 1000, "the sentence says so");
+        return "the weight is not between 1 and 1000";
     }
     ret->weight = (uint32_t)weight;
-    return find_uid(name, &ret->uid) < 0
-               ? config_fail(err, -EINVAL, "user_weight: '%s': there is no such user", text)
-               : 0;
+    return find_uid(name, &ret->uid) < 0 ? "there is no such user" : NULL;
+}
+
+int config_check_name(const struct config_setting *s, const char *text, const char *origin,
+                      struct config_error *err)
+{
+    struct config_weight weight;
+    const char *why = NULL;
+    if (strcmp(s->key, "user_weight") == 0) {
+        why = parse(text, &weight);
+    } else if (strcmp(s->key, "admin_group") == 0 && text[0] && !getgrnam(text)) {
+        why = "there is no such group";
+    } else if (strcmp(s->key, "kv_realm") == 0 && strchr(text, '/')) {
+        why = "a folder's name is made of it, which cannot have a '/'";
+    }
+    return why ? config_fail(err, -EINVAL, "%s: %s: '%s': %s", origin, s->key, text, why) : 0;
 }
 
 int config_weights(const struct config *c, struct config_weight **ret, struct config_error *err)
@@ -54,10 +70,11 @@ int config_weights(const struct config *c, struct config_weight **ret, struct co
         return config_fail(err, -ENOMEM, "no memory for the configuration");
     }
     for (size_t i = 0; i < c->user_weight.count; i++) {
-        int rc = parse(c->user_weight.items[i], &weights[i], err);
-        if (rc < 0) {
+        const char *text = c->user_weight.items[i];
+        const char *why = parse(text, &weights[i]);
+        if (why) { /* the user was there when the setting was read */
             free(weights);
-            return rc;
+            return config_fail(err, -EINVAL, "user_weight: '%s': %s", text, why);
         }
     }
     *ret = weights;

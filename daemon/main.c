@@ -42,6 +42,9 @@ int main(int argc, char **argv)
     struct config *config;
     struct config_error err;
 
+    if (process_fill_standard_fds() < 0) {
+        return EX_OSERR; /* there may be nowhere to say why */
+    }
     gqa_host_permit_tiles();
     umask(0077);
     signal(SIGPIPE, SIG_IGN);

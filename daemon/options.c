@@ -8,8 +8,6 @@
 #include <string.h>
 #include <sysexits.h>
 
-const char *argp_program_version = "gqad " GQAD_VERSION;
-
 /* Keys of long options without a letter: settings first, then their negations, then the rest. */
 enum {
     KEY_SETTING = 1000,
@@ -198,6 +196,8 @@ int options_parse(int argc, char **argv, struct options *ret)
     respell(o.argv, argc);
     build_table();
     argp_err_exit_status = EX_USAGE;
+    /* Assigned, not defined: a definition of ours would be hidden from libc. */
+    argp_program_version = "gqad " GQAD_VERSION;
     int rc = argp_parse(&argp, argc, o.argv, 0, NULL, &o);
     if (rc != 0) {
         options_finish(&o);

@@ -36,6 +36,16 @@ int process_check_identity(void)
     return 0;
 }
 
+int process_fill_standard_fds(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) {
+            return -errno;
+        }
+    }
+    return 0;
+}
+
 /* Prompts live in this process's memory: no core file may keep them. */
 static void forbid_core_files(void)
 {

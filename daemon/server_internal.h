@@ -129,6 +129,7 @@ void parts_destroy(struct parts *p);
 /* server_places.c */
 int places_create(const struct server *s);
 int places_make_private(const char *path);             /* a folder of mode 0700, with its parents */
+void places_tell_missing(const struct config *c);      /* folders of models, to the log */
 uint64_t places_store_bytes(const struct config *c);   /* the bound of the KV store */
 uint64_t places_weights_bytes(const struct config *c); /* of packed weights; 0: none */
 

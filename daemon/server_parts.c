@@ -42,6 +42,23 @@ static int open_catalogue(struct parts *p, const struct config *c)
     return rc;
 }
 
+/* A setting's backend that is not there: known now, not with the first model. */
+static void tell_missing(const char *key, const char *spec, const struct backend_info *info,
+                         size_t n)
+{
+    size_t bytes = strcspn(spec, ":");
+    for (size_t i = 0; i < n; i++) {
+        if (strlen(info[i].name) == bytes && strncmp(info[i].name, spec, bytes) == 0) {
+            return;
+        }
+    }
+    if (bytes > 0 && n > 0) {
+        log_warning("%s = %s: no plugin is called '%.*s': no model can be loaded unless it names "
+                    "another",
+                    key, spec, (int)bytes, spec);
+    }
+}
+
 static int make_catalogue(struct parts *p, const struct config *c)
 {
     int rc = open_catalogue(p, c);
@@ -50,15 +67,15 @@ static int make_catalogue(struct parts *p, const struct config *c)
     }
     struct backend_info info[16];
     size_t n = backend_catalogue_list(p->catalogue, info, 16);
+    /* Of those that are not usable the catalogue has told why. */
     for (size_t i = 0; i < n && i < 16; i++) {
         if (info[i].usable) {
             log_info("backend %s: %s on %s%s", info[i].name, info[i].isa, info[i].device,
                      info[i].is_default ? " (default)" : "");
-        } else {
-            log_warning("backend %s (%s) is not usable: %s", info[i].name, info[i].path,
-                        info[i].reason);
         }
     }
+    tell_missing("backend", c->backend, info, n < 16 ? n : 16);
+    tell_missing("attention", c->attention, info, n < 16 ? n : 16);
     if (n == 0) {
         log_warning("no backend lies in %s: no model can be loaded", c->plugin_dir.items[0]);
     }
@@ -67,6 +84,7 @@ static int make_catalogue(struct parts *p, const struct config *c)
 
 static int make_registry(struct parts *p, const struct config *c)
 {
+    places_tell_missing(c);
     uint32_t max_out_rows = engine_max_out_rows(c->parallel);
     const struct registry_options options = {
         .dirs = (const char *const *)c->models_dir.items,

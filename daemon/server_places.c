@@ -1,8 +1,9 @@
-/* Where the daemon keeps things: the cache folder. */
+/* Where the daemon keeps and finds things: the cache folder, the folders of models. */
 #include "daemon/server_internal.h"
 
 #include "daemon/log.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -61,6 +62,18 @@ int places_create(const struct server *s)
         log_error("cache_dir %s: %s", path, strerror(-rc));
     }
     return rc;
+}
+
+void places_tell_missing(const struct config *c)
+{
+    for (size_t i = 0; i < c->models_dir.count; i++) {
+        DIR *dir = opendir(c->models_dir.items[i]);
+        if (dir) {
+            closedir(dir);
+        } else {
+            log_warning("models_dir %s: %s", c->models_dir.items[i], strerror(errno));
+        }
+    }
 }
 
 /* Bytes that are free where the cache lies; 0: nobody knows. */

@@ -334,7 +334,9 @@ static int join_or_add(struct registry *r, const char *name_or_path, const char 
     char path[PATH_MAX];
     struct entry *same = registry_find(r, serve_as != NULL ? serve_as : name_or_path);
     if (same != NULL && same->model != NULL) {
-        return fmt_fail(err, -EEXIST, "a model is loaded under the name '%s'", same->name);
+        return fmt_fail(err, -EEXIST,
+                        "a model is loaded under the name '%s': unload it, or give another name",
+                        same->name);
     }
     int rc = registry_resolve(r, name_or_path, path, err);
     if (rc < 0) {

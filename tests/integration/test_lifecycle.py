@@ -11,7 +11,7 @@ import unittest
 
 import forbid
 import wire
-from harness import GQAD, Daemon, Folder, main, synth
+from harness import GQAD, SYNTH, Daemon, Folder, main, synth
 from test_hostile import STRANGER, as_stranger
 
 LONG = {"model": "tiny", "tokens": [1, 40, 41], "n_predict": 2000, "ignore_eos": True}
@@ -224,6 +224,44 @@ class Configuration(Case):
                 self.assertIn(f"c.conf:{line}:", err)
                 for word in words:
                     self.assertIn(word, err)
+
+    def test_names_that_are_unknown_here(self):
+        for text, *words in (('user_weight = {"root=2",\n"root=0"}\n', "user_weight", "root=0", "1 and 1000"),
+                             ('\nadmin_group = "no group of that name"\n', "admin_group", "no such group"),
+                             ('\nkv_realm = "../a"\n', "kv_realm", "../a")):
+            with self.subTest(text):
+                status, err = self.check(text)
+                self.assertEqual(status, 78, err)
+                self.assertIn("c.conf:2: ", err)
+                for word in words:
+                    self.assertIn(word, err)
+
+    def test_what_is_missing_is_told_at_the_start(self):
+        d = self.start("--models-dir", "/nowhere/models", "--backend", "fast:isa=x", "--attention", "cpu")
+        self.assertIn("models_dir /nowhere/models: No such file or directory\n", d.log_text())
+        self.assertIn("backend = fast:isa=x: no plugin is called 'fast'", d.log_text())
+        self.assertNotIn("attention = ", d.log_text())
+
+    def test_a_plugin_that_is_not_usable_is_told_once(self):
+        folder = os.path.join(self.folder.path, "plugins")
+        os.mkdir(folder)
+        shutil.copy(os.environ["GQAD_TEST_CPU"], os.path.join(folder, "open.so"))
+        os.chmod(os.path.join(folder, "open.so"), 0o666)
+        log = self.start("--plugin-dir", folder).log_text()
+        self.assertEqual(log.count("mode 0666"), 1, log)
+        self.assertIn(f"plugin {folder}/open.so is not usable: mode 0666", log)
+
+    def test_version(self):
+        for program in (GQAD, SYNTH):
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertRegex(done.stdout, rf"^{os.path.basename(program)} \d+\.\d+\.\d+\n$")
+
+    def test_closed_standard_descriptors(self):
+        """The log must not end in a file that happens to get the number."""
+        d = self.start("--model", "tiny", prefix=("sh", "-c", 'exec "$@" 0<&- 2>&-', "sh"))
+        at = [os.readlink(f"/proc/{d.process.pid}/fd/{fd}") for fd in (0, 2)]
+        self.assertEqual(at, ["/dev/null"] * 2)
 
     def test_errors_of_environment_and_flags_name_those(self):
         status, err = self.check("", environment={"GQAD_CTX_SIZE": "x"})

@@ -11,8 +11,6 @@
 #include <sysexits.h>
 #include <unistd.h>
 
-const char *argp_program_version = "gqa-convert " GQAD_VERSION;
-
 enum { OPTION_JSON = 256, OPTION_CALIBRATION, OPTION_ALIGN, OPTION_KEEP_HEADS };
 
 struct arguments {
@@ -279,6 +277,8 @@ int main(int argc, char **argv)
     int shown = -1;
 
     argp_err_exit_status = EX_USAGE;
+    /* Assigned, not defined: a definition of ours would be hidden from libc. */
+    argp_program_version = "gqa-convert " GQAD_VERSION;
     argp_parse(&argp, argc, argv, 0, NULL, &a);
     if (!a.quiet && isatty(STDERR_FILENO)) {
         a.options.progress = show_progress;

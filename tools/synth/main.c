@@ -20,8 +20,6 @@
 
 #define PIECE_BYTES (1u << 20) /* written at a time */
 
-const char *argp_program_version = "gqa-synth " GQAD_VERSION;
-
 struct options {
     const char *shape_text;
     const struct synth_mixture *mixture;
@@ -273,6 +271,8 @@ int main(int argc, char **argv)
     struct gguf_writer *w = NULL;
 
     argp_err_exit_status = EX_USAGE;
+    /* Assigned, not defined: a definition of ours would be hidden from libc. */
+    argp_program_version = "gqa-synth " GQAD_VERSION;
     argp_parse(&argp, argc, argv, 0, NULL, &options);
     int rc = synth_plan_init(&options.shape, options.mixture, &plan);
     if (rc == 0) {
