@@ -343,6 +343,13 @@ KERNEL __launch_bounds__(128) gqa_attend(const cuda_attend_args p)
     }
 }
 
+/* Parts that merge() loads before it adds the first of them. */
+#define MERGE_AHEAD 8u
+
+struct merge_part {
+    float o, m, l;
+};
+
 /* Merges the parts of each row and head, in ascending segments. Grid (rows, heads). */
 KERNEL __launch_bounds__(128) gqa_merge(const cuda_merge_args p)
 {
@@ -359,14 +366,25 @@ KERNEL __launch_bounds__(128) gqa_merge(const cuda_merge_args p)
         for (uint32_t i = 0; i < 2; i++) {
             uint32_t packed = (row - from.run[i].first_row) * r + head % r;
             uint32_t part = from.run[i].part + packed / CUDA_QUERIES * from.run[i].n_segs;
-            for (uint32_t s = 0; s < from.run[i].n_segs; s++) {
-                const float *at = p.parts + (((uint64_t)(part + s) * l.n_kv_heads + head / r) *
-                                             CUDA_QUERIES + packed % CUDA_QUERIES) * (l.v_dim + 2);
-                float top, a, b;
-                if (merge_weights(m, at[l.v_dim], at[l.v_dim + 1], top, a, b)) {
-                    m = top;
-                    o = merged(o, a, at[dim], b);
-                    sum = merged(sum, a, at[l.v_dim + 1], b);
+            for (uint32_t s = 0; s < from.run[i].n_segs; s += MERGE_AHEAD) {
+                merge_part parts[MERGE_AHEAD]; /* all loads first, so that they wait together */
+#pragma unroll
+                for (uint32_t j = 0; j < MERGE_AHEAD; j++) {
+                    uint64_t at = (uint64_t)(part + min(s + j, from.run[i].n_segs - 1)) *
+                                  l.n_kv_heads + head / r;
+                    const float *values =
+                        p.parts + (at * CUDA_QUERIES + packed % CUDA_QUERIES) * (l.v_dim + 2);
+                    parts[j] = {values[dim], values[l.v_dim], values[l.v_dim + 1]};
+                }
+#pragma unroll
+                for (uint32_t j = 0; j < MERGE_AHEAD; j++) {
+                    float top, a, b;
+                    if (s + j < from.run[i].n_segs &&
+                        merge_weights(m, parts[j].m, parts[j].l, top, a, b)) {
+                        m = top;
+                        o = merged(o, a, parts[j].o, b);
+                        sum = merged(sum, a, parts[j].l, b);
+                    }
                 }
             }
         }
