@@ -78,6 +78,23 @@ struct gqa_params *cli_model_params(const char *model)
     return p;
 }
 
+/* What helps who could not connect. */
+static const char *way_out(const struct cli *c, int r)
+{
+    if (c->spawn) {
+        return "";
+    }
+    switch (r) {
+    case -ENOENT:
+    case -ECONNREFUSED:
+        return " ('gqad --user' is a daemon of one's own, --spawn one for this command)";
+    case -EACCES:
+        return " (the socket's group, as 'ls -l' shows it, may use it)";
+    default:
+        return "";
+    }
+}
+
 int cli_connect(struct cli *c)
 {
     struct gqa_error e;
@@ -116,7 +133,7 @@ int cli_connect(struct cli *c)
         r = gqa_connect(&o, &c->g, &e);
     }
     if (r < 0) {
-        return cli_error(EX_UNAVAILABLE, "connect: %s", e.message);
+        return cli_error(EX_UNAVAILABLE, "connect: %s%s", e.message, way_out(c, r));
     }
     set_signals();
     return CLI_OK;

@@ -52,7 +52,9 @@ static int open_backends(struct plan *p, const struct plan_specs *specs, struct 
                         specs->program != NULL ? specs->program : "(default)", reason.text);
     }
     if (backend_program(p->backend) == NULL) {
-        return fmt_fail(err, -ENOTSUP, "backend %s has attention only: give it as attention=",
+        return fmt_fail(err, -ENOTSUP,
+                        "backend %s has attention only: name it as attention=, or use it with "
+                        "attention_only (--attention-only)",
                         backend_spec(p->backend));
     }
     if (specs->attention != NULL) {

@@ -1,6 +1,7 @@
 """Every verb of gqa against one private daemon: what scripts rely on, and what users read."""
 import json
 import os
+import re
 import subprocess
 import unittest
 
@@ -347,6 +348,12 @@ class Server(Case):
         self.refused("detokenize", "-m", "tiny", "seven", words=["detokenize: ID: 'seven'"], status=64)
         self.gqa("run", "-m", "tiny", "-n", 1, "x")
         self.refused("load", "tiny", words=["a model is loaded under the name 'tiny'", "another name"])
+
+    def test_who_cannot_connect_is_told_what_helps(self):
+        for path, word in ((self.path("absent"), "--spawn"), (self.write("dead", b""), "--spawn")):
+            done = subprocess.run([GQA, "--socket", path, "ping"], capture_output=True, text=True, timeout=TIMEOUT_S)
+            self.assertEqual(done.returncode, 69)
+            self.assertRegex(done.stderr, rf"^gqa: connect: {re.escape(path)}: .*'gqad --user'.*{word}.*\n$")
 
     def test_output_that_cannot_be_written(self):
         for verb in (("run", "-n", 64, "--ignore-eos", PROMPT), ("tokenize", PROMPT), ("logits", "-o", "-", PROMPT)):
