@@ -79,9 +79,9 @@ struct service_options {
 };
 
 int service_create(const struct service_options *options, struct service **ret);
-/* free() of memory of about so many bytes, by the task pool in the uid's turn where it may take
- * long. NULL is legal. */
-void service_free(struct service *s, uid_t uid, void *memory, size_t bytes);
+/* free() of memory of about so many bytes, by the task pool where it may take long. NULL is legal.
+ */
+void service_free(struct service *s, void *memory, size_t bytes);
 /* The same of a message's frame, and of what parsing it made, if m is not NULL (always by the pool;
  * *m is taken). The uid holds so many bytes of QUOTA_INPUT_BYTES for them, and gets them back. */
 void service_free_message(struct service *s, uid_t uid, struct ipc_message *m, void *memory,

@@ -1,5 +1,6 @@
 /* Memory that is given back to the system a millisecond for every 16 MiB, by the task pool instead
- * of the loop; in the turn of the user whose message it was. */
+ * of the loop. What a quota counts goes in the turn of its user, who cannot have more of it than
+ * that; the rest in the daemon's, or it would pile up behind tasks that its user makes last. */
 #include "daemon/handlers_internal.h"
 
 #include <stdlib.h>
@@ -40,9 +41,9 @@ static void free_done(struct task *t)
     free(f);
 }
 
-void service_free(struct service *s, uid_t uid, void *memory, size_t bytes)
+void service_free(struct service *s, void *memory, size_t bytes)
 {
-    service_free_message(s, uid, NULL, memory, bytes, 0);
+    service_free_message(s, 0, NULL, memory, bytes, 0);
 }
 
 /* Only what is gone counts as given back: else memory could pile up in front of a busy pool. */
@@ -52,13 +53,15 @@ void service_free_message(struct service *s, uid_t uid, struct ipc_message *m, v
     bool is_large = m || (memory && bytes > FREE_INLINE_BYTES);
     struct freeing *f = is_large ? malloc(sizeof(*f)) : NULL;
     if (f) {
-        *f = (struct freeing){
-            .task = {.work = free_work, .done = free_done, .uid = uid, .is_owed = true},
-            .message = m ? *m : (struct ipc_message){0},
-            .memory = memory,
-            .service = s,
-            .uid = uid,
-            .held_bytes = held_bytes};
+        *f = (struct freeing){.task = {.work = free_work,
+                                       .done = free_done,
+                                       .uid = held_bytes > 0 ? uid : TASK_OF_DAEMON,
+                                       .is_owed = true},
+                              .message = m ? *m : (struct ipc_message){0},
+                              .memory = memory,
+                              .service = s,
+                              .uid = uid,
+                              .held_bytes = held_bytes};
         if (s->host.run(s->host.data, &f->task) == 0) {
             return;
         }

@@ -51,7 +51,7 @@ static void update_congestion(struct peer *p)
 
 void peer_output_finish(struct peer *p)
 {
-    service_free(p->host->service, p->uid, p->out.data, p->out.capacity);
+    service_free(p->host->service, p->out.data, p->out.capacity);
     ipc_buffer_init(&p->out);
 }
 

@@ -688,3 +688,28 @@ Test(handlers, a_failed_reload_says_why)
     cr_assert_eq(error_code(next(c)), PROTO_E_INVALID_PARAMS);
     client_destroy(c);
 }
+
+static uid_t uid_of_task(void)
+{
+    struct task *t = TAILQ_FIRST(&fakes.tasks);
+    cr_assert_not_null(t);
+    uid_t uid = t->uid;
+    fake_run_tasks();
+    return uid;
+}
+
+/* What a quota counts is its user's to be freed; what none counts does not wait behind what that
+ * user makes last, since it could pile up there. */
+Test(handlers, memory_that_is_counted_is_freed_in_its_users_turn)
+{
+    enum { BYTES = 3 << 20, UID = 7 };
+    const struct quota_amounts held = {.of = {[QUOTA_INPUT_BYTES] = BYTES}};
+
+    struct ipc_error e;
+
+    cr_assert_eq(quota_take(&fakes.quotas, UID, &held, &e), 0);
+    service_free_message(service, UID, NULL, malloc(BYTES), BYTES, BYTES);
+    cr_expect_eq(uid_of_task(), (uid_t)UID);
+    service_free(service, malloc(BYTES), BYTES);
+    cr_expect_eq(uid_of_task(), TASK_OF_DAEMON);
+}
