@@ -1,4 +1,4 @@
-/* daemon/config_weights.c - settings that name something: shares (NAME=WEIGHT, or UID=WEIGHT),
+/* daemon/config_names.c - settings that name something: shares (NAME=WEIGHT, or UID=WEIGHT),
  * administrators, the realm of the KV cache. */
 #include "daemon/config_internal.h"
 
