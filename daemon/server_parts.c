@@ -74,8 +74,10 @@ static int make_catalogue(struct parts *p, const struct config *c)
                      info[i].is_default ? " (default)" : "");
         }
     }
-    tell_missing("backend", c->backend, info, n < 16 ? n : 16);
-    tell_missing("attention", c->attention, info, n < 16 ? n : 16);
+    if (n <= 16) { /* else the rest may have it */
+        tell_missing("backend", c->backend, info, n);
+        tell_missing("attention", c->attention, info, n);
+    }
     if (n == 0) {
         log_warning("no backend lies in %s: no model can be loaded", c->plugin_dir.items[0]);
     }
