@@ -50,6 +50,7 @@ int kv_cache_create(const struct kv_cache_options *options, struct kv_cache **re
     c->news_end = &c->news;
     c->check_bytes_max = KV_CHECK_BYTES;
     c->n_restored_max = KV_RESTORED_MAX;
+    c->patience_ns = KV_OPEN_PATIENCE_NS;
     c->end_s = KV_END_S;
     c->faults_seen = kv_guard_faults();
     int rc = kv_arena_create(options->arena_bytes_max, &c->arena);
@@ -245,7 +246,12 @@ struct kv_space *kv_cache_space(struct kv_cache *c, const char *realm,
 
 bool kv_space_is_ready(const struct kv_space *s)
 {
-    return s->state != KV_SPACE_OPENING;
+    return s->state != KV_SPACE_OPENING || s->overdue;
+}
+
+static bool may_become_overdue(const struct kv_space *s)
+{
+    return s->state == KV_SPACE_OPENING && !s->overdue;
 }
 
 /* ---- news -------------------------------------------------------------------------------- */
@@ -280,7 +286,16 @@ void kv_cache_poll(struct kv_cache *c)
     }
     uint64_t now = 0;
     for (struct kv_space *s = c->spaces; s != NULL && !c->closing; s = s->next) {
-        if (s->retry_ns == 0 || s->retry_ns > (now = now != 0 ? now : kv_now_ns())) {
+        if (s->retry_ns == 0 && !may_become_overdue(s)) {
+            continue;
+        }
+        now = now != 0 ? now : kv_now_ns();
+        if (may_become_overdue(s) && now >= s->opening_ns + c->patience_ns) {
+            s->overdue = true;
+            c->n_news++; /* those that wait for it look again */
+            kv_space_set_trouble(s, "the disk takes long to tell what it holds");
+        }
+        if (s->retry_ns == 0 || s->retry_ns > now) {
             continue;
         }
         s->retry_ns = 0;
@@ -307,6 +322,8 @@ int kv_cache_timeout_ms(const struct kv_cache *c)
     uint64_t first = UINT64_MAX, now = kv_now_ns();
     for (const struct kv_space *s = c->spaces; s != NULL; s = s->next) {
         first = s->retry_ns != 0 && s->retry_ns < first ? s->retry_ns : first;
+        uint64_t overdue_ns = may_become_overdue(s) ? s->opening_ns + c->patience_ns : UINT64_MAX;
+        first = overdue_ns < first ? overdue_ns : first;
     }
     if (first == UINT64_MAX) {
         return -1;

@@ -57,7 +57,9 @@ struct kv_identity {
  * sequence uses it: take it anew for every request. */
 struct kv_space *kv_cache_space(struct kv_cache *c, const char *realm,
                                 const struct kv_identity *identity, const struct kv_layout *layout);
-/* Whether what its store holds is known. A request that waits for that loses nothing. */
+/* Whether what its store holds is known, or has been waited for long enough: a disk may never
+ * answer. A request that waits for that loses no more than a few seconds; what is found later,
+ * others have. */
 bool kv_space_is_ready(const struct kv_space *s);
 
 /* Takes in what the io thread has done. Call between steps. */

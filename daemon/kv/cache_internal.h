@@ -17,6 +17,9 @@
 
 #define KV_RESTORED_MAX 4096u /* blocks of an index that go into the tree between two steps */
 
+/* For so long requests wait to know what a store holds; then they compute it. */
+#define KV_OPEN_PATIENCE_NS (3ull * 1000000000u)
+
 /* For what is being saved, when the cache ends: of the 45 s that a service has to end, requests may
  * take 30. */
 #define KV_END_S 10u
@@ -44,6 +47,8 @@ struct kv_space {
 
     enum kv_space_state state;
     bool awaits_purge;          /* OPENING: to be opened when the realm's purge has ended */
+    bool overdue;               /* OPENING: nobody waits for it any longer */
+    uint64_t opening_ns;        /* OPENING: since then */
     struct kv_store *store;     /* OPEN, or OPENING with an index that was read */
     struct kv_closing *closing; /* with the store: cache_open.c's, for its end */
     uint64_t retry_ns;          /* FAILED: open again; OPEN with a backlog: save again */
@@ -77,6 +82,7 @@ struct kv_cache {
     atomic_bool closing;      /* nothing new is begun; written by the engine thread */
     uint64_t check_bytes_max; /* KV_CHECK_BYTES; tests take less */
     uint32_t n_restored_max;  /* KV_RESTORED_MAX; likewise */
+    uint64_t patience_ns;     /* KV_OPEN_PATIENCE_NS; likewise */
     uint32_t end_s;           /* KV_END_S; likewise */
 
     /* Written by the engine thread, read by the loop for statistics. */

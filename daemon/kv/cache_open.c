@@ -170,6 +170,13 @@ void kv_space_store_name(const struct kv_space *s, char name[KV_STORE_NAME_MAX +
     }
 }
 
+static void note_opening(struct kv_space *s)
+{
+    s->state = KV_SPACE_OPENING;
+    s->overdue = false;
+    s->opening_ns = kv_now_ns();
+}
+
 void kv_space_open(struct kv_space *s)
 {
     struct kv_cache *c = s->cache;
@@ -178,7 +185,7 @@ void kv_space_open(struct kv_space *s)
         return;
     }
     if (kv_cache_is_purging(c, s->realm)) {
-        s->state = KV_SPACE_OPENING;
+        note_opening(s);
         s->awaits_purge = true;
         return;
     }
@@ -209,7 +216,7 @@ void kv_space_open(struct kv_space *s)
         s->state = KV_SPACE_RAM; /* the io thread ends, and so does the daemon */
         return;
     }
-    s->state = KV_SPACE_OPENING;
+    note_opening(s);
 }
 
 /* ---- closing ----------------------------------------------------------------------------- */

@@ -212,3 +212,42 @@ Test(kv_restore, pins_are_restored)
     kv_space_pin(space, leaf, false);
     cr_expect(eq(u64, space->n_pinned, RESTORED - 1));
 }
+
+/* ---- a disk that takes long ---------------------------------------------------------------- */
+
+/* Nobody waits for a store for ever: what is computed meanwhile is known, and saved when the disk
+ * has answered; what the store held is known then, too. */
+Test(kv_restore, a_store_that_does_not_open_is_not_waited_for)
+{
+    struct gate gate;
+    start(16u << 20, 1ull << 30);
+    compute(open_space("r", 1), 1);
+    settle();
+    stop();
+    start(16u << 20, 1ull << 30);
+    shut(&gate);
+    struct kv_space *space = begin_space("r", 1);
+    kv_cache_poll(cache);
+    cr_expect(not(kv_space_is_ready(space)));
+    int ms = kv_cache_timeout_ms(cache);
+    cr_expect(ge(int, ms, 0)); /* then it is to be looked at again */
+    cr_expect(le(int, ms, (int)(KV_OPEN_PATIENCE_NS / 1000000u) + 1));
+    cache->patience_ns = 0;
+    uint64_t news = kv_cache_news(cache);
+    kv_cache_poll(cache);
+    cr_expect(kv_space_is_ready(space));
+    cr_expect(lt(u64, news, kv_cache_news(cache)));
+    cr_expect(eq(int, kv_cache_timeout_ms(cache), -1));
+    cr_expect(not(is_known(space, 1)));
+    compute(space, 1); /* again */
+    compute(space, 2);
+    open_gate(&gate);
+    settle();
+    cr_expect(eq(int, space->state, KV_SPACE_OPEN));
+    stop();
+    start(16u << 20, 1ull << 30);
+    space = open_space("r", 1);
+    cr_expect(is_known(space, 1));
+    cr_expect(is_known(space, 2));
+    sem_destroy(&gate.opened);
+}
