@@ -367,7 +367,8 @@ static void dispatch_notification(struct caller *c, const struct ipc_message *m)
     }
 }
 
-static void dispatch(struct call *call)
+/* It told nothing that this protocol knows, or there was no memory to look. */
+static void dispatch_unparsed(struct call *call)
 {
     struct caller *c = call->caller;
     struct ipc_error e;
@@ -379,15 +380,22 @@ static void dispatch(struct call *call)
         ipc_error_set(&e, PROTO_E_INVALID_REQUEST,
                       "not a message of this protocol: [0, id, method, params] is a request");
     }
+    if (call->parse_id != UINT32_MAX) {
+        call->id = call->parse_id;
+        call_fail_error(call, &e);
+    } else {
+        call_drop(call);
+        caller_notify_error(c, &e);
+    }
+    c->sink->broken(c);
+}
+
+static void dispatch(struct call *call)
+{
+    struct caller *c = call->caller;
+
     if (call->parse_result < 0) {
-        if (call->parse_id != UINT32_MAX) {
-            call->id = call->parse_id;
-            call_fail_error(call, &e);
-        } else {
-            call_drop(call);
-            caller_notify_error(c, &e);
-        }
-        c->sink->broken(c);
+        dispatch_unparsed(call);
         return;
     }
     if (call->message.kind == IPC_REQUEST) {
