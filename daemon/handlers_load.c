@@ -87,14 +87,17 @@ static void load_finished(struct load *load, struct model *model, int result, co
 {
     struct call *call = load->call;
     if (load->preloaded) {
-        load->preloaded(load->preloaded_arg, result);
+        load->preloaded(load->preloaded_arg, result == -EEXIST ? 0 : result);
     }
     if (!call) {
         model_unref(model);
         return;
     }
     load_detach(load);
-    if (result < 0) {
+    /* Whoever only names a model wants it, and it was loaded under another name of its file. */
+    bool has_model = result == -EEXIST && model && call->method != PROTO_MODEL_LOAD;
+    if (result < 0 && !has_model) {
+        model_unref(model);
         call_fail(call, load_error_code(result), "model '%.128s': %s", load->name, message);
         return;
     }
@@ -160,7 +163,7 @@ static void on_done(void *arg, struct model *m, int result, const char *message)
     pthread_mutex_lock(&load->lock);
     load->finished = true;
     load->model = m;
-    load->result = m ? 0 : (result < 0 ? result : -EIO);
+    load->result = result < 0 ? result : m ? 0 : -EIO;
     snprintf(load->message, sizeof(load->message), "%s",
              message && message[0] ? message : strerror(-load->result));
     post_locked(load);

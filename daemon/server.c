@@ -189,6 +189,7 @@ static void on_tick(uv_timer_t *timer)
     uint64_t now = uv_hrtime();
     peers_check_deadlines(&s->peers);
     penalty_tick(&s->penalties, now);
+    registry_relieve(s->parts.registry);
     feed_watchdog(s, now);
     if (s->state == SERVER_STARTING) {
         notify_extend_timeout(30 * SERVER_TICK_MS * 1000);
@@ -393,11 +394,11 @@ bool server_destroy(struct server *s)
     /* The engine's and the registry's threads report their ends, which may make tasks. The pool's
      * tasks end, of which some copy what the engine holds, but for those that have not begun; then
      * nobody is left who could post but a purge that the engine's end waits for. */
-    parts_stop(&s->parts);
+    bool ended = parts_stop(&s->parts);
     tasks_deliver(s);
     tasks_give_up(s);
     uv_walk(&s->loop, close_handle, NULL);
-    if (!tasks_end(s)) {
+    if (!tasks_end(s) || !ended) {
         engine_settle_cache(s->parts.engine); /* which those that copy still read */
         return false;
     }

@@ -21,8 +21,9 @@ struct server_options {
 int server_create(const struct server_options *options, struct server **ret);
 /* Serves until a signal, a drain or the end of lifetime_fd. 0, or -errno. */
 int server_run(struct server *s);
-/* NULL is legal. False: tasks run for ever. What is to be saved is saved, but all else stays as it
- * is since they use it, and the process can only end with _exit(): libuv waits for them in exit().
+/* NULL is legal. False: tasks or loads run for ever. What is to be saved is saved, but all else
+ * stays as it is since they use it, and the process can only end with _exit(): libuv waits for them
+ * in exit().
  */
 bool server_destroy(struct server *s);
 

@@ -57,9 +57,9 @@ void server_drain(struct server *s, uint32_t timeout_ms)
     }
     s->state = SERVER_DRAINING;
     notify_stopping();
-    notify_extend_timeout(
-        (uint64_t)(timeout_ms + SERVER_CUT_MS + SERVER_END_MS + SERVER_TASKS_MS + SERVER_DISK_MS) *
-        1000);
+    notify_extend_timeout((uint64_t)(timeout_ms + SERVER_CUT_MS + SERVER_END_MS + SERVER_LOADS_MS +
+                                     SERVER_TASKS_MS + SERVER_DISK_MS) *
+                          1000);
     listen_close(s); /* another daemon may take the place at once */
     service_drain(s->service);
     peers_notify_draining(&s->peers);

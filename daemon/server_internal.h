@@ -16,6 +16,7 @@
 #define SERVER_TICK_MS       1000u
 #define SERVER_END_MS        1000u  /* for the last answers to leave */
 #define SERVER_CUT_MS        5000u  /* for cancelled requests to end */
+#define SERVER_LOADS_MS      10000u /* for loads to be given up: REGISTRY_END_S */
 #define SERVER_TASKS_MS      10000u /* for tasks that run, when all else has ended */
 #define SERVER_DISK_MS       10000u /* for the cache to save what it was saving: KV_END_S */
 
@@ -120,8 +121,8 @@ static inline struct server *server_of_peers(struct peer_host *host)
 int parts_create(struct parts *p, const struct config *c, bool in_memory, void (*notify)(void *),
                  void *notify_arg);
 /* Ends the threads that report into the service. The engine stays, with what it has lent to tasks.
- */
-void parts_stop(struct parts *p);
+ * False: a model's disk does not answer, and what loads it uses all the parts. */
+bool parts_stop(struct parts *p);
 /* No task is left. May post the answer to a purge. */
 void parts_destroy_engine(struct parts *p);
 void parts_destroy(struct parts *p);

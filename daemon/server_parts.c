@@ -202,18 +202,18 @@ int parts_create(struct parts *p, const struct config *c, bool in_memory, void (
     if (rc == 0) {
         rc = explain(make_engine(p, c, notify, notify_arg), "the engine");
     }
-    if (rc < 0) {
-        parts_stop(p);
+    if (rc < 0 && parts_stop(p)) { /* nothing loads yet */
         parts_destroy(p);
     }
     return rc;
 }
 
-void parts_stop(struct parts *p)
+bool parts_stop(struct parts *p)
 {
     engine_stop(p->engine);
-    registry_destroy(p->registry);
+    bool ended = registry_destroy(p->registry);
     p->registry = NULL;
+    return ended;
 }
 
 void parts_destroy_engine(struct parts *p)

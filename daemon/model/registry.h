@@ -1,12 +1,13 @@
 /* daemon/model/registry.h - models by name: available, loading, loaded.
  *
  * A name is a file's name in the models folders without ".gguf", an alias from the configuration,
- * or, where paths are allowed (a per-user daemon), an absolute path. Loading happens on the
- * registry's loader thread, one model at a time, in the order asked for. The same thread destroys
- * models whose last reference was dropped, so that nobody else waits for that.
+ * or, where paths are allowed (a per-user daemon), an absolute path. Loading, and looking for the
+ * file, happens on the registry's loader thread, one model at a time, in the order asked for; on
+ * another one beside it while a disk does not answer. The same threads destroy models whose last
+ * reference was dropped, so that nobody else waits for that.
  *
- * All functions are for the loop thread, except that callbacks run on the loader thread: they must
- * only hand the news to the loop. */
+ * All functions are for the loop thread and touch no disk, but for registry_list(). Callbacks run
+ * on a loader thread: they must only hand the news to the loop. */
 #ifndef DAEMON_MODEL_REGISTRY_H
 #define DAEMON_MODEL_REGISTRY_H
 
@@ -31,15 +32,19 @@ enum registry_state { REGISTRY_AVAILABLE, REGISTRY_LOADING, REGISTRY_LOADED };
 
 int registry_create(const struct registry_options *options, struct registry **ret);
 /* Cancels loads and drops its references. Models that others still hold are destroyed by whoever
- * drops them last; until then the registry's options (catalogue, pool) must live. */
-void registry_destroy(struct registry *r);
+ * drops them last; until then the registry's options (catalogue, pool) must live.
+ * False: a load does not end within 10 s, since a disk does not answer (it is logged). Then nothing
+ * was freed, and the process is to end without it. */
+bool registry_destroy(struct registry *r);
 
 /* One load as the caller asked for it; owned by the registry, valid inside the callbacks only. */
 struct registry_load {
     const char *name;
     /* Loader or io thread. stage: "map", "read", "check", "pack", "ready". */
     void (*on_progress)(void *arg, const char *stage, uint64_t done, uint64_t total);
-    /* Loader thread, once: m is a new reference for the callee (NULL on failure, with the error).*/
+    /* Loader thread, once: m is a new reference for the callee. NULL on failure, with the error:
+     * -ENOENT, no such file in the folders; -EEXIST, the name is taken. But with -EEXIST m is the
+     * model if it had been loaded from that very file, by another path. */
     void (*on_done)(void *arg, struct model *m, int result, const char *message);
     void *arg;
 };
@@ -47,11 +52,15 @@ struct registry_load {
 /* Starts (or joins) the load of a model. name_or_path as above; options override the defaults where
  * non-zero, non-NULL or, for the cache types, not GQA_NONE (strings are copied); serve_as may be
  * NULL. 0: callbacks will come. -EEXIST: already loaded under that name (options are then not
- * looked at). -ENOENT: no such file in the folders. -EINVAL: a bad name (a path where none is
- * allowed). err tells. */
+ * looked at), or another file is about to be. -ENOENT: there are no folders. -EINVAL: a bad name.
+ * -EACCES: a path where none is allowed. err tells. */
 int registry_load(struct registry *r, const char *name_or_path, const char *serve_as,
                   const struct model_options *options, const struct registry_load *callbacks,
                   struct fmt_error *err);
+
+/* Begins another loader where all stand still and more is to be loaded. To be called every second.
+ */
+void registry_relieve(struct registry *r);
 
 /* A new reference to a loaded model by its name (or by the path that it was loaded from), or NULL:
  * it is not loaded, or damaged (model.h), and has left. */

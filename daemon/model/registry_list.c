@@ -25,32 +25,60 @@ bool registry_is_plain_name(const char *name)
            strlen(name) < sizeof(((struct registry_entry *)NULL)->name);
 }
 
-/* Paths are absolute and become canonical. */
-int registry_resolve(struct registry *r, const char *name, char path[PATH_MAX],
-                     struct fmt_error *err)
+/* They are quoted in errors and in the log. */
+static bool has_control_characters(const char *name)
 {
-    if (name[0] == '/') {
-        if (!r->options.allow_paths) {
-            return fmt_fail(err, -EACCES,
-                            "'%s' is a path: this daemon takes names of its models folders", name);
+    for (const char *c = name; *c != '\0'; c++) {
+        if ((unsigned char)*c < ' ' || *c == 0x7f) {
+            return true;
         }
-        if (realpath(name, path) == NULL) {
-            return fmt_fail(err, -errno, "%s: %s", name, strerror(errno));
+    }
+    return false;
+}
+
+int registry_check_name(const struct registry *r, const char *asked, struct fmt_error *err)
+{
+    if (has_control_characters(asked)) {
+        return fmt_fail(err, -EINVAL, "a model's name has no control characters");
+    }
+    if (asked[0] == '/') {
+        return r->options.allow_paths
+                   ? 0
+                   : fmt_fail(err, -EACCES,
+                              "'%s' is a path: this daemon takes names of its models folders",
+                              asked);
+    }
+    if (!registry_is_plain_name(asked)) {
+        return fmt_fail(err, -EINVAL, "'%s' is neither a model's name nor an absolute path", asked);
+    }
+    return r->n_dirs > 0
+               ? 0
+               : fmt_fail(err, -ENOENT, "no model '%s' in any folder: none is configured", asked);
+}
+
+int registry_locate(const char *asked, char *const *dirs, size_t n_dirs, char path[PATH_MAX],
+                    struct fmt_error *err)
+{
+    if (asked[0] == '/') {
+        if (realpath(asked, path) == NULL) {
+            return fmt_fail(err, -errno, "%s: %s", asked, strerror(errno));
         }
         return 0;
     }
-    if (!registry_is_plain_name(name)) {
-        return fmt_fail(err, -EINVAL, "'%s' is neither a model's name nor an absolute path", name);
-    }
-    for (size_t i = 0; i < r->n_dirs; i++) {
+    for (size_t i = 0; i < n_dirs; i++) {
         int n =
-            snprintf(path, PATH_MAX, "%s/%s%s", r->dirs[i], name, has_suffix(name) ? "" : SUFFIX);
+            snprintf(path, PATH_MAX, "%s/%s%s", dirs[i], asked, has_suffix(asked) ? "" : SUFFIX);
         if (n > 0 && n < PATH_MAX && access(path, F_OK) == 0) {
             return 0;
         }
     }
-    return fmt_fail(err, -ENOENT, "no model '%s' in %s", name,
-                    r->n_dirs > 0 ? "the models folders" : "any folder: none is configured");
+    return fmt_fail(err, -ENOENT, "no model '%s' in the models folders", asked);
+}
+
+int registry_fail_taken(const struct entry *e, struct fmt_error *err)
+{
+    return fmt_fail(err, -EEXIST, "the name '%s' is taken by %s", e->name,
+                    fmt_file_name(e->path != NULL ? e->path : e->asked));
 }
 
 char *registry_base_name(const char *path)
@@ -62,13 +90,21 @@ char *registry_base_name(const char *path)
     return name;
 }
 
+bool registry_is_same_name(const char *a, const char *b)
+{
+    size_t a_bytes = strlen(a), b_bytes = strlen(b);
+    a_bytes -= has_suffix(a) ? strlen(SUFFIX) : 0;
+    b_bytes -= has_suffix(b) ? strlen(SUFFIX) : 0;
+    return a_bytes == b_bytes && memcmp(a, b, a_bytes) == 0;
+}
+
 struct entry *registry_find(struct registry *r, const char *name)
 {
     for (struct entry *e = r->entries; e != NULL; e = e->next) {
         size_t bytes = strlen(e->name);
         bool same = strncmp(name, e->name, bytes) == 0 &&
                     (name[bytes] == '\0' || strcmp(name + bytes, SUFFIX) == 0);
-        if (same || strcmp(name, e->path) == 0) {
+        if (same || strcmp(name, e->path != NULL ? e->path : e->asked) == 0) {
             return e;
         }
     }
@@ -170,15 +206,14 @@ static int list_entries(struct registry *r, bool loaded_only, struct listing *l)
     int rc = 0;
     for (struct entry *e = r->entries; rc == 0 && e != NULL; e = e->next) {
         if (e->model != NULL || !loaded_only) {
-            rc = list_add(l, e->name, e->path,
+            rc = list_add(l, e->name, e->path != NULL ? e->path : e->asked,
                           e->model != NULL ? REGISTRY_LOADED : REGISTRY_LOADING, e->model);
         }
     }
     return rc;
 }
 
-/* A copy of the folders' names, so that nobody waits for a disk to get the lock. Under the lock. */
-static int copy_dirs(const struct registry *r, char ***ret, size_t *ret_n)
+int registry_copy_dirs(const struct registry *r, char ***ret, size_t *ret_n)
 {
     char **dirs = calloc(r->n_dirs + 1, sizeof(*dirs));
     for (size_t i = 0; dirs != NULL && i < r->n_dirs; i++) {
@@ -200,7 +235,7 @@ int registry_list(struct registry *r, struct registry_entry **ret, size_t *ret_c
     size_t n_dirs = 0;
     pthread_mutex_lock(&r->lock);
     int rc = list_entries(r, false, &l);
-    rc = rc < 0 ? rc : copy_dirs(r, &dirs, &n_dirs);
+    rc = rc < 0 ? rc : registry_copy_dirs(r, &dirs, &n_dirs);
     pthread_mutex_unlock(&r->lock);
     for (size_t i = 0; rc == 0 && i < n_dirs; i++) {
         rc = list_folder(dirs[i], &l);

@@ -1,5 +1,5 @@
 /* Models by name: what may be named, who waits for a load, and how entries end. */
-#include "daemon/model/registry.h"
+#include "daemon/model/registry_internal.h"
 #include "tests/unit/engine/parts.h"
 
 #include <criterion/criterion.h>
@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,17 +179,20 @@ Test(registry, bad_names_are_refused)
         cr_expect(eq(int, load(&w, "a", bad[i], &err), -EINVAL), "%s", bad[i]);
         cr_expect(err.text[0] != '\0');
     }
-    cr_expect(eq(int, load(&w, "nothing", NULL, &err), -ENOENT));
-    cr_expect(strstr(err.text, "'nothing'") != NULL && strstr(err.text, parts.folder.path) == NULL);
+    cr_expect(eq(int, load(&w, "a\nb", NULL, &err), -EINVAL));
     cr_expect(eq(int, load(&w, folder_path(&parts.folder, "a.gguf"), NULL, &err), -EACCES));
     cr_expect(eq(int, w.done, 0));
     struct model *m;
     cr_expect(eq(int, registry_unload(registry, "a", &m), -ENOENT));
+    cr_expect(eq(int, load(&w, "nothing", NULL, &err), 0)); /* the loader looks for it */
+    cr_expect(eq(int, wait_for(&w), -ENOENT));
+    cr_expect(strstr(w.message, "'nothing'") != NULL, "%s", w.message);
+    cr_expect(strstr(w.message, parts.folder.path) == NULL, "%s", w.message);
 }
 
 Test(registry, paths_where_they_are_allowed)
 {
-    char path[128], link[128];
+    char path[128], link[128], other[128];
     struct waiter w;
     struct fmt_error err;
     waiter_init(&w);
@@ -196,6 +200,7 @@ Test(registry, paths_where_they_are_allowed)
     open_registry(true);
     snprintf(path, sizeof(path), "%s", folder_path(&parts.folder, "a.gguf"));
     snprintf(link, sizeof(link), "%s", folder_path(&parts.folder, "link.gguf"));
+    snprintf(other, sizeof(other), "%s", folder_path(&parts.folder, "other.gguf"));
     cr_assert(eq(int, symlink(path, link), 0));
     cr_expect(eq(int, load_now(link, NULL), 0));
     struct model *m = registry_get(registry, path);
@@ -204,8 +209,21 @@ Test(registry, paths_where_they_are_allowed)
     m = registry_get(registry, "a");
     cr_expect(m != NULL);
     model_unref(m);
-    cr_expect(eq(int, load(&w, link, NULL, &err), -EEXIST));
-    cr_expect(eq(int, load(&w, "/nonexistent/x.gguf", NULL, &err), -ENOENT));
+    cr_expect(eq(int, load(&w, path, NULL, &err), -EEXIST));
+    cr_expect(eq(int, load(&w, link, NULL, &err), 0)); /* where it leads to the loader finds out */
+    cr_expect(eq(int, wait_for(&w), -EEXIST));
+    m = registry_get(registry, "a");
+    cr_expect(eq(ptr, w.model, m)); /* the same file's */
+    model_unref(w.model);
+    model_unref(m);
+    cr_expect(eq(int, load_now("/nonexistent/x.gguf", NULL), -ENOENT));
+    cr_assert(eq(int, symlink(folder_path(&parts.folder, "b.gguf"), other), 0));
+    waiter_init(&w);
+    cr_expect(eq(int, load(&w, other, "a", &err), -EEXIST));
+    cr_expect(eq(int, load_now(other, NULL), 0)); /* as "b" */
+    m = registry_get(registry, "b");
+    cr_expect(m != NULL);
+    model_unref(m);
 }
 
 /* All are asked for before the loader can have come to the third: "a" is loaded once, for two. */
@@ -237,6 +255,54 @@ Test(registry, two_waiters_share_one_load)
     model_unref(first.model);
     model_unref(second.model);
     model_unref(third.model);
+}
+
+static sem_t held, let_go;
+
+static int hold_io(void *arg)
+{
+    sem_post(&held);
+    sem_wait(&let_go);
+    return 0;
+}
+
+/* The first loader reads by an io thread that does not answer. */
+Test(registry, a_load_that_stands_still_is_not_waited_for)
+{
+    struct io_call_job hold = {.fn = hold_io};
+    struct waiter first, same;
+    struct fmt_error err;
+    waiter_init(&first);
+    waiter_init(&same);
+    sem_init(&held, 0, 0);
+    sem_init(&let_go, 0, 0);
+    cr_assert(eq(int, io_submit_call(parts.io, &hold), 0));
+    sem_wait(&held);
+    cr_assert(eq(int, load(&first, "a", NULL, &err), 0));
+    registry_relieve(registry); /* nothing waits */
+    cr_expect(eq(u32, registry->n_loaders, 1));
+    struct waiter second;
+    waiter_init(&second);
+    cr_assert(eq(int, load(&second, "b", NULL, &err), 0));
+    registry_relieve(registry); /* it may still get on */
+    cr_expect(eq(u32, registry->n_loaders, 1));
+    registry->stalled_ns = 0;
+    while (registry->n_loaders == 1) { /* the first may not have taken its own yet */
+        registry_relieve(registry);
+    }
+    cr_expect(eq(int, wait_for(&second), 0));
+    model_unref(second.model);
+    cr_expect(eq(int, first.done, 0));
+    cr_assert(eq(int, load(&same, "a", NULL, &err), 0)); /* waits for the first */
+    registry_relieve(registry);
+    cr_expect(eq(u32, registry->n_loaders, 2));
+    sem_post(&let_go);
+    cr_expect(eq(int, wait_for(&first), 0));
+    cr_expect(eq(int, wait_for(&same), 0));
+    cr_expect(eq(ptr, first.model, same.model));
+    model_unref(first.model);
+    model_unref(same.model);
+    cr_expect(eq(int, load_now("b", NULL), -EEXIST));
 }
 
 Test(registry, a_failure_is_told_to_all_and_may_be_tried_again)

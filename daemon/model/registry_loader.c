@@ -1,0 +1,328 @@
+/* daemon/model/registry_loader.c - the threads that load models, and destroy them.
+ *
+ * One loads after the other, since each takes memory and all cores. But a disk may never answer:
+ * who has not got on for a few seconds is not waited for. Where nobody else is there another loader
+ * begins, with an io thread of its own. */
+#include "daemon/model/registry_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- one load ---------------------------------------------------------------------------- */
+
+static void on_progress(void *arg, const char *stage, uint64_t done, uint64_t total)
+{
+    struct loader *l = arg;
+    pthread_mutex_lock(&l->registry->lock);
+    l->moved_ns = now_ns();
+    for (struct registry_waiter *w = l->entry->waiters; w != NULL; w = w->next) {
+        if (w->callbacks.on_progress != NULL) {
+            w->callbacks.on_progress(w->callbacks.arg, stage, done, total);
+        }
+    }
+    pthread_mutex_unlock(&l->registry->lock);
+}
+
+/* The last reference of a model went, in any thread: a loader takes it from here, or the caller
+ * where the registry has ended. */
+static void on_retired(void *arg, struct model *m)
+{
+    struct entry *e = arg;
+    struct registry *r = e->registry;
+    pthread_mutex_lock(&r->lock);
+    if (!r->stopped) {
+        e->next = r->retired;
+        r->retired = e;
+        pthread_cond_signal(&r->wake);
+        pthread_mutex_unlock(&r->lock);
+        return;
+    }
+    pthread_mutex_unlock(&r->lock);
+    model_destroy(m);
+    registry_entry_destroy(e);
+    pthread_mutex_lock(&r->lock);
+    registry_unlock_and_drop(r);
+}
+
+/* Where the file lies is told to the log alone. A request may load again what was refused before:
+ * of one model a line once in a while is enough. */
+static void log_refused(struct registry *r, const struct entry *e, int rc, const char *message)
+{
+    uint32_t hash = 0;
+    for (const char *c = e->name; *c != '\0'; c++) {
+        hash = hash * 31 + (unsigned char)*c;
+    }
+    log_paced(&r->refused_lines[hash % REGISTRY_REFUSED_LINES], now_ns(), LOG_LEVEL_WARNING,
+              "model '%s' was not loaded%s%s: %s", e->name, e->path != NULL ? " from " : "",
+              e->path != NULL ? e->path : "", message[0] != '\0' ? message : strerror(-rc));
+}
+
+/* Tells all who waited: m is the model, or with -EEXIST that of another entry, or NULL. Locked:
+ * nobody can join the entry in between. */
+static void tell(struct entry *e, struct model *m, int rc, const char *message)
+{
+    while (e->waiters != NULL) {
+        struct registry_waiter *w = e->waiters;
+        e->waiters = w->next;
+        w->callbacks.on_done(w->callbacks.arg, m != NULL ? model_ref(m) : NULL, rc, message);
+        free(w);
+    }
+}
+
+static void give_up(struct registry *r, struct entry *e)
+{
+    registry_unlink(r, e);
+    registry_entry_destroy(e);
+}
+
+/* Locked by the caller. */
+static void finish_load(struct registry *r, struct entry *e, struct model *m, int rc,
+                        const char *message)
+{
+    if (m == NULL) {
+        log_refused(r, e, rc, message);
+        tell(e, NULL, rc, message);
+        give_up(r, e);
+        return;
+    }
+    model_on_last_unref(m, on_retired, e);
+    tell(e, m, rc, message);
+    e->model = m;
+    r->refs++;
+}
+
+/* Another entry of that name whose file is known. */
+static struct entry *find_other(const struct registry *r, const struct entry *e)
+{
+    struct entry *other = r->entries;
+    while (other != NULL &&
+           (other == e || other->path == NULL || strcmp(other->name, e->name) != 0)) {
+        other = other->next;
+    }
+    return other;
+}
+
+/* Those who wait for e wait for the other. */
+static void join(struct entry *other, struct entry *e)
+{
+    struct registry_waiter **end = &other->waiters;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = e->waiters;
+    e->waiters = NULL;
+}
+
+/* The file is known: whether it is this entry that loads it. If not, all who waited have been told,
+ * or wait for another entry, and e is gone. Locked by the caller. */
+static bool settle(struct registry *r, struct entry *e, const char *path)
+{
+    struct fmt_error err;
+    char *name = e->is_renamed ? strdup(e->name) : registry_base_name(path);
+    e->path = strdup(path);
+    if (e->path == NULL || name == NULL) {
+        free(name);
+        finish_load(r, e, NULL, -ENOMEM, "no memory");
+        return false;
+    }
+    free(e->name);
+    e->name = name;
+    struct entry *other = find_other(r, e);
+    if (other == NULL) {
+        e->options.path = e->path;
+        e->options.name = e->name;
+        return true;
+    }
+    bool same = strcmp(other->path, path) == 0;
+    if (same && other->model == NULL) {
+        join(other, e);
+    } else {
+        int rc = registry_fail_taken(other, &err);
+        tell(e, same ? other->model : NULL, rc, err.text);
+    }
+    give_up(r, e);
+    return false;
+}
+
+static struct entry *next_load(const struct registry *r)
+{
+    struct entry *e = r->entries;
+    while (e != NULL && (e->model != NULL || e->is_taken)) {
+        e = e->next;
+    }
+    return e;
+}
+
+/* Locked by the caller, and unlocked while it works. 0 or -errno. */
+static int find_file(struct registry *r, const struct entry *e, char path[PATH_MAX],
+                     struct fmt_error *err)
+{
+    char **dirs = NULL;
+    size_t n_dirs = 0;
+    int rc = registry_copy_dirs(r, &dirs, &n_dirs);
+    pthread_mutex_unlock(&r->lock);
+    rc = rc < 0 ? fmt_fail(err, rc, "no memory")
+                : registry_locate(e->asked, dirs, n_dirs, path, err);
+    registry_free_dirs(dirs, n_dirs);
+    pthread_mutex_lock(&r->lock);
+    return rc;
+}
+
+/* The same. */
+static void load_one(struct loader *l, struct entry *e)
+{
+    struct registry *r = l->registry;
+    struct fmt_error err = {""};
+    struct model *m = NULL;
+    char path[PATH_MAX];
+    e->is_taken = true;
+    l->entry = e;
+    l->moved_ns = now_ns();
+    int rc = find_file(r, e, path, &err);
+    if (rc < 0) {
+        finish_load(r, e, NULL, rc, err.text);
+    } else if (settle(r, e, path)) {
+        pthread_mutex_unlock(&r->lock);
+        rc =
+            model_load(&e->options, r->options.catalogue, r->options.pool,
+                       l->io != NULL ? l->io : r->options.io, &e->cancel, on_progress, l, &m, &err);
+        pthread_mutex_lock(&r->lock);
+        finish_load(r, e, m, rc, err.text);
+    }
+    l->entry = NULL;
+}
+
+/* The same. */
+static void destroy_one_retired(struct registry *r)
+{
+    struct entry *e = r->retired;
+    r->retired = e->next;
+    pthread_mutex_unlock(&r->lock);
+    model_destroy(e->model);
+    registry_entry_destroy(e);
+    pthread_mutex_lock(&r->lock);
+    r->refs--; /* never the last: the owner's stays until this thread has ended */
+}
+
+/* ---- the threads ------------------------------------------------------------------------- */
+
+/* Somebody loads, and gets on with it. Locked by the caller. */
+static bool somebody_loads(const struct registry *r)
+{
+    uint64_t now = now_ns();
+    for (uint32_t i = 0; i < r->n_loaders; i++) {
+        const struct loader *l = &r->loaders[i];
+        if (l->entry != NULL && now - l->moved_ns < r->stalled_ns) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void *loader_main(void *arg)
+{
+    struct loader *l = arg;
+    struct registry *r = l->registry;
+    struct entry *e;
+    pthread_mutex_lock(&r->lock);
+    while (!r->stop || r->retired != NULL) {
+        if (r->retired != NULL) {
+            destroy_one_retired(r);
+        } else if ((e = next_load(r)) != NULL && !somebody_loads(r)) {
+            load_one(l, e);
+            pthread_cond_broadcast(&r->wake); /* another may begin */
+        } else {
+            pthread_cond_wait(&r->wake, &r->lock);
+        }
+    }
+    while ((e = next_load(r)) != NULL) {
+        finish_load(r, e, NULL, -ECANCELED, "the daemon is ending");
+    }
+    r->stopped = --r->n_running == 0;
+    pthread_mutex_unlock(&r->lock);
+    return NULL;
+}
+
+int registry_start_loader(struct registry *r)
+{
+    struct loader *l = &r->loaders[r->n_loaders];
+    *l = (struct loader){.registry = r};
+    int rc = r->n_loaders > 0 ? io_create(!io_uses_uring(r->options.io), &l->io) : 0;
+    rc = rc < 0 ? rc : -pthread_create(&l->thread, NULL, loader_main, l);
+    if (rc < 0) {
+        io_destroy(l->io);
+        l->io = NULL;
+        return rc;
+    }
+    r->n_loaders++;
+    r->n_running++;
+    return 0;
+}
+
+/* All of them have something to load, and stand still. */
+static void begin_another(struct registry *r)
+{
+    const struct entry *e = r->loaders[r->n_loaders - 1].entry;
+    if (r->n_loaders < REGISTRY_LOADERS_MAX && registry_start_loader(r) == 0) {
+        log_warning(
+            "model '%s' does not get on with loading (a disk that does not answer?): others "
+            "are loaded beside it",
+            e->name);
+    }
+}
+
+void registry_relieve(struct registry *r)
+{
+    bool has_idle = false;
+    pthread_mutex_lock(&r->lock);
+    for (uint32_t i = 0; i < r->n_loaders; i++) {
+        has_idle |= r->loaders[i].entry == NULL;
+    }
+    if (has_idle) {
+        pthread_cond_broadcast(&r->wake);
+    } else if (!r->stop && next_load(r) != NULL && !somebody_loads(r)) {
+        begin_another(r);
+    }
+    pthread_mutex_unlock(&r->lock);
+}
+
+bool registry_stop_loaders(struct registry *r)
+{
+    bool all = true;
+    struct timespec until;
+    pthread_mutex_lock(&r->lock);
+    r->stop = true;
+    for (struct entry *e = r->entries; e != NULL; e = e->next) {
+        e->cancel = true;
+    }
+    pthread_cond_broadcast(&r->wake);
+    uint32_t n = r->n_loaders;
+    pthread_mutex_unlock(&r->lock);
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += r->end_s;
+    for (uint32_t i = 0; i < n; i++) {
+        all &= pthread_clockjoin_np(r->loaders[i].thread, NULL, CLOCK_MONOTONIC, &until) == 0;
+    }
+    if (!all) {
+        log_error("models are still being loaded %u s after that was to end (a disk that does not "
+                  "answer?): the daemon ends without them",
+                  r->end_s);
+    }
+    return all;
+}
+
+void registry_free_loaders(struct registry *r)
+{
+    for (uint32_t i = 0; i < r->n_loaders; i++) {
+        io_destroy(r->loaders[i].io);
+    }
+}
