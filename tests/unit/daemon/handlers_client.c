@@ -117,6 +117,17 @@ void send_generate(struct client *c, uint32_t id, const char *model, const char 
     hand_in(c, &b);
 }
 
+void send_load(struct client *c, uint32_t id, const char *model)
+{
+    struct ipc_buffer b;
+    ipc_buffer_init(&b);
+    ipc_pack_request(&b, id, "model.load");
+    ipc_pack_map(&b, 1);
+    ipc_pack_str(&b, "model");
+    ipc_pack_str(&b, model);
+    hand_in(c, &b);
+}
+
 void send_cancel(struct client *c, uint32_t id)
 {
     struct ipc_buffer b;

@@ -33,6 +33,7 @@ bool finish_is(const struct ipc_message *m, const char *finish);
 void hand_in(struct client *c, struct ipc_buffer *b);
 void send_generate(struct client *c, uint32_t id, const char *model, const char *prompt,
                    size_t prompt_bytes);
+void send_load(struct client *c, uint32_t id, const char *model);
 void send_cancel(struct client *c, uint32_t id);
 
 #endif

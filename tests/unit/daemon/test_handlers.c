@@ -319,6 +319,26 @@ Test(handlers, a_load_that_fails_tells_those_who_waited)
     client_destroy(c);
 }
 
+/* Under another name of its file: whoever wants to use it does, whoever wants to load it is told.
+ */
+Test(handlers, a_model_that_was_loaded_meanwhile_is_used)
+{
+    fakes.model_is_loaded = false;
+    struct client *c = client_create(0);
+    send_generate(c, 1, "fake", "abc", 3);
+    fakes.load.on_done(fakes.load.arg, model_ref(fake_model()), -EEXIST, "the name is taken");
+    fake_run_tasks();
+    cr_assert_eq(fakes.n_submitted, 1);
+    fake_done(fakes.submitted[0], FINISH_CANCELLED);
+    service_pump(service);
+    cr_assert(finish_is(next(c), "cancelled"));
+    send_load(c, 2, "fake");
+    fakes.load.on_done(fakes.load.arg, model_ref(fake_model()), -EEXIST, "the name is taken");
+    fake_run_tasks();
+    cr_assert_eq(error_code(next(c)), PROTO_E_EXISTS);
+    client_destroy(c);
+}
+
 Test(handlers, the_pattern_list_says_who_loads_by_being_named)
 {
     static const char *const patterns[] = {"nice-*"};
@@ -442,11 +462,13 @@ Test(handlers, a_message_counts_until_its_request_has_copies)
     struct client *c = client_create(7);
     struct quota_amounts of_message = {.of = {[QUOTA_INPUT_BYTES] = 500}};
     struct ipc_error e;
+    struct registry_load loads[3];
     fakes.model_is_loaded = false;
     for (uint32_t id = 1; id <= 2; id++) { /* they wait for their model */
         cr_assert_eq(quota_take(&fakes.quotas, 7, &of_message, &e), 0);
         c->held_bytes = 500;
         send_generate(c, id, "fake", "abc", 3);
+        loads[id] = fakes.load;
     }
     cr_assert_eq(held(QUOTA_INPUT_BYTES), 1000);
     send_cancel(c, 1);
@@ -462,6 +484,10 @@ Test(handlers, a_message_counts_until_its_request_has_copies)
     cr_assert_eq(held(QUOTA_INPUT_BYTES), 0);
     fake_done(fakes.submitted[0], FINISH_CANCELLED);
     service_pump(service);
+    for (uint32_t id = 1; id <= 2; id++) {
+        loads[id].on_done(loads[id].arg, NULL, -ECANCELED, "");
+    }
+    fake_run_tasks();
 }
 
 Test(handlers, a_message_without_room_is_refused_by_its_head)
