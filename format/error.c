@@ -21,5 +21,5 @@ int fmt_fail(struct fmt_error *err, int rc, const char *format, ...)
 const char *fmt_file_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
+    return slash != NULL && slash[1] != '\0' ? slash + 1 : path;
 }

@@ -59,6 +59,17 @@ static int fill_standard_fds(void)
     return CLI_OK;
 }
 
+static bool is_done; /* and its output is flushed */
+
+/* Help is printed, and the program ended, by argp: what could not be written is told all the same.
+ */
+static void flush_help(void)
+{
+    if (!is_done && cli_flush() != CLI_OK) {
+        _exit(EX_IOERR);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static struct cli c;
@@ -67,6 +78,7 @@ int main(int argc, char **argv)
         return EX_OSERR; /* there may be nowhere to say why */
     }
     setlocale(LC_CTYPE, "");
+    atexit(flush_help);
     cli_normalise(argc, argv);
     argv[0] = tool;
     int first = cli_parse_common(&c, make_doc(doc, sizeof(doc)), argc, argv);
@@ -83,5 +95,6 @@ int main(int argc, char **argv)
     int code = verb->run(&c, argc - first, argv + first);
     gqa_close(c.g);
     int flushed = cli_flush();
+    is_done = true;
     return code != CLI_OK ? code : flushed;
 }

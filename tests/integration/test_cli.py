@@ -405,6 +405,10 @@ class Server(Case):
             self.assertIn(f"  {verb} ", text)
             self.assertIn(f"Usage: gqa {verb}", self.gqa(verb, "--help").text)
         self.assertTrue(self.gqa("--version").text.startswith("gqa "))
+        for arguments in (["--help"], ["run", "--help"], ["--version"]):
+            with open("/dev/full", "wb") as full:
+                done = subprocess.run([GQA, *arguments], stdout=full, stderr=subprocess.PIPE)
+            self.assertEqual((done.returncode, done.stderr), (74, b"gqa: output: No space left on device\n"))
 
     def test_no_daemon_is_69(self):
         nobody = Tool(self.folder.path, "--socket", self.path("nobody"))

@@ -22,6 +22,11 @@ def run(*arguments):
 
 
 class PluginCheck(unittest.TestCase):
+    def test_version(self):
+        done = run("--version")
+        self.assertEqual((done.returncode, done.stderr), (PASSED, ""))
+        self.assertRegex(done.stdout, r"^gqa-plugin-check \d+\.\d+\.\d+\n$")
+
     def document(self, status, *arguments):
         done = run("--json", *arguments)
         self.assertEqual(done.returncode, status, done.stdout + done.stderr)

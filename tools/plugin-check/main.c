@@ -267,6 +267,7 @@ int main(int argc, char **argv)
 
     gqa_host_permit_tiles();
     argp_err_exit_status = EX_USAGE;
+    argp_program_version = "gqa-plugin-check " GQAD_VERSION;
     argp_parse(&parser, argc, argv, 0, NULL, &a);
     if (a.n_threads == 0) {
         long n = sysconf(_SC_NPROCESSORS_ONLN);
