@@ -1,5 +1,6 @@
-/* daemon/kv/cache_check.c - whether what was restored is what was written: before it is adopted, on
- * the pool while nothing else runs, else on the io thread. In pieces: between two of them the
+/* daemon/kv/cache_check.c - whether what was restored is what was written: before it is adopted.
+ * The engine and its pool look themselves while nothing else runs and all of it is in memory; else
+ * the io thread does, for a disk may take long, or never answer. In pieces: between two of them the
  * engine takes its steps and commands, and the io thread does what else it has.
  *
  * A job lives from its submission until its news are taken in; meanwhile the space and the nodes
@@ -158,15 +159,28 @@ static uint32_t find_unchecked(const struct kv_space *s, struct kv_node *const *
     return count;
 }
 
+/* So much the engine checks at once. */
+static uint32_t direct_end(const struct checking *k)
+{
+    return piece_end(k, 0, DIRECT_PIECES * k->space->cache->check_bytes_max);
+}
+
+static bool may_check_directly(const struct checking *k)
+{
+    bool may = k->space->cache->options.pool != NULL;
+    for (uint32_t i = 0, end = direct_end(k); may && i < end; i++) {
+        may = kv_store_in_memory(k->space->store, &k->items[i].block);
+    }
+    return may;
+}
+
 /* The first piece, on the pool; the engine does what else it has before the next. False: there is
  * more. */
 static bool check_directly(struct checking *k)
 {
     struct kv_space *s = k->space;
-    uint64_t bytes_max = DIRECT_PIECES * s->cache->check_bytes_max;
-    uint32_t end = piece_end(k, 0, bytes_max);
+    uint32_t end = direct_end(k);
     bool more = end < k->n;
-    read_ahead(k, 0, piece_end(k, end, bytes_max));
     pool_parallel(s->cache->options.pool, check_one, k, end);
     k->n = end;
     apply_checks(k);
@@ -211,7 +225,7 @@ bool kv_space_check(struct kv_space *s, struct kv_node *const *nodes, const uint
     k->space = s;
     k->n = count;
     find_unchecked(s, nodes, first_needed, n, k->items, &waiting);
-    if (alone && s->cache->options.pool != NULL) {
+    if (alone && may_check_directly(k)) {
         return check_directly(k) && !waiting;
     }
     return !begin_check(k) && !waiting;

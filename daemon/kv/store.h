@@ -152,7 +152,11 @@ const void *kv_store_data(const struct kv_store *s, uint32_t layer_class, uint32
  * read. Forget the block then. Reads all of it. */
 int kv_store_verify(const struct kv_store *s, const struct kv_store_block *block);
 
-/* Starts reading a block's data ahead; returns at once. */
+/* Whether all of a block's data is in memory, so that kv_store_verify() will not wait for the disk.
+ */
+bool kv_store_in_memory(const struct kv_store *s, const struct kv_store_block *block);
+
+/* Starts reading a block's data ahead; returns at once where the disk answers. */
 void kv_store_will_need(const struct kv_store *s, const struct kv_store_block *block);
 
 /* Whether zeros were read in place of any of the block's bytes (see guard.h): ask after using the

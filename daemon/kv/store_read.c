@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -49,6 +50,29 @@ int kv_store_verify(const struct kv_store *s, const struct kv_store_block *b)
         return -EIO;
     }
     return checksum == b->checksum ? 0 : -EBADMSG;
+}
+
+bool kv_store_in_memory(const struct kv_store *s, const struct kv_store_block *b)
+{
+    unsigned char pages[256];
+    const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE), step = sizeof(pages) * page_bytes;
+    if (!in_range(s, b)) {
+        return true; /* there is nothing to read */
+    }
+    char *data = (char *)kv_store_data(s, b->layer_class, b->slot);
+    size_t bytes = (size_t)s->classes[b->layer_class].block_bytes;
+    for (size_t at = 0; at < bytes; at += step) {
+        size_t n = bytes - at < step ? bytes - at : step;
+        if (mincore(data + at, n, pages) < 0) {
+            return false;
+        }
+        for (size_t i = 0; i < (n + page_bytes - 1) / page_bytes; i++) {
+            if (!(pages[i] & 1)) {
+                return false;
+            }
+        }
+    }
+    return true;
 }
 
 void kv_store_will_need(const struct kv_store *s, const struct kv_store_block *b)

@@ -8,7 +8,11 @@
 #include <criterion/new/assert.h>
 
 #include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
 #include <sched.h>
+#include <stdio.h>
+#include <unistd.h>
 
 TestSuite(kv_restore, .init = setup, .fini = teardown, .timeout = 60);
 
@@ -102,6 +106,54 @@ Test(kv_restore, a_direct_check_is_bounded)
     expect_restored(&s);
     kv_sequence_finish(&s);
     pool_destroy(cache->options.pool);
+}
+
+/* Drops what the system keeps of the store's files. */
+static int drop_file(const char *path, const struct stat *st, int type, struct FTW *walk)
+{
+    int fd = type == FTW_F ? open(path, O_RDONLY) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+    return 0;
+}
+
+/* What is not in memory the engine does not wait for. */
+Test(kv_restore, a_disk_is_read_by_the_io_thread)
+{
+    int32_t tokens[RESTORED * BLOCK];
+    const struct kv_text text = {tokens, RESTORED * BLOCK, RESTORED * BLOCK};
+    struct kv_sequence s;
+    struct gate gate;
+    restore_chain(&s, tokens);
+    kv_sequence_finish(&s);
+    stop();
+    nftw(folder, drop_file, 8, FTW_PHYS);
+    start(16u << 20, 1ull << 30);
+    kv_sequence_init(&s, &layout, cache, open_space("r", 1), false);
+    const struct kv_node *first = s.space->tree.root->first_child;
+    const struct kv_store_block block = {.slot = first->places[0].slot};
+    if (kv_store_in_memory(s.space->store, &block)) {
+        fprintf(stderr, "SKIPPED: files of %s stay in memory: reading them was NOT tested\n",
+                folder);
+    } else {
+        cr_assert(eq(int, pool_create(2, 0, &cache->options.pool), 0));
+        shut(&gate);
+        cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, true), -EAGAIN));
+        cr_expect(eq(u32, count_verified(s.space), 0));
+        cr_expect(not(kv_store_in_memory(s.space->store, &block)));
+        open_gate(&gate);
+        settle();
+        cr_expect(eq(u32, count_verified(s.space), RESTORED));
+        cr_expect(eq(int, kv_sequence_adopt(&s, &text, text.n_tokens, true), 0));
+        expect_restored(&s);
+        pool_destroy(cache->options.pool);
+        cache->options.pool = NULL;
+        sem_destroy(&gate.opened);
+    }
+    kv_sequence_finish(&s);
 }
 
 /* ---- what the index names ------------------------------------------------------------------ */
