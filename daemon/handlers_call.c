@@ -291,9 +291,9 @@ void call_stop(struct call *call)
     }
 }
 
-void call_run(struct call *call, void (*work)(struct task *), void (*done)(struct task *))
+static void run(struct call *call, const struct task *task)
 {
-    call->task = (struct task){.work = work, .done = done, .uid = call->uid};
+    call->task = *task;
     call->task_result = 0;
     call->wait = CALL_WAIT_TASK;
     int rc = call->service->host.run(call->service->host.data, &call->task);
@@ -301,4 +301,14 @@ void call_run(struct call *call, void (*work)(struct task *), void (*done)(struc
         call->wait = CALL_WAIT_NOTHING;
         call_fail(call, PROTO_E_NO_MEMORY, "no memory for a task");
     }
+}
+
+void call_run(struct call *call, void (*work)(struct task *), void (*done)(struct task *))
+{
+    run(call, &(struct task){.work = work, .done = done, .uid = call->uid});
+}
+
+void call_run_on_disk(struct call *call, void (*work)(struct task *), void (*done)(struct task *))
+{
+    run(call, &(struct task){.work = work, .done = done, .uid = call->uid, .asks_disk = true});
 }

@@ -182,6 +182,8 @@ static inline bool call_is_stopped(const struct call *call)
 void call_stop(struct call *call);
 /* Runs work on the task pool, then done; call_fail when there is no memory. */
 void call_run(struct call *call, void (*work)(struct task *), void (*done)(struct task *));
+/* The same for work that asks a disk, which may never answer. */
+void call_run_on_disk(struct call *call, void (*work)(struct task *), void (*done)(struct task *));
 static inline struct call *call_of_task(struct task *t)
 {
     return (struct call *)((char *)t - offsetof(struct call, task));

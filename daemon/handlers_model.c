@@ -163,7 +163,7 @@ static void list_done(struct task *t)
 
 void handle_model_list(struct call *call)
 {
-    call_run(call, list_work, list_done);
+    call_run_on_disk(call, list_work, list_done);
 }
 
 /* ---- model.info -------------------------------------------------------------------------- */

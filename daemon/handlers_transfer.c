@@ -267,7 +267,8 @@ static void next_piece(struct call *call)
         call->wait = CALL_WAIT_READER;
         return;
     }
-    call->task = (struct task){.work = read_work, .done = read_done, .uid = call->uid};
+    call->task =
+        (struct task){.work = read_work, .done = read_done, .uid = call->uid, .asks_disk = true};
     call->wait = CALL_WAIT_TASK;
     if (call->service->host.run(call->service->host.data, &call->task) < 0) {
         call->wait = CALL_WAIT_NOTHING;

@@ -15,7 +15,7 @@ static void on_worked(uv_work_t *request, int status)
     struct server *s = thread->server;
     struct task *t = thread->task;
     thread->task = NULL;
-    task_queue_ended(&s->tasks, t->uid);
+    task_queue_ended(&s->tasks, t);
     begin_tasks(s); /* first: done may take its time */
     t->done(t);
 }

@@ -5,6 +5,7 @@
 
 #define RUNNING_MAX_ALONE  (TASK_THREADS - 1)
 #define RUNNING_MAX_SHARED 2u
+#define ASKING_MAX         (TASK_THREADS / 2)
 
 struct task_user {
     TAILQ_ENTRY(task_user) entry;
@@ -65,33 +66,52 @@ static void take_out(struct task_queue *q, struct task *t)
     q->n_waiting_users -= TAILQ_EMPTY(&u->waiting);
 }
 
+/* The user's first task that may begin, or NULL. */
+static struct task *first_of(const struct task_queue *q, const struct task_user *u)
+{
+    struct task *t;
+    TAILQ_FOREACH(t, &u->waiting, entry)
+    {
+        if (!t->asks_disk || q->n_asking < ASKING_MAX) {
+            return t;
+        }
+    }
+    return NULL;
+}
+
 struct task *task_queue_next(struct task_queue *q)
 {
     uint32_t most = q->n_waiting_users > 1 ? RUNNING_MAX_SHARED : RUNNING_MAX_ALONE;
+    struct task *t = NULL;
     struct task_user *u;
+    if (q->n_running == TASK_THREADS) {
+        return NULL;
+    }
     TAILQ_FOREACH(u, &q->users, entry)
     {
-        if (!TAILQ_EMPTY(&u->waiting) && u->n_running < most) {
+        t = u->n_running < most ? first_of(q, u) : NULL;
+        if (t) {
             break;
         }
     }
-    if (!u || q->n_running == TASK_THREADS) {
+    if (!t) {
         return NULL;
     }
-    struct task *t = TAILQ_FIRST(&u->waiting);
     take_out(q, t);
     u->n_running++;
     q->n_running++;
+    q->n_asking += t->asks_disk;
     TAILQ_REMOVE(&q->users, u, entry);
     TAILQ_INSERT_TAIL(&q->users, u, entry);
     return t;
 }
 
-void task_queue_ended(struct task_queue *q, uid_t uid)
+void task_queue_ended(struct task_queue *q, const struct task *t)
 {
-    struct task_user *u = find(q, uid);
+    struct task_user *u = find(q, t->uid);
     u->n_running--;
     q->n_running--;
+    q->n_asking -= t->asks_disk;
     forget_idle(q, u);
 }
 

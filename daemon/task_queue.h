@@ -3,8 +3,9 @@
  * The pool has few threads and takes what it is given in that order, so it is given no more than it
  * can begin at once. What waits, waits here: users take turns, first come first served among the
  * tasks of one. While others wait a user has two threads at most; alone it has all but one, which
- * whoever comes next finds free. The daemon's own tasks are those of one more user. A task that
- * waits can be taken back: what nobody would hear of need not be done.
+ * whoever comes next finds free. Of tasks that ask a disk, which may never answer, half of the
+ * threads run at most, whoever they are of. The daemon's own tasks are those of one more user. A
+ * task that waits can be taken back: what nobody would hear of need not be done.
  *
  * Plain data; the loop thread's. */
 #ifndef DAEMON_TASK_QUEUE_H
@@ -25,6 +26,7 @@ struct task {
     void (*work)(struct task *t); /* on the task pool; NULL for posted tasks */
     void (*done)(struct task *t); /* on the loop thread */
     uid_t uid;                    /* whose turn it takes */
+    bool asks_disk;               /* it may have to wait for one */
     bool is_owed; /* work gives something back and is done even when the daemon ends: else done() is
                    * called without it then, and must cope */
     struct task_user *waits_with; /* the queue's: in whose line it waits; NULL: in none */
@@ -35,8 +37,8 @@ TAILQ_HEAD(task_list, task);
 TAILQ_HEAD(task_user_list, task_user);
 
 struct task_queue {
-    struct task_user_list users; /* with tasks that wait or run; whose turn it is comes first */
-    uint32_t n_running;
+    struct task_user_list users;  /* with tasks that wait or run; whose turn it is comes first */
+    uint32_t n_running, n_asking; /* n_asking: of these, those that ask a disk */
     uint32_t n_waiting_users;
 };
 
@@ -45,8 +47,8 @@ void task_queue_init(struct task_queue *q);
 int task_queue_add(struct task_queue *q, struct task *t);
 /* The task that is to begin now, which counts as running; or NULL. */
 struct task *task_queue_next(struct task_queue *q);
-/* A task of that user has ended, or was not begun after all. */
-void task_queue_ended(struct task_queue *q, uid_t uid);
+/* That task has ended, or was not begun after all. */
+void task_queue_ended(struct task_queue *q, const struct task *t);
 /* Takes out a task that waits. False, and nothing has happened: it runs, has ended, never came, or
  * is owed. */
 bool task_queue_recall(struct task_queue *q, struct task *t);

@@ -18,7 +18,7 @@ static void set_up(void)
 static void tear_down(void)
 {
     must(TAILQ_EMPTY(&q.users)); /* nobody is remembered */
-    must(q.n_running == 0);
+    must(q.n_running == 0 && q.n_asking == 0);
     must(q.n_waiting_users == 0);
 }
 
@@ -41,7 +41,7 @@ static void add_many(uid_t uid, unsigned n)
 
 static void end(uid_t uid)
 {
-    task_queue_ended(&q, uid);
+    task_queue_ended(&q, &(struct task){.uid = uid});
 }
 
 /* Begins what may begin; "112" are two tasks of user 1 and one of user 2. */
@@ -104,6 +104,35 @@ Test(task_queue, users_take_turns_and_tasks_of_one_keep_their_order)
     end(1);
     end(1);
     end(1);
+}
+
+static struct task *add_asking(uid_t uid)
+{
+    struct task *t = add(uid);
+    t->asks_disk = true;
+    return t;
+}
+
+/* A disk that never answers takes half of the threads at most, whoever asks it. */
+Test(task_queue, those_that_ask_a_disk_leave_threads_to_the_others)
+{
+    struct task *first = add_asking(1), *second = add_asking(1), *third = add_asking(1);
+    struct task *other = add_asking(2);
+    cr_assert_str_eq(begun(), "12");
+    cr_assert(second->waits_with && third->waits_with && !other->waits_with);
+    add(3);
+    add(1);
+    cr_assert_str_eq(begun(), "13"); /* before what waits for the disk */
+    task_queue_ended(&q, first);
+    cr_assert_str_eq(begun(), "1");
+    cr_assert(!second->waits_with && third->waits_with);
+    end(3);
+    cr_assert_str_eq(begun(), "");
+    task_queue_ended(&q, other);
+    cr_assert_str_eq(begun(), "1");
+    end(1);
+    task_queue_ended(&q, second);
+    task_queue_ended(&q, third);
 }
 
 Test(task_queue, at_the_end_only_what_is_owed_is_left)
