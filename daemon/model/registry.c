@@ -146,8 +146,13 @@ int registry_create(const struct registry_options *options, struct registry **re
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->wake, NULL);
     int rc = registry_set_dirs(r, options->dirs, options->n_dirs);
-    rc = rc < 0 ? rc : registry_start_loader(r);
+    pthread_mutex_lock(&r->lock);
+    while (rc == 0 && r->n_loaders < REGISTRY_LOADERS) {
+        rc = registry_start_loader(r);
+    }
+    pthread_mutex_unlock(&r->lock);
     if (rc < 0) {
+        registry_stop_loaders(r);
         registry_free(r);
         return rc;
     }

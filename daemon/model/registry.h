@@ -1,10 +1,10 @@
 /* daemon/model/registry.h - models by name: available, loading, loaded.
  *
  * A name is a file's name in the models folders without ".gguf", an alias from the configuration,
- * or, where paths are allowed (a per-user daemon), an absolute path. Loading, and looking for the
- * file, happens on the registry's loader thread, one model at a time, in the order asked for; on
- * another one beside it while a disk does not answer. The same threads destroy models whose last
- * reference was dropped, so that nobody else waits for that.
+ * or, where paths are allowed (a per-user daemon), an absolute path. Loading happens on the
+ * registry's threads, one model at a time, in the order asked for, and finding files beside it;
+ * while a disk does not answer, others are found and loaded, too. The same threads destroy models
+ * whose last reference was dropped, so that nobody else waits for that.
  *
  * All functions are for the loop thread and touch no disk, but for registry_list(). Callbacks run
  * on a loader thread: they must only hand the news to the loop. */
@@ -58,7 +58,7 @@ int registry_load(struct registry *r, const char *name_or_path, const char *serv
                   const struct model_options *options, const struct registry_load *callbacks,
                   struct fmt_error *err);
 
-/* Begins another loader where all stand still and more is to be loaded. To be called every second.
+/* Begins another thread where nobody is left to do what waits. To be called every second.
  */
 void registry_relieve(struct registry *r);
 

@@ -16,7 +16,7 @@ struct entry {
     struct registry *registry;
     char *asked;         /* the name or path, as it was asked for */
     char *name;          /* that it is served under; of a path, not certain before path is known */
-    char *path;          /* canonical, if a path was asked for; NULL until a loader has looked */
+    char *path;          /* canonical, if a path was asked for; NULL until it was found */
     bool is_renamed;     /* the name was given, and is not the file's */
     bool is_taken;       /* by a loader */
     struct model *model; /* NULL while loading */
@@ -33,6 +33,7 @@ struct registry_waiter {
 };
 
 #define REGISTRY_REFUSED_LINES 16u
+#define REGISTRY_LOADERS       2u /* one loads, one finds */
 #define REGISTRY_LOADERS_MAX   4u
 #define REGISTRY_STALLED_NS    (3ull * 1000000000u)
 #define REGISTRY_END_S         10u
@@ -41,8 +42,9 @@ struct registry_waiter {
 struct loader {
     struct registry *registry;
     pthread_t thread;
-    struct io *io;       /* NULL: the registry's options' */
-    struct entry *entry; /* that it loads, or NULL */
+    struct io *io;       /* its own, or NULL */
+    struct entry *entry; /* that it has taken, or NULL */
+    bool loads;          /* it; or looks for its file */
     uint64_t moved_ns;   /* when that last got on */
 };
 
@@ -64,7 +66,7 @@ struct registry {
     struct log_pace refused_lines[REGISTRY_REFUSED_LINES]; /* about models, by their name */
 };
 
-/* A plain name has no slash and does not start with a dot. */
+/* A plain name has no slash nor control characters, and does not start with a dot. */
 bool registry_is_plain_name(const char *name);
 
 /* Whether this may be asked for: a plain name, or a path where paths are allowed. 0, -EINVAL,
@@ -87,7 +89,8 @@ void registry_free_dirs(char **dirs, size_t n_dirs);
 /* "name" of "/a/b/name.gguf". Malloc'ed. */
 char *registry_base_name(const char *path);
 
-/* Finds by the served name, with or without suffix, or by path. Locked by the caller. */
+/* Finds by the served name, with or without suffix, or by path; one that is loaded before one that
+ * is not. Locked by the caller. */
 struct entry *registry_find(struct registry *r, const char *name);
 
 /* Takes it out of the list. Locked by the caller. */
@@ -97,7 +100,7 @@ void registry_entry_destroy(struct entry *e);
 /* Drops one of r's references. Locked by the caller; unlocks. */
 void registry_unlock_and_drop(struct registry *r);
 
-/* 0 or -errno. Locked by the caller, or before anybody else has r. */
+/* 0 or -errno. Locked by the caller. */
 int registry_start_loader(struct registry *r);
 /* Cancels loads, and waits for the loaders' end. False: not all end (it is logged). */
 bool registry_stop_loaders(struct registry *r);

@@ -19,12 +19,6 @@ static bool has_suffix(const char *name)
     return bytes > strlen(SUFFIX) && strcmp(name + bytes - strlen(SUFFIX), SUFFIX) == 0;
 }
 
-bool registry_is_plain_name(const char *name)
-{
-    return name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL &&
-           strlen(name) < sizeof(((struct registry_entry *)NULL)->name);
-}
-
 /* They are quoted in errors and in the log. */
 static bool has_control_characters(const char *name)
 {
@@ -34,6 +28,13 @@ static bool has_control_characters(const char *name)
         }
     }
     return false;
+}
+
+bool registry_is_plain_name(const char *name)
+{
+    return !has_control_characters(name) && name[0] != '\0' && name[0] != '.' &&
+           strchr(name, '/') == NULL &&
+           strlen(name) < sizeof(((struct registry_entry *)NULL)->name);
 }
 
 int registry_check_name(const struct registry *r, const char *asked, struct fmt_error *err)
@@ -100,15 +101,20 @@ bool registry_is_same_name(const char *a, const char *b)
 
 struct entry *registry_find(struct registry *r, const char *name)
 {
+    struct entry *loading = NULL;
     for (struct entry *e = r->entries; e != NULL; e = e->next) {
         size_t bytes = strlen(e->name);
         bool same = strncmp(name, e->name, bytes) == 0 &&
                     (name[bytes] == '\0' || strcmp(name + bytes, SUFFIX) == 0);
-        if (same || strcmp(name, e->path != NULL ? e->path : e->asked) == 0) {
+        if (!same && strcmp(name, e->path != NULL ? e->path : e->asked) != 0) {
+            continue;
+        }
+        if (e->model != NULL) {
             return e;
         }
+        loading = loading != NULL ? loading : e;
     }
-    return NULL;
+    return loading;
 }
 
 /* ---- listing ----------------------------------------------------------------------------- */

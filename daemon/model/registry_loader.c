@@ -1,8 +1,9 @@
-/* daemon/model/registry_loader.c - the threads that load models, and destroy them.
+/* daemon/model/registry_loader.c - the threads that find and load models, and destroy them.
  *
- * One loads after the other, since each takes memory and all cores. But a disk may never answer:
- * who has not got on for a few seconds is not waited for. Where nobody else is there another loader
- * begins, with an io thread of its own. */
+ * One model loads after the other, since each takes memory and all cores; another thread finds
+ * files meanwhile, so that nobody waits for a load to hear that there is none. But a disk may never
+ * answer: who has not got on for a few seconds is not waited for. Where nobody is left to do what
+ * waits another thread begins. */
 #include "daemon/model/registry_internal.h"
 
 #include <errno.h>
@@ -122,9 +123,9 @@ static void join(struct entry *other, struct entry *e)
     e->waiters = NULL;
 }
 
-/* The file is known: whether it is this entry that loads it. If not, all who waited have been told,
- * or wait for another entry, and e is gone. Locked by the caller. */
-static bool settle(struct registry *r, struct entry *e, const char *path)
+/* The file is known: the entry waits to be loaded, or those who wait for it wait for another entry
+ * of that file, or are told why not. Locked by the caller. */
+static void settle(struct registry *r, struct entry *e, const char *path)
 {
     struct fmt_error err;
     char *name = e->is_renamed ? strdup(e->name) : registry_base_name(path);
@@ -132,7 +133,7 @@ static bool settle(struct registry *r, struct entry *e, const char *path)
     if (e->path == NULL || name == NULL) {
         free(name);
         finish_load(r, e, NULL, -ENOMEM, "no memory");
-        return false;
+        return;
     }
     free(e->name);
     e->name = name;
@@ -140,7 +141,7 @@ static bool settle(struct registry *r, struct entry *e, const char *path)
     if (other == NULL) {
         e->options.path = e->path;
         e->options.name = e->name;
-        return true;
+        return;
     }
     bool same = strcmp(other->path, path) == 0;
     if (same && other->model == NULL) {
@@ -150,31 +151,62 @@ static bool settle(struct registry *r, struct entry *e, const char *path)
         tell(e, same ? other->model : NULL, rc, err.text);
     }
     give_up(r, e);
-    return false;
 }
 
-static struct entry *next_load(const struct registry *r)
+/* The first entry that waits to be found, or to be loaded; or NULL. */
+static struct entry *next(const struct registry *r, bool found)
 {
     struct entry *e = r->entries;
-    while (e != NULL && (e->model != NULL || e->is_taken)) {
+    while (e != NULL && (e->model != NULL || e->is_taken || (e->path != NULL) != found)) {
         e = e->next;
     }
     return e;
 }
 
-/* Locked by the caller, and unlocked while it works. 0 or -errno. */
-static int find_file(struct registry *r, const struct entry *e, char path[PATH_MAX],
-                     struct fmt_error *err)
+static void take(struct loader *l, struct entry *e, bool loads)
 {
-    char **dirs = NULL;
+    e->is_taken = true;
+    l->entry = e;
+    l->loads = loads;
+    l->moved_ns = now_ns();
+}
+
+/* Locked by the caller, and unlocked while it works. */
+static void find_one(struct loader *l, struct entry *e)
+{
+    struct registry *r = l->registry;
+    struct fmt_error err = {""};
+    char path[PATH_MAX], **dirs = NULL;
     size_t n_dirs = 0;
+    take(l, e, false);
     int rc = registry_copy_dirs(r, &dirs, &n_dirs);
     pthread_mutex_unlock(&r->lock);
-    rc = rc < 0 ? fmt_fail(err, rc, "no memory")
-                : registry_locate(e->asked, dirs, n_dirs, path, err);
+    rc = rc < 0 ? fmt_fail(&err, rc, "no memory")
+                : registry_locate(e->asked, dirs, n_dirs, path, &err);
     registry_free_dirs(dirs, n_dirs);
     pthread_mutex_lock(&r->lock);
-    return rc;
+    l->entry = NULL;
+    e->is_taken = false;
+    if (rc < 0) {
+        finish_load(r, e, NULL, rc, err.text);
+    } else {
+        settle(r, e, path);
+    }
+}
+
+/* The shared io thread, unless somebody waits for it, perhaps for ever. Locked by the caller. */
+static struct io *io_of(struct loader *l)
+{
+    const struct registry *r = l->registry;
+    for (uint32_t i = 0; i < r->n_loaders; i++) {
+        const struct loader *other = &r->loaders[i];
+        if (other != l && other->entry != NULL && other->loads) {
+            return l->io != NULL || io_create(!io_uses_uring(r->options.io), &l->io) == 0
+                       ? l->io
+                       : r->options.io;
+        }
+    }
+    return r->options.io;
 }
 
 /* The same. */
@@ -183,22 +215,14 @@ static void load_one(struct loader *l, struct entry *e)
     struct registry *r = l->registry;
     struct fmt_error err = {""};
     struct model *m = NULL;
-    char path[PATH_MAX];
-    e->is_taken = true;
-    l->entry = e;
-    l->moved_ns = now_ns();
-    int rc = find_file(r, e, path, &err);
-    if (rc < 0) {
-        finish_load(r, e, NULL, rc, err.text);
-    } else if (settle(r, e, path)) {
-        pthread_mutex_unlock(&r->lock);
-        rc =
-            model_load(&e->options, r->options.catalogue, r->options.pool,
-                       l->io != NULL ? l->io : r->options.io, &e->cancel, on_progress, l, &m, &err);
-        pthread_mutex_lock(&r->lock);
-        finish_load(r, e, m, rc, err.text);
-    }
+    take(l, e, true);
+    struct io *io = io_of(l);
+    pthread_mutex_unlock(&r->lock);
+    int rc = model_load(&e->options, r->options.catalogue, r->options.pool, io, &e->cancel,
+                        on_progress, l, &m, &err);
+    pthread_mutex_lock(&r->lock);
     l->entry = NULL;
+    finish_load(r, e, m, rc, err.text);
 }
 
 /* The same. */
@@ -215,17 +239,39 @@ static void destroy_one_retired(struct registry *r)
 
 /* ---- the threads ------------------------------------------------------------------------- */
 
-/* Somebody loads, and gets on with it. Locked by the caller. */
-static bool somebody_loads(const struct registry *r)
+static bool gets_on(const struct loader *l)
 {
-    uint64_t now = now_ns();
+    return now_ns() - l->moved_ns < l->registry->stalled_ns;
+}
+
+/* Somebody finds a file, or loads, and gets on with it. Locked by the caller. */
+static bool somebody(const struct registry *r, bool loads)
+{
     for (uint32_t i = 0; i < r->n_loaders; i++) {
         const struct loader *l = &r->loaders[i];
-        if (l->entry != NULL && now - l->moved_ns < r->stalled_ns) {
+        if (l->entry != NULL && l->loads == loads && gets_on(l)) {
             return true;
         }
     }
     return false;
+}
+
+/* False: there is nothing to do, or it is another's turn. Locked by the caller. */
+static bool do_something(struct loader *l)
+{
+    struct registry *r = l->registry;
+    struct entry *e;
+    if (r->retired != NULL) {
+        destroy_one_retired(r);
+    } else if ((e = next(r, false)) != NULL) {
+        find_one(l, e);
+    } else if ((e = next(r, true)) != NULL && !somebody(r, true)) {
+        load_one(l, e);
+    } else {
+        return false;
+    }
+    pthread_cond_broadcast(&r->wake); /* another may have its turn now */
+    return true;
 }
 
 static void *loader_main(void *arg)
@@ -235,16 +281,11 @@ static void *loader_main(void *arg)
     struct entry *e;
     pthread_mutex_lock(&r->lock);
     while (!r->stop || r->retired != NULL) {
-        if (r->retired != NULL) {
-            destroy_one_retired(r);
-        } else if ((e = next_load(r)) != NULL && !somebody_loads(r)) {
-            load_one(l, e);
-            pthread_cond_broadcast(&r->wake); /* another may begin */
-        } else {
+        if (!do_something(l)) {
             pthread_cond_wait(&r->wake, &r->lock);
         }
     }
-    while ((e = next_load(r)) != NULL) {
+    while ((e = next(r, false)) != NULL || (e = next(r, true)) != NULL) {
         finish_load(r, e, NULL, -ECANCELED, "the daemon is ending");
     }
     r->stopped = --r->n_running == 0;
@@ -256,27 +297,33 @@ int registry_start_loader(struct registry *r)
 {
     struct loader *l = &r->loaders[r->n_loaders];
     *l = (struct loader){.registry = r};
-    int rc = r->n_loaders > 0 ? io_create(!io_uses_uring(r->options.io), &l->io) : 0;
-    rc = rc < 0 ? rc : -pthread_create(&l->thread, NULL, loader_main, l);
-    if (rc < 0) {
-        io_destroy(l->io);
-        l->io = NULL;
-        return rc;
+    int rc = -pthread_create(&l->thread, NULL, loader_main, l);
+    if (rc == 0) {
+        r->n_loaders++;
+        r->n_running++;
     }
-    r->n_loaders++;
-    r->n_running++;
-    return 0;
+    return rc;
 }
 
-/* All of them have something to load, and stand still. */
+static const struct loader *find_stuck(const struct registry *r)
+{
+    for (uint32_t i = 0; i < r->n_loaders; i++) {
+        if (r->loaders[i].entry != NULL && !gets_on(&r->loaders[i])) {
+            return &r->loaders[i];
+        }
+    }
+    return NULL;
+}
+
+/* Nobody is left to do what waits. */
 static void begin_another(struct registry *r)
 {
-    const struct entry *e = r->loaders[r->n_loaders - 1].entry;
-    if (r->n_loaders < REGISTRY_LOADERS_MAX && registry_start_loader(r) == 0) {
+    const struct loader *stuck = find_stuck(r);
+    if (r->n_loaders < REGISTRY_LOADERS_MAX && registry_start_loader(r) == 0 && stuck != NULL) {
         log_warning(
             "model '%s' does not get on with loading (a disk that does not answer?): others "
             "are loaded beside it",
-            e->name);
+            stuck->entry->name);
     }
 }
 
@@ -289,7 +336,8 @@ void registry_relieve(struct registry *r)
     }
     if (has_idle) {
         pthread_cond_broadcast(&r->wake);
-    } else if (!r->stop && next_load(r) != NULL && !somebody_loads(r)) {
+    } else if (!r->stop && ((next(r, false) != NULL && !somebody(r, false)) ||
+                            (next(r, true) != NULL && !somebody(r, true)))) {
         begin_another(r);
     }
     pthread_mutex_unlock(&r->lock);

@@ -46,8 +46,9 @@ class Models(Dead):
             self.disk.die()
             load = c.send("model.load", {"model": "there"})
             unknown = c.send("model.load", {"model": "nowhere"})
-            listed = c.send("model.list")
+            listed = [c.send("model.list") for _ in range(6)]
             self.disk.wait_for_waiting()
+            other.call("text.tokenize", {"model": "tiny", "text": "x" * 5000})  # by the pool, as listing is
             self.assertEqual(other.call("text.generate", GENERATE)["finish"], "length")
             other.call("server.stats")
             other.call("model.load", {"model": "here"})
@@ -58,7 +59,8 @@ class Models(Dead):
             with self.assertRaises(wire.Refused) as caught:
                 c.wait(unknown)
             self.assertEqual(caught.exception.name, "NOT_FOUND")
-            self.assertIn("there", [m["name"] for m in c.wait(listed)["models"]])
+            for id in listed:
+                self.assertIn("there", [m["name"] for m in c.wait(id)["models"]])
         self.daemon.stop()
 
     def test_the_end_does_not_wait(self):
