@@ -118,7 +118,10 @@ static int run_text(struct subject *s, uint32_t common, uint32_t branch, bool sh
     struct feed f = {.model = s->model, .tokens = tokens, .n_prompt = N_IDS};
     kv_sequence_init(&f.kv, model_kv_layout(s->model), s->cache, shared ? s->space : NULL, true);
     const struct kv_text text = {tokens, N_IDS, N_IDS};
-    int rc = kv_sequence_adopt(&f.kv, &text, N_IDS - 1, true);
+    int rc;
+    while ((rc = kv_sequence_adopt(&f.kv, &text, N_IDS - 1, true)) == -EAGAIN) {
+        settle(s->cache); /* the files are not in memory: the io thread reads them */
+    }
     int adopted = (int)f.kv.n_tokens;
     rc = rc < 0 ? rc : feed_rest(s, &f, logits);
     kv_sequence_checkpoint(&f.kv);
