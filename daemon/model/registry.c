@@ -143,8 +143,12 @@ int registry_create(const struct registry_options *options, struct registry **re
     r->refs = 1;
     r->stalled_ns = REGISTRY_STALLED_NS;
     r->end_s = REGISTRY_END_S;
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->wake, NULL);
+    pthread_cond_init(&r->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     int rc = registry_set_dirs(r, options->dirs, options->n_dirs);
     pthread_mutex_lock(&r->lock);
     while (rc == 0 && r->n_loaders < REGISTRY_LOADERS) {

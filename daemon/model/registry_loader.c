@@ -289,6 +289,7 @@ static void *loader_main(void *arg)
         finish_load(r, e, NULL, -ECANCELED, "the daemon is ending");
     }
     r->stopped = --r->n_running == 0;
+    pthread_cond_broadcast(&r->wake);
     pthread_mutex_unlock(&r->lock);
     return NULL;
 }
@@ -345,27 +346,31 @@ void registry_relieve(struct registry *r)
 
 bool registry_stop_loaders(struct registry *r)
 {
-    bool all = true;
     struct timespec until;
+    int rc = 0;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += r->end_s;
     pthread_mutex_lock(&r->lock);
     r->stop = true;
     for (struct entry *e = r->entries; e != NULL; e = e->next) {
         e->cancel = true;
     }
     pthread_cond_broadcast(&r->wake);
-    uint32_t n = r->n_loaders;
-    pthread_mutex_unlock(&r->lock);
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += r->end_s;
-    for (uint32_t i = 0; i < n; i++) {
-        all &= pthread_clockjoin_np(r->loaders[i].thread, NULL, CLOCK_MONOTONIC, &until) == 0;
+    while (r->n_running > 0 && rc != ETIMEDOUT) {
+        rc = pthread_cond_timedwait(&r->wake, &r->lock, &until);
     }
+    bool all = r->n_running == 0;
+    pthread_mutex_unlock(&r->lock);
     if (!all) {
         log_error("models are still being loaded %u s after that was to end (a disk that does not "
                   "answer?): the daemon ends without them",
                   r->end_s);
+        return false;
     }
-    return all;
+    for (uint32_t i = 0; i < r->n_loaders; i++) {
+        pthread_join(r->loaders[i].thread, NULL);
+    }
+    return true;
 }
 
 void registry_free_loaders(struct registry *r)
