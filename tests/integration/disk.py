@@ -26,6 +26,10 @@ def _missing():
 MISSING = _missing()
 
 
+class NotMounted(Exception):
+    """The system does not let us."""
+
+
 class Disk:
     """folder/disk, kept in folder/on-disk."""
 
@@ -36,7 +40,12 @@ class Disk:
         os.mkdir(self.kept)
         self.process = subprocess.Popen([PYTHON, __file__, self.kept, self.path], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE)
-        self._say("live")
+        try:
+            self._say("live")
+        except (AssertionError, BrokenPipeError) as e:
+            self.process.kill()
+            self.process.communicate()
+            raise NotMounted(str(e))
 
     def _say(self, word):
         self.process.stdin.write(word.encode() + b"\n")

@@ -16,7 +16,10 @@ class Dead(unittest.TestCase):
     def setUp(self):
         self.folder = Folder()
         self.addCleanup(self.folder.remove)
-        self.disk = self.enterContext(disk.Disk(self.folder.path))
+        try:
+            self.disk = self.enterContext(disk.Disk(self.folder.path))
+        except disk.NotMounted as e:
+            self.skipTest(f"no folder can be mounted here ({e}): dead disks were NOT tested")
 
     def start(self, *flags, config=""):
         daemon = Daemon(self.folder.path, *flags, "--model", "tiny", config="drain_timeout_ms = 50\n" + config)
