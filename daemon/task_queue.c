@@ -11,8 +11,13 @@ struct task_user {
     TAILQ_ENTRY(task_user) entry;
     uid_t uid;
     uint32_t n_running;
-    struct task_list waiting;
+    struct task_list waiting[2]; /* those that do not ask a disk, and those that do */
 };
+
+static bool waits(const struct task_user *u)
+{
+    return !TAILQ_EMPTY(&u->waiting[false]) || !TAILQ_EMPTY(&u->waiting[true]);
+}
 
 void task_queue_init(struct task_queue *q)
 {
@@ -34,7 +39,7 @@ static struct task_user *find(const struct task_queue *q, uid_t uid)
 
 static void forget_idle(struct task_queue *q, struct task_user *u)
 {
-    if (TAILQ_EMPTY(&u->waiting) && u->n_running == 0) {
+    if (!waits(u) && u->n_running == 0) {
         TAILQ_REMOVE(&q->users, u, entry);
         free(u);
     }
@@ -49,34 +54,33 @@ int task_queue_add(struct task_queue *q, struct task *t)
             return -ENOMEM;
         }
         u->uid = t->uid;
-        TAILQ_INIT(&u->waiting);
+        TAILQ_INIT(&u->waiting[false]);
+        TAILQ_INIT(&u->waiting[true]);
         TAILQ_INSERT_TAIL(&q->users, u, entry);
     }
-    q->n_waiting_users += TAILQ_EMPTY(&u->waiting);
-    TAILQ_INSERT_TAIL(&u->waiting, t, entry);
+    q->n_waiting_users += !waits(u);
+    TAILQ_INSERT_TAIL(&u->waiting[t->asks_disk], t, entry);
     t->waits_with = u;
+    t->came = q->n_came++;
     return 0;
 }
 
 static void take_out(struct task_queue *q, struct task *t)
 {
     struct task_user *u = t->waits_with;
-    TAILQ_REMOVE(&u->waiting, t, entry);
+    TAILQ_REMOVE(&u->waiting[t->asks_disk], t, entry);
     t->waits_with = NULL;
-    q->n_waiting_users -= TAILQ_EMPTY(&u->waiting);
+    q->n_waiting_users -= !waits(u);
 }
 
 /* The user's first task that may begin, or NULL. */
 static struct task *first_of(const struct task_queue *q, const struct task_user *u)
 {
-    struct task *t;
-    TAILQ_FOREACH(t, &u->waiting, entry)
-    {
-        if (!t->asks_disk || q->n_asking < ASKING_MAX) {
-            return t;
-        }
+    struct task *plain = TAILQ_FIRST(&u->waiting[false]), *asking = TAILQ_FIRST(&u->waiting[true]);
+    if (!asking || q->n_asking == ASKING_MAX) {
+        return plain;
     }
-    return NULL;
+    return plain && plain->came < asking->came ? plain : asking;
 }
 
 struct task *task_queue_next(struct task_queue *q)
@@ -126,11 +130,11 @@ bool task_queue_recall(struct task_queue *q, struct task *t)
     return true;
 }
 
-/* Moves the user's tasks that are not owed to the end of a list. */
-static void give_up(struct task_queue *q, struct task_user *u, struct task_list *to)
+/* Moves those of a user's tasks that are not owed to the end of a list. */
+static void give_up(struct task_queue *q, struct task_list *waiting, struct task_list *to)
 {
     struct task *next;
-    for (struct task *t = TAILQ_FIRST(&u->waiting); t; t = next) {
+    for (struct task *t = TAILQ_FIRST(waiting); t; t = next) {
         next = TAILQ_NEXT(t, entry);
         if (!t->is_owed) {
             take_out(q, t);
@@ -145,7 +149,8 @@ void task_queue_give_up(struct task_queue *q, struct task_list *ret)
     TAILQ_INIT(ret);
     for (struct task_user *u = TAILQ_FIRST(&q->users); u; u = next) {
         next = TAILQ_NEXT(u, entry);
-        give_up(q, u, ret);
+        give_up(q, &u->waiting[false], ret);
+        give_up(q, &u->waiting[true], ret);
         forget_idle(q, u);
     }
 }

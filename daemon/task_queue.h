@@ -29,8 +29,9 @@ struct task {
     bool asks_disk;               /* it may have to wait for one */
     bool is_owed; /* work gives something back and is done even when the daemon ends: else done() is
                    * called without it then, and must cope */
-    struct task_user *waits_with; /* the queue's: in whose line it waits; NULL: in none */
-    TAILQ_ENTRY(task) entry;      /* in that line, or among those that were posted */
+    struct task_user *waits_with; /* the queue's: in whose lines it waits; NULL: in none */
+    uint64_t came;                /* the queue's: after how many others */
+    TAILQ_ENTRY(task) entry;      /* in one of those lines, or among those that were posted */
 };
 
 TAILQ_HEAD(task_list, task);
@@ -40,6 +41,7 @@ struct task_queue {
     struct task_user_list users;  /* with tasks that wait or run; whose turn it is comes first */
     uint32_t n_running, n_asking; /* n_asking: of these, those that ask a disk */
     uint32_t n_waiting_users;
+    uint64_t n_came;
 };
 
 void task_queue_init(struct task_queue *q);

@@ -24,12 +24,17 @@ static void tear_down(void)
 
 TestSuite(task_queue, .init = set_up, .fini = tear_down);
 
-static struct task *add(uid_t uid)
+static struct task *add_task(uid_t uid, bool asks_disk)
 {
     struct task *t = &tasks[n_tasks++];
-    *t = (struct task){.uid = uid};
+    *t = (struct task){.uid = uid, .asks_disk = asks_disk};
     cr_assert_eq(task_queue_add(&q, t), 0);
     return t;
+}
+
+static struct task *add(uid_t uid)
+{
+    return add_task(uid, false);
 }
 
 static void add_many(uid_t uid, unsigned n)
@@ -108,9 +113,7 @@ Test(task_queue, users_take_turns_and_tasks_of_one_keep_their_order)
 
 static struct task *add_asking(uid_t uid)
 {
-    struct task *t = add(uid);
-    t->asks_disk = true;
-    return t;
+    return add_task(uid, true);
 }
 
 /* A disk that never answers takes half of the threads at most, whoever asks it. */
@@ -133,6 +136,15 @@ Test(task_queue, those_that_ask_a_disk_leave_threads_to_the_others)
     end(1);
     task_queue_ended(&q, second);
     task_queue_ended(&q, third);
+}
+
+Test(task_queue, what_asks_a_disk_keeps_its_place_while_it_may_begin)
+{
+    struct task *in_order[] = {add(1), add_asking(1), add(1), add_asking(1)};
+    for (unsigned i = 0; i < 4; i++) {
+        cr_assert_eq(task_queue_next(&q), in_order[i]);
+        task_queue_ended(&q, in_order[i]);
+    }
 }
 
 Test(task_queue, at_the_end_only_what_is_owed_is_left)
